@@ -1,1 +1,1 @@
-"""One compressed forward pass, of no model family: spans, positions, layout, merges, cache."""
+"""One compressed forward pass, independent of the model family: spans, positions, layout, merges, cache."""

@@ -1,8 +1,8 @@
-"""What later steps need to know of a compressed prompt; it travels with the KV cache.
+"""What later steps need to know about a compressed prompt; it is kept with the KV cache.
 
-Of a cache of fixed length (transformers' static caches) it is in tensors of fixed length, too. A step changes what
-these hold, and nothing else: no shape, no number on the host, no object. So one decoding step is compiled once for all
-steps, and what was recorded of it (CUDA graphs, ACL graphs) can be played again.
+For a cache of fixed length (transformers' static caches) it is held in tensors of fixed length, too. A step changes
+their contents and nothing else: no shape, no number on the host, no object. So the decoding step is compiled once for
+all steps, and a recording of it (CUDA graphs, ACL graphs) can be replayed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class CacheState:
 
     Args:
         layers: the first layer of each stage after the first.
-        masks: of each stage [B, L] bool, True at the cached places that hold a token.
-        following: of each stage [B] int64, the position of the next token.
-        padded: of each stage, whether its mask may have a False; known on the host.
-        seen: columns of input_ids (padding among them) that the cache stands for, before compression.
-        decoded: places since the last that was compressed; only these can be taken off.
-        sizes: of each stage [B, L] int64, how many tokens each place stands for, where attention counts them
-            (proportional attention); None: one each.
+        masks: for each stage [B, L] bool, True at the cached places that hold a token.
+        following: for each stage [B] int64, the position of the next token.
+        padded: for each stage, whether its mask may contain False; known on the host.
+        seen: how many columns of input_ids (padding included) the cache stands for, before compression.
+        decoded: how many places came after the last compressed prompt; only these can be cropped.
+        sizes: for each stage [B, L] int64, how many tokens each place counts for in proportional attention; None: one
+            each.
     """
 
     layers: tuple[int, ...]
@@ -42,7 +42,7 @@ class CacheState:
 
     @classmethod
     def empty(cls, layers: tuple[int, ...], batch: int, device: torch.device) -> CacheState:
-        """Before the first token."""
+        """The state before the first token."""
         stages = 1 + len(layers)
         mask = torch.zeros(batch, 0, dtype=torch.bool, device=device)
         following = torch.zeros(batch, dtype=torch.long, device=device)
@@ -50,11 +50,11 @@ class CacheState:
 
     @classmethod
     def of_others(cls, mask: torch.Tensor, ahead: torch.Tensor | int) -> CacheState:
-        """What somebody else has filled with as many places as columns, for a model that merges nothing.
+        """The state of a cache that other code has filled with one place per column, for a model that merges nothing.
 
         Args:
             mask: [B, L] bool, True at the places that hold a token.
-            ahead: [B] by how much the next position is more than there are tokens.
+            ahead: [B] the next position minus the number of tokens.
         """
         length = mask.shape[1]
         padded = bool((~mask).any())
@@ -62,7 +62,7 @@ class CacheState:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Cached places of each stage."""
+        """The number of cached places of each stage."""
         return tuple(mask.shape[1] for mask in self.masks)
 
     def then(
@@ -73,7 +73,7 @@ class CacheState:
         seen: int,
         compressed: bool,
     ) -> CacheState:
-        """This prompt continued by new places, of each stage [B, N] bool."""
+        """The state after `new` places, for each stage [B, N] bool, True at tokens."""
         masks = tuple(torch.cat(pair, dim=1) for pair in zip(self.masks, new))
         decoded = 0 if compressed else self.decoded + new[0].shape[1]
         padded = tuple(before or after for before, after in zip(self.padded, padded))
@@ -82,33 +82,35 @@ class CacheState:
         return CacheState(self.layers, masks, following, padded, self.seen + seen, decoded, sizes)
 
     def repeated(self, batch: int) -> CacheState:
-        """For a cache whose samples were repeated in place (batch_repeat_interleave) to make a batch of this size.
+        """The state of a cache whose samples were repeated (batch_repeat_interleave) to make a batch of this size.
 
         Raises:
-            InputError: the batch is no multiple of this state's.
+            InputError: the batch is not a multiple of this state's.
         """
         own = len(self.masks[0])
         if batch == own:
             return self
         if batch % own:
-            raise InputError(f"the KV cache holds a batch of {own}, but the tokens that continue them are {batch}")
+            raise InputError(
+                f"the KV cache holds a batch of {own}, the new tokens are of {batch}: give {own} samples, or a multiple"
+            )
         return self._each(lambda part: part.repeat_interleave(batch // own, dim=0))
 
     def picked(self, samples: torch.Tensor) -> CacheState:
-        """For a cache that has now these of its samples [N], in this order."""
+        """The state of a cache that was reduced to these of its samples [N], in this order."""
         return self._each(lambda part: part.index_select(0, samples.to(part.device)))
 
     def _each(self, of: Callable[[torch.Tensor], torch.Tensor]) -> CacheState:
-        """With what this makes of every tensor [B, ...]."""
+        """The state with `of` applied to every tensor [B, ...]."""
         masks, following = (tuple(map(of, parts)) for parts in (self.masks, self.following))
         sizes = tuple(None if part is None else of(part) for part in self.sizes)
         return replace(self, masks=masks, following=following, sizes=sizes)
 
     def cropped(self, stage: int, length: int) -> CacheState:
-        """After a stage's layers were cut to `length` places, as assisted decoding does with rejected tokens.
+        """The state after a stage's layers were cut to `length` places, as assisted decoding does to reject tokens.
 
         Raises:
-            InputError: a part of the compressed prompt was cut off, or the cache is longer than this state.
+            InputError: part of the compressed prompt was cut off, or the cache is longer than this state.
         """
         whole = self.masks[stage].shape[1]
         removed = whole - length
@@ -129,15 +131,15 @@ class CacheState:
 
 @dataclass
 class FixedState:
-    """CacheState of a cache with room for so many places.
+    """The CacheState of a cache with room for a fixed number of places.
 
     Args:
-        layers: as CacheState.
+        layers: as in CacheState.
         masks: [stages, B, room] bool, True at the places that hold a token.
         following: [stages, B] int64, the position of the next token.
-        filled: [stages] int64, how many places are taken: the next token goes to this one.
-        sizes: [stages, B, room] int64, or None, as CacheState's.
-        start: the state that it was made from. A step does not look at it.
+        filled: [stages] int64, how many places are taken, which is the index of the next token's place.
+        sizes: [stages, B, room] int64, or None, as in CacheState.
+        start: the state that this one was made from. A step does not read it.
     """
 
     layers: tuple[int, ...]
@@ -149,7 +151,7 @@ class FixedState:
 
     @classmethod
     def of(cls, state: CacheState, room: int) -> FixedState:
-        """Raises InputError where the places do not fit."""
+        """From a state. Raises InputError if its places do not fit."""
         most = max(state.lengths)
         if most > room:
             raise InputError(f"a static cache of {room} places is too short for {most}: make it longer")
@@ -167,7 +169,7 @@ class FixedState:
         return [self.masks, self.following, self.filled, *([] if self.sizes is None else [self.sizes])]
 
     def hold(self, other: FixedState) -> bool:
-        """Take over what another one says, in these tensors; False where it does not fit into them."""
+        """Copy another state into this one's tensors; return False if it does not fit into them."""
         own, given = self.tensors, other.tensors
         fits = self.layers == other.layers and len(own) == len(given)
         if not fits or any(a.shape != b.shape or a.device != b.device for a, b in zip(own, given)):
@@ -178,7 +180,7 @@ class FixedState:
         return True
 
     def settled(self) -> CacheState:
-        """The same of a length that is known: the host waits for it."""
+        """This state as a CacheState; the host waits for the device to read the lengths."""
         filled = self.filled.tolist()
         steps = filled[0] - self.start.lengths[0]
         masks = tuple(mask[:, :length].clone() for mask, length in zip(self.masks, filled))
@@ -191,8 +193,8 @@ class FixedState:
         return CacheState(self.layers, masks, tuple(self.following.clone()), padded, seen, decoded, sizes)
 
     def then(self, new: torch.Tensor, following: torch.Tensor) -> FixedState:
-        """With one more place, in other tensors: this one stays as it is until it takes them over, by hold(), so that
-        a step that fails can be made again.
+        """The state after one more place, in new tensors: this one stays unchanged until it copies them with hold(), so
+        that a step that fails can be repeated.
 
         Args:
             new: [B, 1] bool, whether the place holds a token.
@@ -203,7 +205,7 @@ class FixedState:
         return replace(self, masks=masks, following=following, filled=self.filled + 1)
 
     def picked(self, samples: torch.Tensor) -> FixedState:
-        """Of these samples [B'], in other tensors."""
+        """The state of these samples [B'], in new tensors."""
         sizes = None if self.sizes is None else self.sizes.index_select(1, samples)
         masks, following = self.masks.index_select(1, samples), self.following.index_select(1, samples)
         return replace(self, masks=masks, following=following, sizes=sizes, start=self.start.picked(samples))
@@ -212,7 +214,7 @@ class FixedState:
 def joined_sizes(
     before: torch.Tensor | None, cached: torch.Tensor, after: torch.Tensor | None, new: torch.Tensor
 ) -> torch.Tensor | None:
-    """Sizes [B, L], or None for one each, of cached places [B, L] and of the new ones after them."""
+    """[B, L + N] sizes of cached places [B, L] and of the new places [B, N] after them, or None for one each."""
     if before is None and after is None:
         return None
     parts = ((before, cached), (after, new))
@@ -224,8 +226,8 @@ def _padded(values: torch.Tensor, room: int, value: float) -> torch.Tensor:
 
 
 def kv_bytes(cache: Any) -> int:
-    """Bytes of all keys and values that a transformers cache holds, and of what quantized ones are made of: tensors
-    within a tensor, or what a backend packs into a tuple or a dict."""
+    """Bytes of all keys and values that a transformers cache holds. Quantized ones count with all their parts: the
+    tensors inside a tensor subclass, or those that a backend packs into a tuple or a dict."""
     layers = getattr(cache, "layers", ())
     filled = (layer for layer in layers if getattr(layer, "is_initialized", True))
     names = ("keys", "values", "_quantized_keys", "_quantized_values")
@@ -240,5 +242,5 @@ def kv_bytes(cache: Any) -> int:
         elif hasattr(part, "__tensor_flatten__"):
             parts += [getattr(part, name) for name in part.__tensor_flatten__()[0]]
         elif isinstance(part, torch.Tensor):
-            total += part.numel() * part.element_size()  # torch.compile knows no nbytes
+            total += part.numel() * part.element_size()  # torch.compile does not support nbytes
     return total

@@ -1,6 +1,6 @@
-"""The engine: a prompt's plan on the host, then features, positions, masks and labels of what is kept.
+"""The engine: plans a prompt on the host, then makes features, positions, masks and labels of the kept tokens.
 
-It knows tensors and spans, and nothing of any model family; ppe_npu.models brings it what a family calls its parts.
+It handles tensors and spans, and contains nothing specific to a model family; ppe_npu.models passes that in.
 """
 
 from dataclasses import dataclass, field, replace
@@ -35,29 +35,29 @@ from ppe_npu.utils.recent import Recent, as_numbers
 
 @dataclass
 class Compression:
-    """One model's compression: its settings, what its family says of visual tokens, and the report of the last prompt.
+    """The compression of one model: its settings, the facts of its model family, and the report of the last prompt.
 
     Args:
-        channels: the axis (0 t, 1 h, 2 w; or 0 alone) of each rotary channel of the half head dim.
-        decoder_layers: how many the model has.
-        pairs: which channels its rotary embedding turns together, see rotary_table.
+        channels: the axis of each rotary channel in half a head: 0 (t), 1 (h) or 2 (w); with one axis always 0.
+        decoder_layers: the number of decoder layers.
+        pairs: which channels the rotary embedding rotates together, see rotary_table.
         layers: the first decoder layer of each stage after the first.
-        stages: the part of the decoder before its first merge, and one part from each merge on.
-        axes: of a position: 3, or 1 for a decoder with a plain rotary embedding.
-        tower: the blocks of the vision tower that its methods look at.
-        inside: the method that works inside the vision tower, or None.
-        holding: which positions a merged token keeps.
-        linear: whether layers of the decoder have linear attention, which knows no mask but padding. routed: whether it
-            is a mixture of experts, whose routers may be asked for.
-        widths: of that tower's blocks, and of the decoder's layers, where all are alike.
-        last, last_scored: the plan of the last prompt, from when it is laid out, and whether the output stood as the
-            prompt was given.
-        watch: the time that grouping, merging and assembling it took, from then on.
-        kv_bytes: of the last prompt, as CompressionReport, once its KV cache is filled.
-        keep_groups: whether `trace` shall hold the merges of the last prompt, for who wants to look at its groups.
+        stages: the number of stages: the one before the decoder, and one for each of `layers`.
+        axes: the number of position axes: 3, or 1 for a decoder with a plain rotary embedding.
+        tower: the vision tower's blocks that the methods look at. inside: the method that works inside it, or None.
+        holding: how the positions that a merged token keeps are chosen; None unless positions="ppe".
+        linear: whether the decoder has layers of linear attention, which take no mask but padding. routed: whether it
+            is a mixture of experts, whose router logits may be requested.
+        widths: the sizes of a block of the vision tower and of a decoder layer (None if one has no softmax attention),
+            for counting operations if a method works inside the tower.
+        last, last_scored: the plan of the last prompt, once it is laid out, and whether the pass returns its output in
+            the prompt's own layout.
+        watch: the time that grouping, merging and assembling that prompt took.
+        kv_bytes: of the last prompt, as in CompressionReport, once its KV cache is filled.
+        keep_groups: whether `trace` keeps the merges of the last prompt, for callers that inspect the groups.
 
     Raises:
-        InputError: settings that do not fit the model.
+        InputError: the settings do not fit the model.
     """
 
     config: CompressionConfig
@@ -102,7 +102,7 @@ class Compression:
         self.holding = Holding(config.k, config.rule) if config.positions == "ppe" else None
 
     def with_config(self, config: CompressionConfig) -> "Compression":
-        """Another one of the same model, which has seen nothing."""
+        """A new Compression of the same model with other settings; it has seen no prompt yet."""
         of_model = (self.channels, self.decoder_layers, self.pairs, self.linear, self.routed)
         return Compression(config, self.vision, *of_model)
 
@@ -119,10 +119,10 @@ class Compression:
 
     @property
     def report(self) -> CompressionReport | None:
-        """What was done to the last prompt, from when it is laid out; made when it is asked for."""
+        """What was done to the last prompt, or None until it is laid out. The report is made when it is read."""
         if self.watch is None or self.last is None:
             return None
-        # Made anew once the cache is filled: one that was read before has no kv_bytes.
+        # Made again once the cache is filled, because a report that was read earlier has no kv_bytes.
         if self._report is None or self._report.kv_bytes != self.kv_bytes:
             given = (self.last, self.layers, self.decoder_layers, self.watch, self.kv_bytes)
             self._report = CompressionReport.of(*given)
@@ -148,30 +148,30 @@ class Compression:
         """Find the spans, number the prompt, and lay out what will be kept at every stage.
 
         Args:
-            input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no place is taken for padding), or None.
+            input_ids: [B, S]. attention_mask: [B, S], or [B, 1, S, S] (then no token counts as padding), or None.
             image_grid_thw, video_grid_thw: [n, 3] patches, or None, as in find_spans. second_per_grid_ts: [n_videos].
-            position_ids: to use instead of the prompt's own numbering, in any form that position_rows takes.
-            start: [B] first position of each sample, of a prompt that continues a cache. prompt: as find_spans.
-            left: where padding goes, see lay_out; None keeps it on its side, on the left where there is none.
+            position_ids: positions that replace the computed ones, in any form that position_rows takes.
+            start: [B] first position of each sample if the prompt continues a cache. prompt: as in find_spans.
+            left: whether padding goes to the left, see lay_out; None keeps it on its side (left if there is none).
             packed: lay the batch out as one row of samples, without padding. chosen: what a step at the pixels keeps.
-            labels: [B, S] of training: what methods see as the prompt's text and last token ends before the answer.
+            labels: [B, S] in training: what methods see as a prompt's text and last token then ends before the answer.
 
         Raises:
-            InputError: shapes, placeholders and grids that disagree.
+            InputError: shapes, placeholders or grids disagree.
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
         given = tuple(map(as_numbers, (image_grid_thw, video_grid_thw, second_per_grid_ts)))
-        watch = Stopwatch(torch.device("cpu"))  # only now: who reads the ids waits for all that the device did before
+        watch = Stopwatch(torch.device("cpu"))  # starts only now: reading the ids waits for earlier work on the device
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         prompts = ids, mask, *given, self.vision, prompt, self.config.keeps_all and not packed
         make = partial(self._laid, prompts, left, packed, watch, *others)
-        # Which words stand between images and videos does not matter.
+        # The plan does not depend on which words are between images and videos.
         places = (ids == self.vision.image_token_id, ids == self.vision.video_token_id, mask)
         stands = (None if part is None else part.tobytes() for part in places)
         key = ids.shape, *stands, repr(given), prompt, left, packed
         plan = self._known.made(key, make) if all(value is None for value in others) else make()
-        plan = replace(plan, watch=watch, _copies={})  # what it is made of is shared, and nobody changes that
+        plan = replace(plan, watch=watch, _copies={})  # its parts are shared between plans and never modified
         watch.mark()
         return plan
 
@@ -186,13 +186,13 @@ class Compression:
         labels: torch.Tensor | None = None,
         chosen: Chosen | None = None,
     ) -> PromptPlan:
-        """The plan of prompts, by what find_spans is given of them; the others as plan() takes them."""
+        """A new plan. `prompts` are the arguments of find_spans; the others are as in plan()."""
         layout = find_spans(*prompts)
         standing = Standing.of(layout, labels, chosen)
-        with torch.inference_mode(False):  # else the first caller's mode would stick to what others are given
+        with torch.inference_mode(False):  # or a plan cached under inference mode would fail in training
             numbers = self._positions(layout, position_ids, start, chosen)
             stages, ahead = self._stages(layout, standing, left, packed)
-            # Where each token stands in a tower that goes window by window, if it matters.
+            # Where each token is in a tower that works window by window, if a method needs to know.
             window = self.vision.window if self.config.needs & NEEDS else 0
             order = tower_order(layout, window, chosen) if window else None
             plan = PromptPlan.of(layout, stages, *numbers, watch, order, ahead, chosen, self.holding)
@@ -203,7 +203,7 @@ class Compression:
     def _stages(
         self, layout: PromptLayout, standing: Standing, left: bool | None, packed: bool
     ) -> tuple[tuple[Stage, ...], Ahead | None]:
-        """The stages that can be laid out already, and what of them cannot."""
+        """The stages that can be laid out already, and those that cannot, or None if there are none."""
         if self.config.keeps_all and not packed:
             return left_as_given(layout), None
         right = bool(layout.real[:, 0].all() and not layout.real[:, -1].all())
@@ -215,12 +215,12 @@ class Compression:
     def _positions(
         self, layout: PromptLayout, given: torch.Tensor | None, start: torch.Tensor | None, chosen: Chosen | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt's positions [axes, B, S], and the one after each sample's last [B]."""
+        """[axes, B, S] positions of the prompt, and [B] the position that follows each sample."""
         if given is not None:
             positions = position_rows(given, self.axes, layout.real.shape).cpu().numpy()
             return positions, positions.max(axis=(0, 2)) + 1
         if self.config.keeps_all and not layout.spans and start is None:
-            # As transformers numbers text, padding too: who has padding predict a label gets what it gets there.
+            # Padding is numbered, too, as in transformers, so that labels predicted from padding give the same loss.
             samples, length = layout.real.shape
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
@@ -229,7 +229,7 @@ class Compression:
         kept = chosen.on_host if chosen is not None and counts_kept else None
         return prompt_positions(layout, self.vision, first, self.axes, kept)
 
-    # -- between the vision tower and the first decoder layer: no host sync, but where counts are late ----------------
+    # -- between the vision tower and the first decoder layer: no host sync, except for late counts -------------------
 
     def prefill(
         self,
@@ -243,17 +243,17 @@ class Compression:
         apart: bool = False,
         tower: TowerTokens | None = None,
     ) -> Prefill:
-        """Merge the features by the plan, assemble the compressed prompt, and lay out what later stages are given.
+        """Merge the features as planned, assemble the compressed prompt, and prepare the inputs of the stages.
 
         Args:
-            text_embeds: [T, C] embeddings of the text tokens that plan.before(0).text names.
-            features: [V, C] features of all images, then all videos, as plan.visual; None without any.
+            text_embeds: [T, C] embeddings of the text tokens at the indices plan.before(0).text.
+            features: [V, C] features of all images, then of all videos, in the order of plan.visual; None: no features.
             attention_mask: as given to the model; only a 4D one is read.
-            past: of the cache that this prompt continues; the plan was made with its `following` as start.
-            deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
-            ready_mask: make a padded stage's 4D mask here (bool, True = attend), for an attention that takes one.
-            apart: give a padded stage its segments in place of a mask, for an attention that takes them.
-            tower: what the vision tower's blocks say of the V features, where a method looks at it.
+            past: state of the cache that this prompt continues; the plan was made with its `following` as start.
+            deepstack: for each of the first decoder layers [V, C], added to the visual tokens of its output.
+            ready_mask: make the 4D mask of a padded stage here (bool, True = attend), for attention that takes one.
+            apart: give a padded stage segments instead of a mask, for attention that takes them.
+            tower: the numbers that the vision tower's blocks give for the V features, if a method looks at them.
         """
         if plan.known is not None:
             plan.forget()
@@ -282,16 +282,16 @@ class Compression:
         padded: bool,
         position_ids: torch.Tensor | None = None,
     ) -> Run:
-        """Tokens that continue a cache one by one; no host sync. A fixed state takes one.
+        """The pass of Q tokens that continue a cache and are not merged; no host sync. With a FixedState Q is 1.
 
         Args:
             new: [B, Q] bool, False where a new place is padding.
-            seen: columns of input_ids that the new places stand for.
-            padded: whether `new` may have a False.
-            position_ids: of the new places, in any form that position_rows takes, instead of those that follow.
+            seen: how many columns of input_ids the new places stand for.
+            padded: whether `new` may contain False.
+            position_ids: positions of the new places, in any form that position_rows takes; None: the next ones.
 
         Raises:
-            InputError: positions for stages that number their tokens anew.
+            InputError: position_ids are given, but the stages renumber their tokens.
         """
         if position_ids is not None and self.config.positions == "renumber" and not self.config.keeps_all:
             raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
@@ -299,7 +299,7 @@ class Compression:
         total: torch.Tensor | int = new.shape[1]
         if padded:
             counts, total = new.long().cumsum(1) - 1, new.sum(1)
-        # Stages go on at one position, unless each was numbered anew.
+        # All stages continue at the same position, unless each was renumbered.
         stages = self.stages if self.config.positions == "renumber" else 1
         rows = [
             (first[:, None] + counts).clamp_min(0)[None].expand(self.axes, -1, -1) for first in state.following[:stages]
@@ -318,7 +318,7 @@ class Compression:
 
 
 def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
-    """Raise InputError where a model has no place for a step, or nothing to show it."""
+    """Raise InputError if the model has no place for a step, or cannot provide what it looks at."""
     if method.place == "pixels" and vision.pixels is None:
         raise InputError(f"{method.name}: a step at the pixels is not built for this family yet; leave it out")
     if method.place == "tower" and not (vision.tower_blocks or (method.restores and vision.tile_blocks)):
@@ -334,7 +334,7 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
 
 
 def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarray | None:
-    """[B, S] nonzero at real tokens, or None; of a 4D mask only the form is checked."""
+    """[B, S] bool, True at real tokens; None without a mask, or for a 4D one, of which only the form is checked."""
     if mask is None:
         return None
     if mask.ndim == 4:

@@ -1,7 +1,7 @@
-"""A pass of the vision tower whose blocks from one on run on the cells alone that a step at the pixels has kept.
+"""A pass of the vision tower whose blocks, from a given one on, run only on the cells that a step at the pixels kept.
 
-The others stand in its output as zeros, of which nobody is told: the features that are kept are picked behind the tower
-(models/pixels.py).
+In the tower's output the other cells are zeros, which are never used: models/pixels.py picks the features of the kept
+cells.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ppe_npu.engine.rounds import as_tensor, upload
 
 @dataclass
 class Dropping(TowerPass):
-    """Between blocks its tensor has the patches of all cells, or of those that are kept.
+    """Between blocks the tensor has the patches of all cells, or only those of the kept cells.
 
     Args:
-        places: [n] int64, the patches that are kept, rising; with the tower.
+        places: [n] int64, the kept patches, rising; on the tower's device.
     """
 
     places: torch.Tensor | None = None
@@ -29,10 +29,10 @@ class Dropping(TowerPass):
     _borders: dict[tuple, list[int]] = field(default_factory=dict, repr=False)
 
     def keep(self, cells: np.ndarray, patches: int, where: torch.device) -> None:
-        """Say what is kept, before the tower is started.
+        """Set which cells are kept, before the tower starts.
 
         Args:
-            cells: [n] int64, in the order of the tower, rising. patches: of a cell. where: the device of the patches.
+            cells: [n] int64, in the order of the tower, rising. patches: how many a cell has. where: their device.
         """
         self._on_host = (cells[:, None] * patches + np.arange(patches)).reshape(-1)
         self.places = upload(as_tensor(self._on_host), where)
@@ -53,7 +53,7 @@ class Dropping(TowerPass):
         return rows.new_zeros(sum(self.pools), rows.shape[1]).index_copy(0, places, rows)
 
     def _segments(self, borders: Sequence[int]) -> list[int]:
-        """Where the segments between these borders end among the rows that are kept; one without any is none."""
+        """The borders of these segments among the kept rows; a segment without kept rows is left out."""
         assert self._on_host is not None, "it was said what is kept"
         key = tuple(borders)
         if key not in self._borders:

@@ -1,8 +1,8 @@
 """One pass of the vision tower in which a method works between its blocks: what all such passes have in common.
 
-A pass is one object, made when the tower is called and handed to its blocks: nothing is left on a module, so passes may
-nest, run in threads, or stop with an exception. It holds indices alone; what has a gradient stands in the rows that go
-from block to block, so that a block may be run once more (gradient checkpointing) and gives the same.
+A pass is one object, made when the tower is called and handed to its blocks. Nothing is left on a module, so passes may
+nest, run in threads, or stop with an exception. A pass holds only indices; whatever has a gradient is in the rows that
+go from block to block, so that a block can run again (gradient checkpointing) and give the same result.
 """
 
 from __future__ import annotations
@@ -18,59 +18,59 @@ from ppe_npu.inspect.tower_work import BlockWork, TowerReport
 
 
 class Block(Protocol):
-    """One call of a block, which a family knows how to run. Rows [T, C] are patches in the order of the tower."""
+    """One call of a block, implemented by a model family. Rows [T, C] are patches in the order of the tower."""
 
     @property
     def spares_queries(self) -> bool:
-        """Whether rows that are keys and values alone are asked for no query."""
+        """Whether no queries are computed for rows that are only keys and values."""
         ...
 
     def whole(self, rows: torch.Tensor) -> torch.Tensor:
-        """The block as it is, on all rows."""
+        """The output of the unmodified block on all rows."""
         ...
 
     def segments(self) -> list[int]:
-        """The borders within which its rows attend to each other, on the host."""
+        """The borders of the segments within which all rows attend to each other, on the host."""
         ...
 
     def attended(
         self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None, borders: list[int]
     ) -> torch.Tensor:
-        """[n, C] what attention makes of the rows that `asking` [n] names. asked: the rows that are keys and values,
-        `asking` itself or, where it is None, all. borders: of its segments among the rows that ask."""
+        """[n, C] the rows at `asking` [n], which are the queries, after attention and its residual. asked: the rows
+        that are keys and values: `asking` itself, or None for all. borders: of the segments among the queries."""
         ...
 
     def alone(self, rows: torch.Tensor, places: torch.Tensor, borders: list[int]) -> torch.Tensor:
-        """The block on these rows [n, C] alone, which stand at `places` [n] among all."""
+        """[n, C] the block's output for rows [n, C] that attend to each other alone; `places` [n] are their indices
+        among all rows."""
         ...
 
     def fed(self, rows: torch.Tensor) -> torch.Tensor:
-        """What the block does after its attention, on any rows."""
+        """The block's work after its attention (norm, MLP and residual), on any rows."""
         ...
 
 
 class KeyedBlock(Block, Protocol):
-    """One that tells the keys of its rows, too."""
+    """A block that also returns the keys of its rows."""
 
     def keyed(
         self, rows: torch.Tensor, places: torch.Tensor, borders: list[int], full: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, C] what attention makes of rows that attend to each other alone, and [n, D] their keys, the mean over
-        heads. full: whether all rows are given, of which those at `places` [n] are meant, or these alone."""
+        """[n, C] rows that attend to each other alone, after attention and its residual, and [n, D] their keys, the
+        mean over heads. full: whether `rows` has all rows, of which those at `places` [n] are used, or only these n."""
         ...
 
 
 @dataclass
 class TowerPass(ABC):
-    """One pass.
-
+    """One pass of the vision tower.
     Args:
-        method: what works inside the tower.
-        pools: how many patches compete with each other, one pool after the other, in the order of the tower.
-        depth: how many blocks there are.
-        open: blocks after which all rows are needed: the last, and those whose output goes somewhere else, too.
-        seen: blocks that somebody looks into, whose queries and keys are wanted of all rows.
-        report: what is to be told of the work of its blocks.
+        method: the method that works inside the tower.
+        pools: the number of patches in each pool, in the order of the tower. The patches of a pool compete.
+        depth: the number of blocks.
+        open: blocks after which all rows are needed: the last, and those whose output is also used elsewhere.
+        seen: blocks that a method looks into, which need the queries and keys of all rows.
+        report: records the work of the blocks, if it is given.
     """
 
     method: Any
@@ -82,11 +82,11 @@ class TowerPass(ABC):
 
     @abstractmethod
     def run(self, number: int, block: Any, rows: torch.Tensor) -> torch.Tensor:
-        """Block `number` on the rows that the one before gave; all rows of the tower, in order, after an open one.
-        block: a Block, or whatever else the pass asks for."""
+        """Run block `number` on the output of the block before. What an open block returns, and what the block after
+        it is given, are all rows of the tower, in order. block: a Block, or a kind of it that the pass needs."""
 
     def show_all(self) -> None:
-        """Give all rows after every block."""
+        """Return all rows after every block."""
         self.open = frozenset(range(self.depth))
 
     def finished(self) -> TowerReport | None:
@@ -96,7 +96,7 @@ class TowerPass(ABC):
         return self.report
 
     def note(self, number: int, block: Block, ran: tuple[int, int, int] | None = None, **more: int) -> None:
-        """Tell the report of a block's work, once. ran, more: as BlockWork; None: as the tower is."""
+        """Record a block's work in the report, once. ran, more: as in BlockWork; None: it ran on all rows."""
         if self.report is None or number in self.report.blocks:
             return
         borders = block.segments()

@@ -1,10 +1,11 @@
-"""Images and videos merged one by one, for an engine that keeps no prompt: what serving calls.
+"""Merges images and videos one by one, for serving engines, which encode them apart from any prompt.
 
-Such an engine encodes an image or a video once, whatever prompts it stands in, and may read it in pieces, long after.
-So an item is merged here as a prompt of its own that holds nothing else, and its position rows count from 0. Wherever
-it stands, its rows are these and the position that it counts from; how far the text after it goes on follows from its
-grid alone, or, with a step at the pixels, from what that keeps, which is found on the host before all else. Only
-methods that need nothing but the item's own pixels and tokens can be had so: the others are refused by name.
+Such an engine encodes an image or a video once, whichever prompts contain it, and may read the result in pieces, much
+later. So an item is merged here as a prompt that contains nothing else, and its position rows count from 0. In a real
+prompt, the position that the item counts from is added to them. How many positions later the text goes on follows from
+the item's grid alone, or, with a step at the pixels, from what that step keeps, which is found on the host before
+anything else. Only methods that need nothing but the item's own pixels and tokens can be used; the others are refused
+by name.
 """
 
 from collections.abc import Sequence
@@ -22,19 +23,19 @@ from ppe_npu.engine.spans import IMAGE, Parts, VisionTokens, item_spans
 from ppe_npu.errors import InputError
 from ppe_npu.methods.positions.base import RUNS
 
-# Of an item: (frames, height, width) in patches; or the parts that a prompt has of it, where a family has no patches.
+# An item's (frames, height, width) in patches; or its parts in a prompt, for a family without a grid of patches.
 Shape = Sequence[int] | Parts
 _NEEDS = {"pixels", "tokens", "places", "sizes"}
 
 
 @dataclass(frozen=True)
 class ItemRun:
-    """A run of visual tokens that an image or a video has in a prompt: the whole of it, or one of its frames where a
-    prompt sets text between them.
+    """A run of visual tokens of an image or a video in a prompt: all of it, or one frame if the prompt has text between
+    frames.
 
     Args:
-        kept: how many tokens of it stay.
-        extent: by how many positions the text goes on after it, from the position that it counts from.
+        kept: how many of its tokens stay.
+        extent: the position of the text after it minus the position that it counts from.
     """
 
     kept: int
@@ -47,8 +48,8 @@ class MergedItem:
 
     Args:
         features: [kept, C].
-        rows: [R, kept] int64 positions, R = axes * K, each run of it counted from 0.
-        deepstack: of each of the first decoder layers [kept, C], what is added to its output.
+        rows: [R, kept] int64 positions, R = axes * K, each of its runs counted from 0.
+        deepstack: for each of the first decoder layers [kept, C], what is added to its output.
     """
 
     features: torch.Tensor
@@ -107,12 +108,12 @@ def item_sources(
     grids: Sequence[Sequence[int]],
     values: PixelValues,
 ) -> list[np.ndarray]:
-    """What the step at the pixels says of each image [its visual tokens] int64: the number of the kept one in whose
-    group each of them is, of a kept one its own. The host waits for each, where the pixels are not there already.
+    """For each image [its visual tokens] int64: the index of the kept token in whose group the step at the pixels puts
+    each token; for a kept token its own index. The host waits for each image whose pixels are on a device.
 
     Args:
-        pixels: [patches, values of a patch] of all images. grids: of each (frames, height, width) in patches.
-        values: what the numbers of these pixels are.
+        pixels: [patches, values of a patch] of all images. grids: (frames, height, width) of each in patches.
+        values: how the pixels were normalised.
     """
     method, merge = compression.config.at_pixels, compression.vision.merge_size
     assert method is not None, "a compression without a step at the pixels keeps all"
@@ -129,16 +130,17 @@ def item_runs(
     seconds_per_frame: float = 1.0,
     source: np.ndarray | None = None,
 ) -> list[ItemRun]:
-    """The runs of an item, in order, known from its grid.
+    """The runs of an item, in order, computed from its grid.
 
     Args:
         kind: "image" or "video".
         grid_thw: (frames, height, width) in patches, or Parts.
         seconds_per_frame: of a video.
-        source: as item_sources() gives it, of an image where there is a step at the pixels. None: at most so many.
+        source: what item_sources() returns for an image, if there is a step at the pixels. None: if that step has late
+            counts, `kept` is an upper bound.
 
     Raises:
-        InputError: a grid that is no three whole multiples.
+        InputError: height or width is not a positive multiple of the merge size.
     """
     vision, config = compression.vision, compression.config
     spans = item_spans(kind, grid_thw, seconds_per_frame, vision)
@@ -159,7 +161,7 @@ def item_runs(
 
 
 def item_extents(kind: str, grid_thw: Shape, vision: VisionTokens, seconds_per_frame: float = 1.0) -> tuple[int, ...]:
-    """By how many positions the text goes on after each run of an item; see item_runs."""
+    """For each run of an item, the position of the text after it minus the position that it counts from."""
     return tuple(
         int(grid_positions(span, vision).max()) + 1 for span in item_spans(kind, grid_thw, seconds_per_frame, vision)
     )
@@ -175,18 +177,18 @@ def merge_items(
     deepstack: tuple[torch.Tensor, ...] = (),
     sources: Sequence[np.ndarray] | None = None,
 ) -> list[MergedItem]:
-    """Merge images, or videos, each by itself. The host does not wait for the device.
+    """Merge images or videos, each by itself. The host does not wait for the device.
 
     Args:
-        kind: "image" or "video", of all of them.
-        features: [V, C] of all items, one after the other; with a step at the pixels, of what that keeps of images.
-        grids: of each (frames, height, width) in patches, or Parts.
+        kind: "image" or "video", the same for all items.
+        features: [V, C] of all items, one after the other; with a step at the pixels, of the tokens that it keeps.
+        grids: (frames, height, width) of each item in patches, or Parts.
         seconds_per_frame: of each video; None: 1.
-        deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it.
-        sources: of each image, as item_sources() gives it.
+        deepstack: for each of the first decoder layers [V, C], added to the visual tokens of its output.
+        sources: what item_sources() returns, if there is a step at the pixels.
 
     Raises:
-        InputError: grids that are none, or do not fit the features.
+        InputError: the grids are not valid, or do not fit the features.
     """
     plan = _plan(compression, kind, grids, seconds_per_frame, None if sources is None else Chosen.of(sources))
     found = len(plan.visual)
@@ -195,7 +197,7 @@ def merge_items(
         raise InputError(
             f"{kind}_grid_thw {shown} describe {found} tokens, not {len(features)}: give what belongs together"
         )
-    text = features.new_zeros(len(plan.before(0).text), features.shape[1])  # padding, where nothing is merged
+    text = features.new_zeros(len(plan.before(0).text), features.shape[1])  # has the padding if nothing is merged
     run = compression.prefill(plan, text, features, deepstack=deepstack)
     embeds, rows, layers = run.take_embeds(), run.rows[0], run.deepstack()
     assert rows is not None, "the rows of the first stage are known once it is merged"
@@ -216,7 +218,7 @@ def _plan(
     seconds: Sequence[float] | None,
     chosen: Chosen | None,
 ) -> PromptPlan:
-    """Of a batch of prompts, each an item and nothing else."""
+    """The plan of a batch of prompts that contain one item each and nothing else."""
     vision, image = compression.vision, kind == IMAGE
     counts = [sum(span.tokens for span in item_spans(kind, grid, 1.0, vision)) for grid in grids]
     token = vision.image_token_id if image else vision.video_token_id
@@ -233,7 +235,7 @@ def _plan(
 
 
 def _bases(plan: PromptPlan) -> np.ndarray | None:
-    """[B, L] the position that the run of each kept token counts from; None where all count from 0."""
+    """[B, L] the position that the run of each kept token counts from; None if all count from 0."""
     spans, last = plan.layout.spans, plan.last
     if len(spans) == len(plan.layout.real):
         return None

@@ -1,8 +1,8 @@
-"""A pass of the vision tower in which cells of a frame are joined for good (methods/tome_tower.py).
+"""A pass of the vision tower in which cells of a frame are joined and stay joined (methods/tome_tower.py).
 
-How many are left of each frame after each block is known before the tower runs, and with it the buckets in which cells
-are gathered. Only where blocks attend in windows does the host read which cells are left, once for each block that
-joins some: how many stand in a window hangs on the features.
+How many cells of each frame are left after each block is known before the tower runs, and so are the buckets in which
+cells are gathered. Only if blocks attend in windows does the host read which cells are left, once for each block that
+joins some, because the number of cells in a window depends on the features.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ppe_npu.methods.tome_tower import ToMeTower
 
 @dataclass(frozen=True)
 class Joined(Movable):
-    """What has become of V cells, one after the other in the order of the tower.
+    """The n cells that are left of V cells, both in the order of the tower.
 
     Args:
-        cells: [n] int64, those that go on, rising. rows: [n * patches of a cell] int64, their patches.
-        group: [V] int64, in which of the n each one is.
+        cells: [n] int64, the cells that are left, rising. rows: [n * patches of a cell] int64, their patches.
+        group: [V] int64, the index among the n of the cell that each of the V was joined into.
         sizes: [n] int64, how many cells each of them stands for.
-        ends: where each frame's cells end among the n, from 0 on.
+        ends: 0, then where each frame's cells end among the n.
     """
 
     cells: torch.Tensor
@@ -46,15 +46,15 @@ class Joined(Movable):
         return len(self.rows) // len(self.cells)
 
     def full(self, rows: torch.Tensor) -> torch.Tensor:
-        """[n * patches, C] -> [V * patches, C], each cell as its group's."""
+        """[n * patches, C] -> [V * patches, C], where each cell has the values of the cell that it was joined into."""
         return rows.unflatten(0, (-1, self.patches)).index_select(0, self.group).flatten(0, 1)
 
     def then(self, step: Round, kept: Tokens, ends: Sequence[int]) -> Joined:
-        """After a round on these n cells, of which those at the places kept.spots go on."""
+        """What is left after a round on these n cells, which keeps those at the indices kept.spots."""
         assert kept.spots is not None, "places come out of a round that they went into"
         assert kept.sizes is not None, "sizes come out of a round that they went into"
         count = len(self.cells)
-        stands = self.cells.new_zeros(count + 1)  # of each of the n the one that its group goes on at
+        stands = self.cells.new_zeros(count + 1)  # for each of the n, the one it is joined into
         for bucket in step.buckets:
             (grouping,) = bucket.groupings
             own = bucket.tokens.gather(1, grouping.representatives.gather(1, grouping.labels.clamp_min(0)))
@@ -67,25 +67,25 @@ class Joined(Movable):
 
 @dataclass
 class Joining(TowerPass):
-    """Between blocks its tensor has the patches of the cells that go on, or all where they are needed: those of a
-    group are alike.
+    """Between blocks the tensor has the patches of the cells that are left, or of all cells where they are needed: then
+    cells that were joined have equal values.
 
     Args:
-        pools: patches of each frame. rounds: of each block that joins cells its round. ends: of each of these blocks,
-            as Joined.ends. start: before any.
+        pools: patches of each frame. rounds: the round of each block that joins cells. ends: for each of these blocks,
+            as Joined.ends. start: the cells before any of these blocks.
     """
 
     method: ToMeTower
     rounds: Mapping[int, Round] = field(default_factory=dict)
     ends: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     start: Joined | None = None
-    # Of each block that has joined cells its round with the groups that it found, and what it left.
+    # For each block that has joined cells, its round with the groups that it found, and the cells that are left.
     _done: dict[int, tuple[Round, Joined]] = field(default_factory=dict, repr=False)
     _borders: dict[tuple, list[int]] = field(default_factory=dict, repr=False)
     _read: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def prepare(self, patches: int, where: torch.device) -> None:
-        """Lay out the rounds, before the tower is started. patches: of a cell."""
+        """Lay out the rounds, before the tower starts. patches: how many a cell has."""
         counts = [size // patches for size in self.pools]
         ends, steps, rounds, of_block = np.cumsum([0, *counts]), zip(*map(self.method.left, counts)), {}, {}
         here = torch.arange(int(ends[-1]), device=where)
@@ -126,7 +126,7 @@ class Joining(TowerPass):
 
     @property
     def stands(self) -> torch.Tensor:
-        """[V] int64, once the tower has run, the cell that each cell's group goes on at."""
+        """[V] int64, once the tower has run, the cell that each cell was joined into (itself if it is left)."""
         assert self.start is not None, "the pass is prepared"
         last = self._done[max(self._done)][1] if self._done else self.start
         return last.cells.index_select(0, last.group)
@@ -134,7 +134,7 @@ class Joining(TowerPass):
     def _joined(
         self, number: int, before: Joined, rows: torch.Tensor, keys: torch.Tensor
     ) -> tuple[Joined, torch.Tensor]:
-        """What a block's round makes of rows [n * patches, C], by their keys [n * patches, D]."""
+        """Take a block's round on rows [n * patches, C], by their keys [n * patches, D]: the cells and rows left."""
         cells = before.patches
         if number not in self._done:
             keys = keys.unflatten(0, (-1, cells)).mean(1)
@@ -145,10 +145,10 @@ class Joining(TowerPass):
         return after, step.apply(rows.unflatten(0, (-1, cells)).flatten(1)).unflatten(1, (cells, -1)).flatten(0, 1)
 
     def _segments(self, last: int, before: Joined, borders: Sequence[int]) -> list[int]:
-        """Where the segments between these borders end among the rows that go on; a segment without any is none.
+        """The borders of segments among the rows that are left; a segment without rows is left out.
 
         Args:
-            last: the block that joined cells last, -1 for none. borders: among all rows.
+            last: the block that joined cells last, -1 for none. borders: of the segments among all rows.
         """
         key = (last, *borders)
         if key not in self._borders:

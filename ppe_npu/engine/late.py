@@ -1,12 +1,13 @@
-"""Stages whose counts hang on the features: they are laid out once these are there.
+"""Lays out the stages whose counts depend on the features, once there are features.
 
-Before the vision tower a plan ends where the first of them begins. When its tokens are there, each of its steps groups
-them, the host reads how many groups each cell has, and the stage is laid out by the same functions as all others; so
-are those after it, up to the next of this kind. The host waits for the device once for each such step.
+A plan made before the vision tower ends before the first such stage. When that stage's tokens exist, each of its steps
+groups them, the host reads how many groups each cell has, and the stage is laid out by the same functions as all
+others, as are the stages after it, up to the next one of this kind. The host waits for the device once for each step
+whose counts are late.
 
-Two kinds of steps are of this kind: methods with counts = "late", and in a prompt with text between the frames of a
-video steps that keep tokens of all frames together (scope = "span", and what comes after): how many stay in all is
-known in advance, how many of them stand before which text is not.
+There are two kinds of such steps: methods with counts = "late", and, in a prompt with text between the frames of a
+video, steps that group the tokens of all frames together (scope = "span") and the steps after them. Of the latter, the
+number of tokens that stay is known in advance, but not how many of them are in each frame.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from ppe_npu.methods.base import Method
 
 @dataclass(frozen=True)
 class Ahead(Movable):
-    """What of a batch is not laid out yet.
+    """The stages of a batch that are not laid out yet.
 
     Args:
         standing: the tokens that the first of these stages is given.
-        text, prompts: of that stage, as Stage.
-        stages: layers and steps. left, packed: as lay_out().
+        text, prompts: of that stage, as in Stage.
+        stages: their layers and steps. left, packed: as in lay_out().
     """
 
     standing: Standing
@@ -70,11 +71,11 @@ class Ahead(Movable):
         """Group the tokens of the first stage.
 
         Args:
-            tokens, holding, texts: as merge().
+            tokens, holding, texts: as in merge().
 
         Returns:
-            the stage with its rounds, which are on the device, and those that are laid out with it; what is known of
-            the tokens that its last round keeps; what is not laid out yet.
+            the stage with its rounds, which are on the device, and the later stages that can now be laid out; the
+            tokens that its last round keeps; the stages that still are not laid out, or None.
         """
         (layer, methods), *later = self.stages
         assert tokens.held is not None, "tokens that a pass is given hold original tokens"
@@ -101,10 +102,10 @@ class Ahead(Movable):
 def _late_round(
     method: Method, pieces: Sequence[Piece], tokens: Tokens, texts: Texts | None, device: torch.device
 ) -> tuple[Round, list[Piece], int]:
-    """As round_of(), with the groupings of its cells; the host waits for them."""
+    """round_of() of a step with late counts, including the groupings of its cells, for which the host waits."""
     pieces, others, rest = left_alone(method, pieces)
     groups = groups_of(method, pieces)
-    shared = any(len(own) > 1 for own, _ in groups)  # then it matters for which token each kept one stands
+    shared = any(len(own) > 1 for own, _ in groups)  # then the pieces of the kept tokens must be found
     cells = [cell for _, own in groups for cell in own]
     frames = frames_of(groups) if method.scope == "span" else None
     buckets, _ = buckets_of(cells, [method.budgets(len(cell)) for cell in cells], frames)
@@ -129,8 +130,8 @@ def _late_round(
 
 
 def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """How many groups each cell has [F], and, where `centers`, their representatives [F, M]: all at once."""
-    if not buckets:  # nothing is left of any image or video
+    """For each bucket [F] how many groups each cell has and, if `centers`, [F, M] their representatives; one read."""
+    if not buckets:  # no image or video has any tokens left
         return [], []
     parts = [(bucket.groupings[0].counts > 0).long() for bucket in buckets]
     parts += [bucket.groupings[0].representatives for bucket in buckets] if centers else []
@@ -146,7 +147,7 @@ def _read(buckets: Sequence[Bucket], centers: bool) -> tuple[list[np.ndarray], l
 
 
 def _settled(bucket: Bucket, counts: np.ndarray, device: torch.device) -> Bucket:
-    """A bucket with its groupings, once it is known how many groups each cell has."""
+    """A bucket with its grouping, trimmed to the number of groups that each cell turned out to have."""
     (grouping,), most = bucket.groupings, max(int(counts.max()), 1)
     slots = np.arange(most) < counts[:, None]
     trimmed = replace(grouping, counts=grouping.counts[:, :most], representatives=grouping.representatives[:, :most])

@@ -1,11 +1,11 @@
-"""Where everything stands before and after each stage: worked out on the host, as a rule before any feature exists.
+"""Where every token is before and after each stage: computed on the host, usually before any feature exists.
 
 How many tokens each frame keeps follows from its size alone, and so does every shape and every index of the compressed
-prompt, at every stage. Of methods with late counts it does not: their stages are laid out in late.py, by the same
-functions. A stage is what happens before the decoder, or on entry of a decoder layer: some steps, one after the other,
-each a Round, and then the gathering of text and kept tokens into place.
+prompt, at every stage. Methods with late counts are the exception: late.py lays out their stages with the same
+functions. A stage is what happens before the decoder, or on entry of a decoder layer: its steps are taken one after the
+other, each as a Round, and then text and kept tokens are gathered into place.
 
-NumPy arrays stay on the host; what is needed on the device is a tensor, and travels with .to(device).
+NumPy arrays stay on the host; what the device needs is a tensor and moves with .to(device).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from ppe_npu.methods.base import Method
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of visual tokens that is clustered by itself: a frame, or an event of a video.
+    """A run of visual tokens that is grouped by itself: a frame, a whole image or video, or a segment of a video.
 
     Args:
         sample: row of the batch. start: index of its first token in that row. tokens: how many it has.
         span: index of its span in the prompt's layout. video: index of the first span of its image or video.
-        joint: whether all cells of its image or video are one to what comes next.
-        frames, frame_tokens: of its image or video as the vision tower has it: no cell of it has more frames, from its
-            first to its last, and no frame of such a cell more tokens.
+        joint: whether later steps treat all cells of its image or video as one.
+        frames, frame_tokens: how many frames its image or video has in the vision tower, and how many tokens each has:
+            upper bounds for the frames from the cell's first to its last, and for its tokens of one frame.
     """
 
     sample: int
@@ -50,14 +50,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where tokens stand in a batch at some stage.
+    """Where the tokens of a batch are at some stage.
 
     Args:
         real: [B, L] bool, False at padding.
         cells: every cell, by sample and then by place.
-        origins: [B, L] for each place a column of the prompt as it was given: itself for text, one of its cell's for a
-            visual token, with the same neighbours in order; 0 at padding. In a packed batch an index in the flattened
-            prompts.
+        origins: [B, L] for each place a column of the original prompt: its own for text, one of its image's or video's
+            for a visual token; 0 at padding. Columns never fall along a sample. In a packed batch an index in the
+            flattened prompts.
     """
 
     real: np.ndarray
@@ -66,9 +66,9 @@ class Arrangement:
 
     @classmethod
     def of(cls, layout: PromptLayout) -> Arrangement:
-        """Before any merge."""
+        """The arrangement before any merge."""
         first: dict[tuple[str, int], int] = {}
-        frames: dict[tuple[str, int], int] = {}  # of each image or video: its frames may stand apart
+        frames: dict[tuple[str, int], int] = {}  # of each image or video: text may separate its frames
         for span in layout.spans:
             frames[span.modality, span.source] = frames.get((span.modality, span.source), 0) + span.grid[0]
         cells = []
@@ -91,10 +91,10 @@ class Arrangement:
         return text
 
     def places_of(self, columns: np.ndarray, length: int) -> np.ndarray:
-        """[B] the place in the flattened batch of a text token of each prompt.
+        """[B] the place in the flattened batch of one text token of each prompt.
 
         Args:
-            columns: [B] where they stood in the prompts, each `length` columns long.
+            columns: [B] the token's column in its original prompt. length: how many columns a prompt has.
         """
         packed = len(columns) != len(self.real)
         origins = self.origins if packed else self.origins + np.arange(len(columns))[:, None] * length
@@ -118,21 +118,21 @@ class Stage(Movable):
     """What happens before the decoder, or on entry of one of its layers.
 
     Its rows are the text tokens, then what its last round keeps (without a round: the tokens that it is given), then
-    one of padding.
+    one row of padding.
 
     Args:
         layer: the decoder layer; None: before the decoder.
-        text: [T] index of each text token in the flattened batch before it.
-        rounds: its steps.
-        rows: [B, L] which row stands where.
-        sources: [B, L] for each place the column before the stage that it stands for; 0 at padding.
-        real: [B, L] bool, False at padding, of what it leaves.
-        after: the arrangement that it leaves.
-        borders: of a packed batch (see packing.py) where its samples begin and end in the one row: 0, ..., L.
-        numbers: of a packed batch [1, L] the place of each token in its sample; else None.
-        segments: of what it leaves, the samples as attention may see them; None for a batch without padding.
-        prompts: how the samples stand before it, where a method looks at its own sample's text or last token.
-        as_given: whether every column of the prompt stays where it is, padding too, which goes along as text does.
+        text: [T] index of each text token in the flattened batch before the stage.
+        rounds: the rounds of its steps.
+        rows: [B, L] index of the row at each place after the stage.
+        sources: [B, L] the column before the stage that each place stands for; 0 at padding.
+        real: [B, L] bool, False at padding, after the stage.
+        after: the arrangement after the stage.
+        borders: in a packed batch (see packing.py) where the samples begin and end in its one row: 0, ..., L.
+        numbers: in a packed batch [1, L] the index of each token in its sample; else None.
+        segments: the samples after the stage as segments for attention; None if the batch is neither padded nor packed.
+        prompts: where the samples are before the stage, if a method looks at its own sample's text or last token.
+        as_given: whether every column of the prompt stays in its place, padding included, which is treated as text.
     """
 
     layer: int | None
@@ -151,13 +151,12 @@ class Stage(Movable):
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of visual tokens and what has become of it.
+    """A run of visual tokens, and the cells that the stage's rounds so far have left of it.
 
     Args:
         before: the cell that it was before the stage.
         first: index of its first token among those that the stage is given.
-        cells: of each cell that it has become the indices of its tokens among those that the last round kept; a cell
-            has at least one.
+        cells: for each cell that is left, the indices of its tokens (at least one) among those last kept.
     """
 
     before: Cell
@@ -174,12 +173,12 @@ class Standing:
     """The tokens that a stage is given.
 
     Args:
-        before: where they stand.
-        starts: index of each cell's first token among them. count: how many they are.
-        sizes: how many each cell has, where the vision tower was not given all; None: all.
-        borders: of a packed batch, once it is one row, where its samples begin and end in it.
-        asked: [B] in training the column at which each prompt as it was given ends, before its answer; -1 at its last
-            token. columns: how many a prompt as it was given has.
+        before: where they are.
+        starts: index of each cell's first token among them. count: how many tokens there are.
+        sizes: how many tokens each cell has, if a step at the pixels has dropped some; None: all.
+        borders: in a packed batch, once it is one row, where the samples begin and end in that row.
+        asked: [B] in training the column of the original prompt at which each prompt ends, before its answer; -1: at
+            its last token. columns: how many columns an original prompt has.
     """
 
     before: Arrangement
@@ -192,7 +191,7 @@ class Standing:
 
     @classmethod
     def of(cls, layout: PromptLayout, labels: torch.Tensor | None = None, chosen: Chosen | None = None) -> Standing:
-        """Of the first stage: the vision tower's features. labels: [B, S] of training. chosen: which it is given."""
+        """What the first stage is given: visual features. labels: [B, S] in training. chosen: those that are kept."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
         if labels is not None and labels.shape == layout.real.shape:
             asked = layout.asked(labels.cpu().numpy())
@@ -205,7 +204,7 @@ class Standing:
         return cls(before, tuple(starts), features, None, asked, layout.real.shape[1], sizes)
 
     def after(self, stage: Stage) -> Standing:
-        """Of the next one: the flattened batch that a stage leaves."""
+        """What the next stage is given: the flattened batch after `stage`."""
         width = stage.after.real.shape[1]
         starts = tuple(cell.sample * width + cell.start for cell in stage.after.cells)
         count, borders = stage.after.real.size, stage.borders
@@ -217,7 +216,7 @@ class Standing:
         return as_tensor(np.flatnonzero(self.before.text.reshape(-1)))
 
     def prompts(self, methods: Sequence[Method]) -> Prompts | None:
-        """How the samples stand, where one of these methods needs to know."""
+        """Where the samples are, if one of these methods needs to know; else None."""
         if not any(method.needs & OF_PROMPTS for method in methods):
             return None
         ends = np.where(self.asked < 0, -1, self.before.places_of(self.asked, self.columns))
@@ -240,16 +239,16 @@ Steps = Sequence[tuple[int | None, tuple[Method, ...]]]  # as CompressionConfig.
 def lay_out(
     standing: Standing, stages: Steps, left: bool = True, packed: bool = False
 ) -> tuple[tuple[Stage, ...], Standing]:
-    """The stages of a batch of prompts, up to the first whose counts hang on the features.
+    """The stages of a batch of prompts, up to the first whose counts depend on the features.
 
     Args:
-        standing: the tokens that the first of them is given.
+        standing: the tokens that the first stage is given.
         left: whether padding goes to the left, so that the last place of every sample is its last token, as generation
-            needs it.
+            requires.
         packed: lay the batch out as one row of samples, without padding.
 
     Returns:
-        the stages; the tokens that the first one beyond them is given, where there is one.
+        the stages, and the tokens that the first stage after them is given, if there is one.
     """
     out: list[Stage] = []
     for layer, methods in stages:
@@ -266,7 +265,7 @@ def lay_out(
 
 
 def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:
-    """The one stage of a batch in which nothing is merged and nothing moved: what is text for it includes padding."""
+    """The one stage of a batch in which nothing is merged or moved; its text includes the padding."""
     arrangement, columns = Arrangement.of(layout), np.arange(layout.real.size).reshape(layout.real.shape)
     text = np.flatnonzero(~layout.visual)
     rows = np.empty(layout.real.size, dtype=np.int64)
@@ -289,7 +288,7 @@ def gathered(
     left: bool,
     packed: bool,
 ) -> Stage:
-    """A stage, from its rounds, what its pieces have become, and the `count` tokens that the last round keeps."""
+    """A stage, from its rounds and from the pieces after the last of them, which keeps `count` tokens."""
     before, text, borders = standing.before, standing.text, None
     samples = _gathered(before, pieces)
     origins, empty = before.origins, len(text) + count
@@ -314,8 +313,8 @@ def gathered(
 
 
 def _gathered(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.ndarray, np.ndarray, list]]:
-    """What each sample becomes, without padding: its rows, the columns that they stand for, and of each of its cells
-    (start, tokens, the cell that it was before). Visual rows come after the batch's text rows."""
+    """The samples after a stage, without padding: the rows of each, the columns that these stand for, and for each of
+    its cells (start, tokens, the cell that it was before). Visual rows come after all text rows of the batch."""
     text, texts = before.text, int(before.text.sum())
     text_rows = np.cumsum(text).reshape(text.shape) - 1
     own: list[list[Piece]] = [[] for _ in text]
@@ -327,7 +326,8 @@ def _gathered(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.nda
 def _one_gathered(
     text: np.ndarray, text_rows: np.ndarray, pieces: Sequence[Piece], texts: int
 ) -> tuple[np.ndarray, np.ndarray, list]:
-    """One sample of _gathered(). text: [L] bool. text_rows: [L] the row of each text token. texts: in the batch."""
+    """One sample of _gathered(). text: [L] bool. text_rows: [L] the row of each text token. texts: how many text
+    tokens the batch has."""
     rows, sources, cells, at, place = [], [], [], 0, 0
     for piece in [*pieces, None]:
         end = len(text) if piece is None else piece.before.start
@@ -338,7 +338,7 @@ def _one_gathered(
             place += len(kept)
         if piece is not None:
             at = piece.before.start + piece.before.tokens
-            # A piece's tokens may be more than before (several ratios are all kept): the last stand for its last.
+            # Several ratios may leave a piece more tokens than before: the surplus stands for the piece's last column.
             tokens = sum(map(len, piece.cells))
             columns = np.arange(piece.before.start, piece.before.start + tokens)
             sources.append(columns if tokens <= piece.before.tokens else np.minimum(columns, at - 1))

@@ -1,4 +1,4 @@
-"""What a step leaves alone: all images and videos of a prompt but the first, where a method knows one alone."""
+"""What a step leaves alone: all images and videos of a prompt but the first, if its method handles only that one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def left_alone(method: Method, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], np.ndarray]:
-    """The pieces that a step groups; what those become that it leaves alone (see Method.first_only), which stand first
-    among all that it keeps; and the indices of their tokens."""
+    """The pieces that a step groups; the pieces that it leaves alone (see Method.first_only), whose tokens come first
+    among all that it keeps; and the indices of these tokens before the step."""
     if not method.first_only:
         return list(pieces), [], np.zeros(0, np.int64)
     first = first_videos([piece.before for piece in pieces])
@@ -25,7 +25,7 @@ def left_alone(method: Method, pieces: Sequence[Piece]) -> tuple[list[Piece], li
 
 
 def first_videos(cells: Sequence[Cell]) -> set[int]:
-    """Of each sample the image or video that stands first."""
+    """The first image or video of each sample."""
     found: dict[int, int] = {}
     for cell in sorted(cells, key=lambda cell: cell.start):
         found.setdefault(cell.sample, cell.video)
@@ -41,7 +41,7 @@ def later_places(standing: Arrangement) -> np.ndarray:
 
 
 def as_they_are(pieces: Sequence[Piece], at: int) -> list[Piece]:
-    """Pieces whose tokens are all kept, one after the other from index `at` on."""
+    """The pieces after a round that keeps all their tokens, one after the other from index `at` on."""
     out = []
     for piece in pieces:
         ends = at + np.cumsum([len(cell) for cell in piece.cells], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""4D attention masks [B, 1, L, L] of a compressed prompt."""
+"""4D attention masks [B, heads or 1, L, L] of a compressed prompt."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Masking:
-    """How attention is told of padding, and of what else it may not see.
+    """How attention learns which places are padding or otherwise masked.
 
     Args:
         given: the 4D mask that the model was given, or None.
-        ready: make a padded stage's 4D mask (bool, True = attend), for an attention that takes one.
-        apart: give a padded stage its segments in place of a mask, for an attention that takes them.
+        ready: make the 4D mask of a padded stage (bool, True = attend), for attention that takes one.
+        apart: give a padded stage segments instead of a mask, for attention that takes them.
     """
 
     given: torch.Tensor | None = None
@@ -22,7 +22,11 @@ class Masking:
 
 
 def causal_mask(real: torch.Tensor) -> torch.Tensor:
-    """bool, True = attend: every place sees the real ones up to itself, and padding sees itself. real: [B, L] bool."""
+    """[B, 1, L, L] bool, True = attend: every place sees the real ones up to itself, and padding also sees itself.
+
+    Args:
+        real: [B, L] bool, False at padding.
+    """
     eye = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     lower = torch.ones_like(eye).tril()
     return ((lower & real[:, None, :]) | eye)[:, None]
@@ -31,13 +35,13 @@ def causal_mask(real: torch.Tensor) -> torch.Tensor:
 def proportional_mask(
     mask: torch.Tensor | None, sizes: torch.Tensor, hidden: torch.Tensor, room: int = 0
 ) -> torch.Tensor:
-    """What attention adds to its scores so that a place of size s counts as s places: [B, heads or 1, Q, T].
+    """[B, heads or 1, Q, T] what attention adds to its scores so that a place of size s counts as s places.
 
     Args:
-        mask: bool (True = attend) or to be added, [B, heads or 1, Q, T]; T may have places that are still empty. None:
+        mask: [B, heads or 1, Q, T], bool (True = attend) or additive; T may include places that are still empty. None:
             every place sees those up to itself.
-        sizes: [B, L] int64 of the places that are there, L at most T. hidden: [B, Q, C], for shape and dtype.
-        room: how many places a cache of fixed length has; T without a mask.
+        sizes: [B, L] int64 of the places that are filled, L at most T. hidden: [B, Q, C], for shape and dtype.
+        room: how many places a cache of fixed length has: without a mask, T.
     """
     bias = sizes.to(torch.promote_types(hidden.dtype, torch.float32)).log()[:, None, None]
     if mask is None:
@@ -50,20 +54,21 @@ def proportional_mask(
 
 
 def seen_places(mask: torch.Tensor) -> torch.Tensor:
-    """[B, L] how many places each place of a mask (bool, or to be added) may see."""
+    """[B, L] how many places each place may see, by the first head of a mask (bool or additive)."""
     return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
 
 
 def picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """The rows and columns of a mask [B, 1, S, S] (bool, or to be added) that the kept tokens stand for.
+    """[B, heads or 1, L, L] the rows and columns of a mask [B, heads or 1, S, S] that the kept tokens stand for.
 
     Args:
-        sources: [B, L] column that each place stands for. real: [B, L] bool; padding sees itself.
+        mask: bool or additive.
+        sources: [B, L] the column that each place stands for. real: [B, L] bool; padding sees itself.
     """
     length = real.shape[1]
     rows = mask.gather(2, sources[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[-1]))
     picked = rows.gather(3, sources[:, None, None, :].expand(-1, mask.shape[1], length, -1))
     shut, open_ = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
-    # A row that may see nothing has no softmax.
+    # The softmax of a row that may see nothing is undefined.
     alone = ~real[:, :, None] & torch.eye(length, dtype=torch.bool, device=real.device)
     return picked.masked_fill(~real[:, None, None, :], shut).masked_fill(alone[:, None], open_)

@@ -1,10 +1,10 @@
-"""One stage's merge: its rounds are given their groups, which then apply to any tensor that stands as the tokens do.
+"""One stage's merge: finds the groups of its rounds, which can then be applied to any tensor in the tokens' order.
 
-The same code runs on the host, for methods that look at places alone, before any feature exists.
+The same code runs on the host before any feature exists, for methods that look at places alone.
 
-What a merged token holds are the original tokens that speak for its group: those whose positions it keeps (PPE, arXiv
-2510.22936). Before the first merge every token stands for itself. A merged token holds several original tokens, and a
-group of merged tokens draws from all that its members hold. See methods/positions/entries.py.
+A merged token holds the original tokens whose positions it keeps (PPE, arXiv 2510.22936). Before the first merge every
+token holds itself. When merged tokens are merged again, the new token holds some of the original tokens that they hold.
+See methods/positions/entries.py.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ppe_npu.methods.view import View
 
 @dataclass(frozen=True)
 class Tokens:
-    """What is known of R tokens, as they pass through the rounds of a stage.
+    """The data of R tokens as they pass through the rounds of a stage.
 
     Args:
         features: [R, C], or None on the host.
-        held: [R, H] int64, the original tokens that each of them holds, or None on the host.
-        places: [R, 3] (frame, row, column), where a method needs them.
-        tower: what blocks of the vision tower say of them, where a method needs it; of a merged token, what they say
-            of its representative, as with its place.
-        sizes: [R] int64, how many original tokens' features are in each, where a method needs them.
-        spots: [R] int64, where each stood before the stage in the flattened batch.
-        seen: of each field of the View that a decoder layer gives, and whether it is the layer before (see
-            Method.layer_before), the numbers of each token [R, ...]; of a merged token, those of its representative.
+        held: [R, H] int64, the original tokens that each token holds, or None on the host.
+        places: [R, 3] (frame, row, column), if a method needs them. A merged token has its representative's.
+        tower: the numbers that the vision tower's blocks give for each token, if a method needs them. A merged token
+            has its representative's.
+        sizes: [R] int64, how many original tokens' features are in each, if a method or the attention needs them.
+        spots: [R] int64, the index of each token in the flattened batch before the stage.
+        seen: [R, ...] values from a decoder layer, keyed by the View's field and by whether they are from the layer
+            before (see Method.layer_before). A merged token has its representative's.
     """
 
     features: torch.Tensor | None = None
@@ -51,12 +51,12 @@ class Tokens:
     seen: Mapping[tuple[str, bool], torch.Tensor] = field(default_factory=dict)
 
     def pick(self, pick: Callable[[torch.Tensor], torch.Tensor]) -> Tokens:
-        """The same of other tokens: pick(values [R, ...]) of each part."""
+        """The tokens that `pick` selects: pick(values [R, ...]) for each part."""
         return Tokens.together(lambda parts: pick(parts[0]), self)
 
     @staticmethod
     def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: Tokens) -> Tokens:
-        """What join([values [R, ...] of each]) makes of every part that the first of these has."""
+        """Several Tokens joined: join([values [R, ...] of each]) for each part that the first of them has."""
         made: dict[str, Any] = {}
         for name in ("features", "held", "places", "sizes", "spots"):
             if getattr(tokens[0], name) is not None:
@@ -69,10 +69,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Holding:
-    """How a merged token's positions are chosen: of `k` members, by a rule of methods/positions.
+    """How a merged token's positions are chosen: those of `k` members, by a rule of methods/positions.
 
     Args:
-        positions: [axes, originals] int64, of each original token, for rules that look at places.
+        positions: [axes, originals] int64 positions of each original token, for rules that look at them.
     """
 
     k: int
@@ -84,15 +84,15 @@ class Holding:
 def merge(
     rounds: Sequence[Round], tokens: Tokens, holding: Holding | None = None, texts: Texts | None = None
 ) -> tuple[tuple[Round, ...], Tokens]:
-    """Group the tokens of a stage; nothing is differentiated.
+    """Group the tokens of a stage; no gradient flows through this.
 
     Args:
-        tokens: their features without a gradient.
-        texts: the text beside them, where a method looks at it.
+        tokens: the tokens that the stage is given, with detached features.
+        texts: the text of their prompts, if a method looks at it.
 
     Returns:
-        the rounds with their groupings, and what is known of the tokens that the last one keeps. (Their features are
-        Round.apply's to make: they are None.)
+        the rounds with their groupings, and the tokens that the last one keeps. After a round their features are None,
+        because Round.apply computes them.
     """
     given, done = tokens, []
     for number, step in enumerate(rounds):
@@ -104,11 +104,11 @@ def merge(
 def merge_round(
     step: Round, tokens: Tokens, given: Tokens, holding: Holding | None, texts: Texts | None, last: bool
 ) -> tuple[Round, Tokens]:
-    """One round of merge(), with its groupings, and what is known of the tokens that it keeps.
+    """One round of merge(): the round with its groupings, and the tokens that it keeps.
 
     Args:
         given: the tokens that the stage was given.
-        last: whether no round comes after it, that would need their features.
+        last: whether no later round needs the features of the kept tokens.
     """
     if step.videos and not step.buckets:
         step = _segmented(step, given)
@@ -123,11 +123,11 @@ def merge_round(
 def _grouped(
     method: Method, bucket: Bucket, tokens: Tokens, holding: Holding | None, texts: Texts | None
 ) -> tuple[Bucket, Tokens]:
-    """A bucket with its groupings, one a level, and what is known of what it keeps. Parts of tokens: [F, N, ...]."""
+    """A bucket with one grouping for each level, and the tokens that it keeps. The parts of tokens are [F, N, ...]."""
     groupings: list[Grouping] = []
     kept: list[Tokens] = []
     valid = bucket.valid
-    if holding is not None and method.place == "tower":  # which gave all members of a group the same features
+    if holding is not None and method.place == "tower":  # after which the tokens of a group have equal features
         holding = replace(holding, rule=among_equals(holding.rule))
     for level, part in enumerate(method.levels or (method,)):
         if groupings:
@@ -139,7 +139,7 @@ def _grouped(
         else:
             grouping = part.group(view_of(bucket, tokens, valid, part, method, texts, level))
         groupings.append(grouping)
-        # A group's token stands where its representative stands.
+        # A merged token has the place of its representative.
         left = replace(tokens, features=None).pick(grouping.at_representatives)
         if tokens.sizes is not None:
             left = replace(left, sizes=grouping.sums(tokens.sizes))
@@ -159,11 +159,11 @@ def view_of(
     texts: Texts | None,
     level: int = 0,
 ) -> View:
-    """What a method is shown of a bucket's cells, whose parts are [F, N, ...]: beside the tokens what it needs that the
-    vision tower, a layer and the text say.
+    """The View of a bucket's cells that a method is shown: their tokens [F, N, ...], and what it needs of the vision
+    tower, a decoder layer and the text.
 
     Args:
-        part: the method that looks. method: the step that it is a level of, as a rule itself.
+        part: the method that is shown the View. method: the step that it is a level of, usually the same method.
     """
     fields = (name for need in part.needs if need in FIELDS for name in FIELDS[need])
     shown: dict[str, Any] = {name: tokens.seen[name, part.layer_before] for name in fields}
@@ -186,10 +186,10 @@ def view_of(
 
 
 def _segmented(step: Round, given: Tokens) -> Round:
-    """With the segments of its videos, by the means of their frames; the host waits for them.
+    """The round with cells for its videos' segments, found from the mean of each frame; the host waits for the device.
 
     Args:
-        given: the tokens that the stage was given, from which the videos' frames come.
+        given: the tokens that the stage was given, which contain the videos' frames.
     """
     longest = max(video.frames for video in step.videos)
     counts = np.array([video.frames for video in step.videos])

@@ -1,8 +1,9 @@
-"""The samples of a batch side by side: padded to one length, or packed.
+"""Arranges the samples of a batch: padded to one length, or packed.
 
-A packed batch is one row: every sample's tokens follow each other without padding, and attend to their own sample only.
-The whole decoder has it so: for training, where no cache is kept. The attention alone may have any batch so, as
-segments of one row that it keeps apart: kernels that are fast take no mask, but the borders of such a row.
+A packed batch is one row: the samples follow each other without padding, and a token attends to its own sample only. In
+training, where no cache is kept, the whole decoder can run on a packed batch. Attention alone can do so with any batch,
+as segments of one row that do not attend to each other, because fast kernels take the borders of such a row, but no
+mask.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 
 from ppe_npu.engine.rounds import Movable
 
-Rows = Sequence[tuple[np.ndarray, np.ndarray]]  # of each sample [l] which row stands where, and [l] their sources
-Firsts = list[tuple[int, int]]  # of each sample in which row it stands, and from which place on
+Rows = Sequence[tuple[np.ndarray, np.ndarray]]  # for each sample [l] the row at each place, and [l] their sources
+Firsts = list[tuple[int, int]]  # for each sample the row of the batch that it is in, and its first place there
 
 
 def padded_rows(samples: Rows, empty: int, left: bool) -> tuple[np.ndarray, np.ndarray, Firsts]:
-    """[B, L] rows and sources of samples that are padded with the row `empty`, on the left or on the right."""
+    """[B, L] rows, [B, L] sources and firsts of samples that are padded with the row `empty`, on the left or right."""
     length = max(len(rows) for rows, _ in samples)
     rows, sources = np.full((len(samples), length), empty), np.zeros((len(samples), length), dtype=np.int64)
     firsts = []
@@ -37,12 +38,12 @@ def padded_rows(samples: Rows, empty: int, left: bool) -> tuple[np.ndarray, np.n
 def packed_rows(
     samples: Rows, width: int, borders: tuple[int, ...] | None
 ) -> tuple[np.ndarray, np.ndarray, Firsts, tuple[int, ...]]:
-    """[1, T] rows and sources of a packed batch, and where its samples begin and end: 0, ..., T.
+    """[1, T] rows and [1, T] sources of a packed batch, firsts, and where its samples begin and end: 0, ..., T.
 
     Args:
-        samples: the batch's, or its one row where it is packed already; sources rise, or stay.
-        width: columns of what the sources point into.
-        borders: of the row that is packed already.
+        samples: the batch's samples, or its one row if it is packed already; sources never fall.
+        width: how many columns the batch has that the sources point into.
+        borders: of the samples in that batch, if it is packed already.
     """
     sources = np.concatenate([sample * width + own for sample, (_, own) in enumerate(samples)])
     ends = np.cumsum([0, *(len(own) for own, _ in samples)]).tolist()
@@ -52,20 +53,20 @@ def packed_rows(
 
 
 def numbers(borders: Sequence[int]) -> np.ndarray:
-    """[1, T] the place of each token in its sample."""
+    """[1, T] the index of each token in its sample."""
     return np.concatenate([np.arange(end - start) for start, end in itertools.pairwise(borders)])[None]
 
 
 @dataclass(frozen=True)
 class Segments(Movable):
-    """The row of segments, each attending to itself alone, that attention makes of a batch.
+    """How attention turns a batch into one row of segments, each of which attends to itself alone.
 
     Args:
         borders: where the samples begin and end in the row: 0, ..., T. On the host.
-        places: of a padded batch [T] int64, the place in [B * L] of each of the row's tokens; None: a row already.
-        tokens: of a padded batch [B * L] int64, which of the row's tokens stands in each place, T at padding.
+        places: for a padded batch [T] int64, the place in [B * L] of each of the row's tokens; None: a row already.
+        tokens: for a padded batch [B * L] int64, the index of each place's token in the row, T at padding.
 
-    A decoder may be spread over devices, whose hooks move no tensors within this.
+    row() and batch() move these tensors themselves, because the hooks of a decoder that is spread over devices do not.
     """
 
     borders: tuple[int, ...]
@@ -74,7 +75,7 @@ class Segments(Movable):
 
     @classmethod
     def of(cls, real: np.ndarray) -> Segments:
-        """Of a batch [B, L] with padding."""
+        """The segments of a padded batch. real: [B, L] bool, False at padding."""
         flat = real.reshape(-1)
         tokens = np.where(flat, flat.cumsum() - 1, flat.sum())
         return cls(borders_of(real), torch.from_numpy(flat.nonzero()[0]), torch.from_numpy(tokens))
@@ -98,7 +99,7 @@ class Unpacked:
     """A packed row as a batch that is padded on the right, for a layer that cannot keep its samples apart.
 
     Args:
-        segments: of that batch. real: [B, L] int64, 0 at padding.
+        segments: the segments of that batch. real: [B, L] int64, 0 at padding.
     """
 
     segments: Segments
@@ -106,7 +107,7 @@ class Unpacked:
 
     @classmethod
     def of(cls, borders: Sequence[int], device: torch.device) -> Unpacked:
-        """Of a row whose samples begin and end at these borders: 0, ..., T."""
+        """From the borders of the row's samples: 0, ..., T."""
         lengths = np.diff(borders)
         real = np.arange(lengths.max())[None] < lengths[:, None]
         return cls(Segments.of(real).to(device), torch.from_numpy(real).long().to(device))
@@ -121,5 +122,5 @@ class Unpacked:
 
 
 def borders_of(real: np.ndarray) -> tuple[int, ...]:
-    """Where samples begin and end in a row of their real tokens. real: [B, L] bool."""
+    """Where the samples begin and end in one row of all real tokens. real: [B, L] bool."""
     return (0, *np.cumsum(real.sum(axis=1)).tolist())

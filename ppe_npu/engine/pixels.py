@@ -1,10 +1,10 @@
 """The place "pixels": which cells of the batch's pictures go into the vision tower at all.
 
-A cell is what becomes one visual token: a square of patches. A step at the pixels chooses cells by their values, before
-the tower runs; the others are part of the group of the one that they lean on, and the tower never sees them (or not
-from one of its blocks on, where a method says so). How many of each picture are chosen is known on the host before the
-plan is made, so all that follows is laid out in advance, as ever. The host reads for that what was chosen, once;
-nothing where it is known how many that will be and none leaves later, and nothing of pixels that lie on the host.
+Here a cell is the square of patches that becomes one visual token. A step at the pixels chooses cells by their values,
+before the tower runs. Every other cell joins the group of a kept cell, and the tower never sees it (or no longer sees
+it after some block, if a method asks for that). The number of cells chosen from each picture is known on the host
+before the plan is made, so that everything after it is laid out in advance, as without such a step. For this the host
+reads the choice once, unless the pixels are on the host, or the number is known anyway and no cell leaves later.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ppe_npu.methods.positions import Rule
 from ppe_npu.methods.positions.entries import among_equals, chosen
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_LEVELS = 255  # of a pixel of 8 bits, in [0, 1]
-# What normalising in fp32 and undoing it may leave: some roundings of numbers of at most (1 - mean) / std, times std.
+_LEVELS = 255  # steps of an 8-bit pixel value in [0, 1]
+# The error of normalising in fp32 and undoing it: some roundings of numbers of at most (1 - mean) / std, times std.
 _ROUNDED = 16 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
 class PixelValues:
-    """What the numbers of pixel_values are: (value in [0, 1] - mean) / std of a picture's channels.
+    """How pixel_values were made: (value in [0, 1] - mean) / std for each channel of a picture.
 
     Args:
-        frames: how many frames a patch has, one after the other in each channel. A picture repeats itself.
-        mean, std: of each channel. scale: what a value is multiplied with afterwards, to be in [0, 1].
+        frames: how many frames a patch has, one after the other in each channel; those of a picture are copies.
+        mean, std: of each channel. scale: the factor that then brings a value to [0, 1].
     """
 
     frames: int
@@ -44,14 +44,14 @@ class PixelValues:
     scale: float = 1.0
 
     def cells(self, pixels: torch.Tensor, grid: tuple[int, int], merge_size: int) -> torch.Tensor:
-        """[H, W, D] fp32 in [0, 1], D = all values of a cell's patches, of their first frame.
+        """[H, W, D] fp32 in [0, 1], where D counts all values in the first frame of a cell's patches.
 
         Args:
             pixels: [H * W * merge_size ** 2, values of a patch] of one picture, a cell's patches one after the other.
             grid: (H, W) in cells.
 
         Raises:
-            InputError: patches that do not have these channels and frames; on the host, values that are not finite.
+            InputError: the patches do not have these channels and frames; on the host, values are not finite.
         """
         channels = len(self.mean)
         if pixels.shape[1] % (channels * self.frames):
@@ -67,7 +67,7 @@ class PixelValues:
             std, mean = (values.new_tensor(numbers)[:, None] for numbers in (self.std, self.mean))
             values = values * std + mean
         values = values if self.scale == 1 else values * self.scale
-        # Pictures have 8 bits: the same pixel is the same number, however a processor rounds when it normalises.
+        # Pictures have 8 bits: snap to levels, so that equal pixels are equal numbers however a processor rounds.
         level = (values * _LEVELS).round_().div_(_LEVELS)
         values = torch.where((values - level).abs_() <= _ROUNDED, level, values)
         return values.reshape(*grid, merge_size**2 * channels * values.shape[2])
@@ -78,10 +78,10 @@ class Chosen:
     """What a step at the pixels keeps of a batch's visual tokens, in the order of the features: all images, all videos.
 
     Args:
-        source: [V] int64, the kept token in whose group each one is; of a kept one itself. It lies on the host, or,
-            where numbers are known without it, with the pixels.
-        tokens, stay: of each frame of all images, then of all videos, how many tokens it has, and how many are kept.
-        leave: how many blocks of the vision tower run on all tokens; -1: all of them. What is not kept leaves then.
+        source: [V] int64, the kept token in whose group each token is; for a kept token itself. It is on the host, or
+            on the pixels' device if the counts are known without it.
+        tokens, stay: for each frame of all images, then of all videos, how many tokens it has, and how many are kept.
+        leave: how many blocks of the vision tower run on all tokens before the others leave; -1: all blocks.
     """
 
     source: torch.Tensor
@@ -91,26 +91,26 @@ class Chosen:
 
     @classmethod
     def read(cls, source: torch.Tensor, tokens: Sequence[int], leave: int = 0) -> Chosen:
-        """With the numbers that `source` says, which the host reads."""
+        """With the counts that follow from `source`, which the host reads."""
         source = source.cpu()
         before = np.cumsum([0, *(source.numpy() == np.arange(len(source)))])
         return cls(source, tuple(tokens), tuple(np.diff(before[np.cumsum([0, *tokens])]).tolist()), leave)
 
     @classmethod
     def of(cls, sources: Sequence[np.ndarray]) -> Chosen:
-        """Of images of one frame, by what each of them says of its own tokens, counted from 0."""
+        """From the source of each image (of one frame), in which its tokens are counted from 0."""
         starts = np.cumsum([0, *map(len, sources)])
         source = np.concatenate([own + start for own, start in zip(sources, starts)])
         return cls.read(torch.from_numpy(source), [len(own) for own in sources])
 
     @property
     def total(self) -> int:
-        """How many are kept."""
+        """The number of kept tokens."""
         return sum(self.stay)
 
     @property
     def drops(self) -> bool:
-        """Whether there is one that is not kept."""
+        """Whether any token is not kept."""
         return self.total < len(self.source)
 
     def runs_whole(self, block: int) -> bool:
@@ -118,7 +118,7 @@ class Chosen:
         return self.leave < 0 or block < self.leave
 
     def first(self, tokens: int) -> torch.Tensor:
-        """[n] int64, `places` of the first so many tokens: whole frames."""
+        """[n] int64, the part of `places` that is among the first `tokens` tokens, which must be whole frames."""
         return self.places[: int(self.counts([0], [tokens])[0])]
 
     @functools.cached_property
@@ -128,40 +128,40 @@ class Chosen:
 
     @functools.cached_property
     def places(self) -> torch.Tensor:
-        """[kept] int64, which tokens are kept, rising."""
+        """[kept] int64, the indices of the kept tokens, rising."""
         return self.kept.int().sort(descending=True, stable=True).indices[: self.total]
 
     @functools.cached_property
     def on_host(self) -> np.ndarray:
-        """[V] bool, `kept` for the host, which reads it if it lies elsewhere."""
+        """[V] bool, `kept` on the host, which reads it if it is on a device."""
         return self.kept.cpu().numpy()
 
     @property
     def labels(self) -> torch.Tensor:
-        """[V] int64, in which kept one's group each token is, the first kept one's being 0."""
+        """[V] int64, the group of each token: the index of its source among the kept tokens."""
         return (self.kept.cumsum(0) - 1)[self.source]
 
     def counts(self, starts: Sequence[int] | np.ndarray, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """How many are kept of each run of whole frames, which start at these tokens and have so many."""
+        """How many tokens are kept of each run of whole frames, given each run's first token and number of tokens."""
         ends, kept = (np.cumsum([0, *sizes]) for sizes in (self.tokens, self.stay))
         first = np.asarray(starts, np.int64)
         begin, end = (np.searchsorted(ends, place) for place in (first, first + np.asarray(tokens, np.int64)))
         return kept[end] - kept[begin]
 
     def held(self, k: int, rule: Rule, positions: torch.Tensor) -> torch.Tensor:
-        """[kept, k] int64, which tokens speak for each group, or [kept, axes * k]: see members().
+        """[kept, k] int64, the tokens whose positions each group keeps, or [kept, axes * k]: see members().
 
         Args:
-            rule: as members(), among equals: what cells are dropped for is that they are alike.
-            positions: [axes, V] int64, of every visual token.
+            rule: as in members(); taken among equals, because cells are dropped for being alike.
+            positions: [axes, V] int64 positions of every visual token.
         """
         known = {"positions": positions, "representatives": self.places[None]}
         return chosen(among_equals(rule), k, self.labels[None], None, self.total, **known)[0]
 
 
 def leave_after(method: Method) -> int:
-    """How many blocks of the vision tower run on all cells before those leave that a method drops; -1: all blocks; 0:
-    they never enter it, or the method does not stand at the pixels."""
+    """How many blocks of the vision tower run on all cells before those that a method drops leave; -1: all blocks; 0:
+    they never enter the tower, or the method is not at the pixels."""
     return getattr(method, "leave_after", 0) if method.place == "pixels" else 0
 
 
@@ -173,10 +173,10 @@ def choose(
     values: PixelValues,
     merge: int,
 ) -> Chosen:
-    """Choose cells of all pictures of a batch. The host reads the answer, once, where it hangs on it how many are kept.
+    """Choose cells of all pictures of a batch. The host reads the choice, once, if the method has late counts.
 
     Args:
-        method: with place "pixels".
+        method: a method at the pixels.
         pixels: [patches, values of a patch] of all images, as the model is given them; None without any.
         images, videos: (frames, rows, columns) of each, in cells. Videos stay as they are.
         merge: patches along the side of a cell.

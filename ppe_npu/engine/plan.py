@@ -1,8 +1,8 @@
-"""A prompt's plan: all that is known of it before the vision tower has run.
+"""A prompt's plan: everything about it that is known before the vision tower has run.
 
-It is made on the host, and copied to the device before the tower is started: uploads make the host wait for the
-device's queue, and nothing between the tower and the first decoder layer shall wait. Where counts hang on the features
-(late.py) it ends early, and grows as the stages are laid out.
+It is made on the host and copied to the device before the tower starts, because uploads make the host wait for the
+device's queue, and nothing between the tower and the first decoder layer should wait. If counts depend on the features
+(late.py), the plan ends before the first such stage and grows as the stages are laid out.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from ppe_npu.inspect.tower_work import TowerReport
 
 @dataclass
 class PromptPlan(Movable):
-    """A batch of prompts before compression.
+    """The plan of a batch of prompts.
 
     Args:
-        layout: where the prompt's tokens stand.
+        layout: where the tokens of the prompts are.
         stages: the one before the decoder, then one for each layer on whose entry tokens are merged.
-        positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then those of padding, 0.
-        visual: [V] index in the flattened [B * S] of each feature: of all images, then of all videos. V is how many the
-            vision tower makes: fewer than there are visual tokens, where a step at the pixels chose some.
+        positions: [axes, B * S + 1] (t, h, w) of every token of the prompt, then 0 for padding.
+        visual: [V] index of each feature in the flattened [B * S]: all images, then all videos. V is the number of
+            features that are merged, which is less than the number of visual tokens if a step at the pixels drops some.
         following: [B] the position after each sample's largest.
-        deltas: [B, 1] by how much that is more than the sample's tokens (transformers' rope_deltas).
-        places: [V, 3] (frame, row, column) of each feature in its image or video, where a method on the device needs
+        deltas: [B, 1] `following` minus the number of the sample's tokens (transformers' rope_deltas).
+        places: [V, 3] (frame, row, column) of each feature in its image or video, if a method on the device needs
             them; else None.
-        watch: time spent on the plan, uploading it among it.
-        tower_order: [V] where each feature stands in the vision tower, where a method looks at its blocks and these
-            stand otherwise (engine/tower.py).
-        ahead: what is not laid out yet, or None.
-        chosen: which visual tokens the vision tower is given; None: all.
-        in_tower: what the vision tower took, once it has run, where a method works inside it.
-        held: [V, K] index in the flattened [B * S] of the tokens that speak for each feature (as members() has them);
-            None: itself.
-        as_given: whether the output stands as the prompt does.
+        watch: time spent on the plan, including its upload.
+        tower_order: [V] index of each feature in the vision tower, if a method looks at the tower's blocks and the
+            features have another order there (engine/tower.py); else None.
+        ahead: the stages that are not laid out yet, or None.
+        chosen: which visual tokens a step at the pixels keeps; None: all.
+        in_tower: the work of the vision tower, once it has run, if a method works inside it.
+        held: [V, K] index in the flattened [B * S] of the tokens whose positions each feature keeps (as members()
+            returns them); None: its own.
+        as_given: whether the output has the layout of the prompt.
         samples: rows of the batch in the decoder.
-        known: of a plan that has grown, how many stages it had before the features were, and what was ahead of them.
+        known: for a plan that has grown, its number of stages and its `ahead` before there were features.
     """
 
     layout: PromptLayout
@@ -88,7 +88,7 @@ class PromptPlan(Movable):
         """From host arrays; positions: [axes, B, S], following: [B].
 
         Args:
-            holding: how the positions of what the vision tower is not given are kept, with `chosen`.
+            holding: with `chosen`, how a kept token's positions are chosen among those of the tokens it stands for.
         """
         positions = np.pad(positions.reshape(len(positions), -1), ((0, 0), (0, 1)))
         deltas = (following - layout.real.sum(axis=1))[:, None]
@@ -109,8 +109,8 @@ class PromptPlan(Movable):
         return cls(*given, held=held, as_given=as_given, samples=samples)
 
     def find_places(self) -> None:
-        """Find the groups of methods that look at places alone, as far as places are known on the host; and the places
-        themselves, if a later method will have to find its own on the device. To be asked before anything is copied."""
+        """Group the tokens for methods that look at places alone, as far as the host knows the places, and set `places`
+        if a later method needs them on the device. Must be called before the plan is copied to a device."""
         ahead = [] if self.ahead is None else [method for _, methods in self.ahead.stages for method in methods]
         every = feature_places(self.layout)
         places = first = as_tensor(every if self.chosen is None else every[self.chosen.on_host])
@@ -120,7 +120,7 @@ class PromptPlan(Movable):
             later = stage.rounds[len(blind) :]
             rounds, kept = merge(blind, Tokens(places=places))
             out.append(replace(stage, rounds=(*rounds, *later)))
-            if later:  # from here on only the device knows what stands where
+            if later:  # from here on only the device knows which token is where
                 out += self.stages[number + 1 :]
                 ahead += [step.method for step in later]
                 ahead += [step.method for after in out[number + 1 :] for step in after.rounds]
@@ -132,7 +132,7 @@ class PromptPlan(Movable):
         self.places = first if any("places" in method.needs for method in ahead) else None
 
     def on(self, device: torch.device) -> PromptPlan:
-        """The plan on a device; copied when first asked for. On a CPU it is there already."""
+        """The plan on a device, copied at the first call; on a CPU, outside torch.compile, the plan itself."""
         if devices.asks_freely(device):
             return self
         if device not in self._copies:
@@ -142,7 +142,7 @@ class PromptPlan(Movable):
         return self._copies[device]
 
     def forget(self) -> None:
-        """Forget the stages that were laid out by the features of a pass before."""
+        """Drop the stages that were laid out from the features of an earlier pass."""
         assert self.known is not None, "a plan that has not grown has nothing to forget"
         stages, ahead = self.known
         for plan in (self, *self._copies.values()):
@@ -150,7 +150,7 @@ class PromptPlan(Movable):
         self._look_ahead(ahead)
 
     def grow(self, stages: Sequence[Stage], ahead: Ahead | None) -> None:
-        """With stages that have been laid out by now."""
+        """Append stages that have now been laid out. `ahead`: those that still are not, or None."""
         self.known = self.known or (len(self.stages), self.ahead)
         self.stages += tuple(stages)
         for device, plan in self._copies.items():
@@ -164,25 +164,25 @@ class PromptPlan(Movable):
 
     @property
     def unsettled(self) -> Ahead:
-        """`ahead` of a plan that is asked for a stage beyond those laid out."""
+        """`ahead`, which cannot be None if a stage beyond those laid out is needed."""
         assert self.ahead is not None, "nothing comes after the last stage"
         return self.ahead
 
     def before(self, stage: int) -> Stage | Ahead:
-        """What says how text and samples stand before a stage: the stage itself, or what is ahead, of the first that is
-        not laid out yet."""
+        """The object whose `text` and `prompts` describe the batch before a stage: the Stage itself, or Ahead for the
+        first one that is not laid out yet."""
         return self.stages[stage] if stage < len(self.stages) else self.unsettled
 
     @property
     def last(self) -> Arrangement:
-        """How tokens stand in the output."""
+        """The arrangement of the output's tokens."""
         return self.stages[-1].after
 
     def labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """[B, S] labels -> [B, L] of the output: text labels follow their tokens; all else is ignored.
+        """[B, S] labels -> [B, L] labels of the output: labels of text move with their tokens; all others are ignored.
 
-        A sample's first label is ignored, too, where a place before it would have to predict it: padding on the left,
-        or in a packed batch the end of another sample. Where nothing moved all labels stay.
+        A sample's first label is ignored, too, if another place would have to predict it: padding on the left, or the
+        end of another sample in a packed batch. If nothing was moved, all labels stay.
         """
         if labels.shape != self.layout.real.shape:
             given, wanted = list(labels.shape), list(self.layout.real.shape)
@@ -196,7 +196,7 @@ class PromptPlan(Movable):
 
     @property
     def text_columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of every place of the output [B, L]: whether it is text whose label counts, and its column in the prompt."""
+        """[B, L] bool, True at text of the output whose label counts, and [B, L] each place's column in the prompt."""
         text, borders = self.last.text.copy(), self.stages[-1].borders
         text[:, 1:] &= self.last.real[:, :-1]
         if borders is not None:
@@ -205,8 +205,8 @@ class PromptPlan(Movable):
 
     @property
     def places_of_columns(self) -> np.ndarray:
-        """[B, S] where every column of the prompt stands in the flattened output [B * L], B * L where nothing of it is
-        left: text in its own column, what is left of an image or video at the end of its run."""
+        """[B, S] index in the flattened output [B * L] for each column of the prompt, B * L where the output has
+        nothing for it. Text has its own column; the kept tokens of an image or video are at the end of its run."""
         last, width = self.last, self.last.real.shape[1]
         places = np.full(self.layout.real.shape, last.real.size)
         sample, place = np.nonzero(last.text)
@@ -221,7 +221,7 @@ class PromptPlan(Movable):
 
     @property
     def counted(self) -> np.ndarray:
-        """[B, S] bool, the columns of the prompt whose labels count: text that follows a token of its sample."""
+        """[B, S] bool, the columns of the prompt whose labels count: text right after a column that the output has."""
         text = self.layout.real & ~self.layout.visual
         text[:, 0] = False
         text[:, 1:] &= (self.places_of_columns < self.last.real.size)[:, :-1]
@@ -231,7 +231,7 @@ class PromptPlan(Movable):
 def feature_places(layout: PromptLayout) -> np.ndarray:
     """[V, 3] (frame, row, column) of every visual token in its image or video, in the features' order."""
     places = np.zeros((int(layout.visual.sum()), 3), dtype=np.int64)
-    frames: dict[tuple[str, int], int] = {}  # of each image or video so far: a video's frames may stand apart
+    frames: dict[tuple[str, int], int] = {}  # of each image or video so far: text may separate a video's frames
     for span in layout.spans:
         first = frames.get((span.modality, span.source), 0)
         frames[span.modality, span.source] = first + span.grid[0]

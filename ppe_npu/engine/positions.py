@@ -1,7 +1,7 @@
-"""Positions of a prompt's tokens, and the axes that a rotary embedding's channels are given to.
+"""Positions of a prompt's tokens, and the axes to which a rotary embedding's channels belong.
 
-A rotary embedding with sections (M-RoPE) gives every channel of the half head dim to one of the axes t, h, w; a plain
-one has one axis.
+In a rotary embedding with sections (M-RoPE) every channel of half a head belongs to one of the axes t, h, w; a plain
+one has a single axis.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ def prompt_positions(
     kept: np.ndarray | None = None,
     behind_time: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; of a decoder with one axis, its place in the text.
+    """(t, h, w) of every token, numbered as Qwen2.5-VL was trained; with one axis, the token's index in its sample.
 
-    Text counts up by one on all three axes; a visual token stands at its frame, row and column, counted from the
-    position after the text before it; text after a span goes on at the span's max(t, h, w) + 1.
+    Text counts up by one on all three axes; a visual token has its frame, row and column, counted from the position
+    after the text before it; text after a span continues at the span's max(t, h, w) + 1.
 
     Args:
         start: [B] first position of each sample (of a prompt that continues a cache); 0 if None.
         axes: 3, or 1 for a plain rotary embedding.
-        kept: [V] bool, of which visual tokens (in the order of the features) the max(t, h, w) counts; None: of all. A
-            span of which none counts takes no place: text goes on where it began.
-        behind_time: False: text goes on at max(h, w) + 1, whatever the time, see VisionTokens.text_behind_time.
+        kept: [V] bool, the visual tokens (in the order of the features) that max(t, h, w) is taken over; None: all.
+            After a span that has none of them, text continues where the span began.
+        behind_time: if False, text continues at max(h, w) + 1, whatever t is, see VisionTokens.text_behind_time.
 
     Returns:
         positions: [axes, B, S] int64, 0 at padding.
@@ -60,7 +60,7 @@ def _number(
     kept: np.ndarray | None,
     behind_time: bool,
 ) -> int:
-    """Write one sample's positions [3, S] from `following` on; the position after its largest."""
+    """Write one sample's positions [3, S], which start at `following`; return the position after the largest."""
     at, largest = 0, following
     for visual in [*spans, None]:
         end = len(real) if visual is None else visual.start
@@ -81,14 +81,14 @@ def _number(
 
 
 def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """[axes, B, S] of positions as transformers takes them: [B, S] or [1, B, S] for all axes alike, [axes, B, S], or
-    [1 + axes, B, S], whose first row are places in the text. B may be 1 for a batch of more.
+    """[axes, B, S] from positions as transformers takes them: [B, S] or [1, B, S] for all axes alike, [axes, B, S], or
+    [1 + axes, B, S], whose first row has the positions of text. A B of 1 is expanded to the batch.
 
     Args:
         shape: (B, S).
 
     Raises:
-        InputError: another shape.
+        InputError: the positions have another shape.
     """
     rows = given[None] if given.ndim == 2 else given
     rows = rows.expand(axes, -1, -1) if rows.ndim == 3 and len(rows) == 1 else rows
@@ -102,7 +102,7 @@ def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> tor
 
 
 def grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
-    """[3, tokens] positions of a span counted from 0. A frame's time is its second times tokens_per_second, cut."""
+    """[3, tokens] positions of a span, counted from 0. A frame's t is its second times tokens_per_second, truncated."""
     frames, height, width = span.grid
     time = np.arange(frames)
     if vision.tokens_per_second is not None:
@@ -114,20 +114,20 @@ def grid_positions(span: Span, vision: VisionTokens) -> np.ndarray:
 
 
 def axes_of(channels: Sequence[int]) -> int:
-    """How many axes the channels are given to: 3 (t, h, w), or 1."""
+    """The number of axes to which the channels belong: 3 (t, h, w), or 1."""
     return max(channels) + 1
 
 
 def most_positions(channels: Sequence[int]) -> int:
-    """The largest K: as many kept positions as the axis with the fewest channels can rotate by."""
+    """The largest possible K: the number of channels of the axis that has the fewest."""
     return min(list(channels).count(axis) for axis in range(axes_of(channels)))
 
 
 def check_channels(k: int, channels: Sequence[int]) -> None:
-    """Raise InputError where K is more than an axis has channels: then some kept position would rotate nothing.
+    """Raise InputError if K is more than an axis has channels, because some kept position would then rotate nothing.
 
     Args:
-        channels: the axis of each channel of the half head dim.
+        channels: the axis of each channel of half a head.
     """
     sections = [list(channels).count(axis) for axis in range(axes_of(channels))]
     if k > min(sections):
@@ -139,15 +139,15 @@ def check_channels(k: int, channels: Sequence[int]) -> None:
 
 
 def contiguous_channels(sections: Sequence[int]) -> tuple[int, ...]:
-    """The axis of each channel where the sections of t, h and w follow each other (Qwen2-VL, section 2.1)."""
+    """The axis of each channel if the sections of t, h and w are contiguous (Qwen2-VL, section 2.1)."""
     return tuple(axis for axis, section in enumerate(sections) for _ in range(section))
 
 
 def interleaved_channels(sections: Sequence[int], half: int | None = None) -> tuple[int, ...]:
-    """The axis of each channel where t, h, w take turns until h and w have their sections (Qwen3-VL, section 2.1).
+    """The axis of each channel if t, h, w alternate until h and w have all of theirs (Qwen3-VL, section 2.1).
 
     Args:
-        half: how many channels there are, whatever the sections' sum: t has what is left. None: that sum.
+        half: the number of channels, of which t has all that h and w do not take; None: the sum of the sections.
     """
     turns = range(sum(sections) if half is None else half)
     return tuple(c % 3 if c % 3 and c < 3 * sections[c % 3] else 0 for c in turns)

@@ -14,8 +14,8 @@ from ppe_npu.methods.ipcv import IPCV, Leaving
 
 @dataclass
 class Rebuilding(TowerPass):
-    """Between blocks its tensor has as many rows as ever: those that stay, then of each other one by how much it is
-    more than its neighbours (see Leaving).
+    """Between blocks the tensor keeps its number of rows: first the rows that stay, then for each other row its
+    difference from the mean of its neighbours (see Leaving).
 
     Args:
         patches: [P] int64, the rows of the patches that compete, one pool after the other; all others (a tile's class
@@ -54,11 +54,11 @@ class Rebuilding(TowerPass):
         self.note(number, block, (asked, kept, pairs), spared=0 if alone else block.spares_queries * (asked - kept))
 
     def _stable(self, number: int) -> bool:
-        """Whether the rows that have left are keys and values of a block, too."""
+        """Whether the rows that have left are still keys and values in this block."""
         return number < self.method.prune_block + self.method.stabilized_blocks
 
     def _kept(self, number: int, block: Block, rows: torch.Tensor, leaving: Leaving) -> torch.Tensor:
-        """[n, C] what a block makes of the rows that stayed."""
+        """[n, C] a block's output for the rows that stayed."""
         stable = self._stable(number)
         borders = self.borders(block.segments(), alone=not stable)
         if not stable and number not in self.seen:
@@ -81,11 +81,11 @@ class Rebuilding(TowerPass):
         return self._leaving
 
     def borders(self, borders: Sequence[int], alone: bool) -> list[int]:
-        """Where the segments between these borders end among the rows that stayed. The host waits for the device once
-        for all borders and blocks.
+        """The borders of these segments among the rows that stayed. The host waits for the device once for all borders
+        and blocks.
 
         Args:
-            alone: whether the rows attend to each other alone, and not to all.
+            alone: whether these rows attend only to each other, and not to all rows.
         """
         assert self._leaving is not None, "rows have left"
         key = (*borders, alone)

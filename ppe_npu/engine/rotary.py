@@ -1,9 +1,9 @@
 """The rotary embedding of a compressed decoder: one table for all layers, from any number of position rows.
 
-A merged token that keeps K positions splits the channels of each axis into K runs, as even as they go: run j is rotated
-by the j-th kept position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R = axes or axes * K,
-row = axis * K + j, and channel c of the half head dim reads one row r(c), as does its partner in the other half: the
-table cos/sin is [B, S, D] whatever K is, and all layers share it.
+For a merged token that keeps K positions, the channels of each axis are split into K runs of nearly equal length, and
+run j is rotated by the j-th kept position (PPE, arXiv 2510.22936, section 3). So positions are [R, B, S] rows, R = axes
+or axes * K, row = axis * K + j. Channel c of half a head reads one row r(c), as does its partner in the other half, so
+that the table of cos and sin is [B, S, D] for any K, and all layers share it.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from ppe_npu.engine.positions import HALVES, NEIGHBOURS, axes_of, check_channels
 from ppe_npu.errors import InputError
 from ppe_npu.methods.positions.base import MEAN_ANGLE, RUNS
 
-_PLACES = 64  # at which tables are compared: beyond them a channel's angle is no longer its own
+_PLACES = 64  # positions at which tables are compared; the error that is allowed grows with the largest
 _TRIES = 3
-GROWING = "dynamic"  # the rope_type whose frequencies hang on the largest position, where it is beyond the known ones
-_HOOKED = ("_hf_hook", "_old_forward")  # accelerate's, of the module that it has hooked: it takes both back there
+GROWING = "dynamic"  # the rope_type whose frequencies depend on the largest position if that exceeds the trained ones
+_HOOKED = ("_hf_hook", "_old_forward")  # set by accelerate on a module that it hooks, and later removed there
 
 
 def held_rows(positions: torch.Tensor, held: torch.Tensor, by_axis: bool) -> torch.Tensor:
-    """The rows [R, B, L] of tokens by the original ones that they hold: R = axes * K.
+    """[R, B, L] position rows of tokens, from the original tokens that they hold; R = axes * K.
 
     Args:
         positions: [axes, originals].
-        held: [B, L, K] int64; `by_axis`: [B, L, axes * K], where it is not of width 1.
+        held: [B, L, K] int64; with `by_axis` [B, L, axes * K], unless its width is 1.
     """
     if by_axis and held.shape[-1] > 1:
         own = held.chunk(len(positions), dim=-1)
@@ -37,9 +37,9 @@ def held_rows(positions: torch.Tensor, held: torch.Tensor, by_axis: bool) -> tor
 
 
 def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
-    """The row that each channel of the half head dim reads: an axis' channels, in their order, are split in K runs.
+    """The row that each channel of half a head reads: the channels of an axis, in order, are split into K runs.
 
-    Runs are as even as they go (as np.array_split cuts): of n channels the first n % K runs have one more.
+    Runs are as even as possible (split as by np.array_split): of n channels, the first n % K runs have one more.
 
     Args:
         rows: R = axes * K.
@@ -71,11 +71,11 @@ def rotary_table(
         rows: [R, B, S] positions.
         inv_freq: [D / 2] fp32, radians per position.
         channels: the axis of each of the D / 2 channels.
-        pairs: which two of D each of them turns: "halves", c and c + D / 2; "neighbours", 2 c and 2 c + 1.
-        table: what it makes of several positions on an axis, see methods.positions.base.Rule.
+        pairs: which two of the D entries channel c rotates: "halves", c and c + D / 2; "neighbours", 2 c and 2 c + 1.
+        table: how several positions on an axis are combined, see methods.positions.base.Rule.
 
     Returns:
-        cos, sin: [B, S, D] fp32, the two of each pair alike.
+        cos, sin: [B, S, D] fp32, equal for the two entries of a pair.
     """
     inv_freq = inv_freq.float()
     if table == RUNS:
@@ -99,8 +99,8 @@ def _angles(rows: torch.Tensor, channels: Sequence[int], inv_freq: torch.Tensor)
 def _mean_rotation(
     rows: torch.Tensor, channels: Sequence[int], inv_freq: torch.Tensor, unit: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos, sin [B, S, D / 2] of the mean of the rotations by K positions, each position that repeats another counted
-    once. `unit`: at length 1; where they cancel each other, of the first one."""
+    """[B, S, D / 2] cos and sin of the mean of the rotations by K positions, where repeated positions count once.
+    unit: scale the mean to length 1; where the rotations cancel out, take the first one."""
     own = rows.unflatten(0, (axes_of(channels), -1)).transpose(0, 1)  # [K, axes, B, S]
     earlier = torch.ones(len(own), len(own), dtype=torch.bool, device=rows.device).tril(-1)
     repeated = ((own[:, None] == own[None]).all(2) & earlier[:, :, None, None]).any(1)
@@ -111,7 +111,7 @@ def _mean_rotation(
     if not unit:
         return cos, sin
     length = torch.hypot(cos, sin)
-    told = length > len(own) * torch.finfo(torch.float32).eps  # what K terms of size 1 round to
+    told = length > len(own) * torch.finfo(torch.float32).eps  # the rounding error of K terms of size 1
     length = torch.where(told, length, 1)
     return torch.where(told, cos / length, first.cos()), torch.where(told, sin / length, first.sin())
 
@@ -123,7 +123,7 @@ def _channel_lookup(rows: int, channels: tuple[int, ...], device: torch.device) 
 
 
 class _RotaryEmbedding(Protocol):
-    """What RowRotaryEmbedding needs of transformers' module."""
+    """The part of transformers' module that RowRotaryEmbedding needs."""
 
     inv_freq: torch.Tensor
     attention_scaling: float
@@ -132,19 +132,19 @@ class _RotaryEmbedding(Protocol):
 
 
 class RowRotaryEmbedding(torch.nn.Module):
-    """Rotary table from position rows [R, B, S], R = axes * K, with the frequencies of the module that it replaces.
+    """Makes the rotary table from position rows [R, B, S], R = axes * K, with the frequencies of the replaced module.
 
-    It has that module's buffers, settings and methods under their own names, for who reads frequencies or sets them
-    anew; the names of a model's modules and buffers stay what they were.
+    It has that module's buffers, settings and methods under the same names, for code that reads or sets frequencies;
+    the names of the model's modules and buffers do not change.
 
     Args:
         original: transformers' module. channels: the axis of each channel of half a head.
-        pairs: which channels are turned together, see rotary_table.
-        table: what several positions on an axis make of it, see rotary_table.
+        pairs: which entries are rotated together, see rotary_table.
+        table: how several positions on an axis are combined, see rotary_table.
 
     Raises:
-        InputError: a module that gives another table for the same positions: then the family's statement of its
-            channels or pairs is wrong for it, and every output would be, too.
+        InputError: the module gives another table for the same positions. Then the family states wrong channels or
+            pairs for it, and every output would be wrong, too.
     """
 
     inv_freq: torch.Tensor
@@ -157,11 +157,11 @@ class RowRotaryEmbedding(torch.nn.Module):
             vars(self)[name] = vars(original)[name]
         others = [name for name in dir(original) if not hasattr(self, name) and name not in _HOOKED]
         vars(self).update({name: getattr(original, name) for name in others})
-        vars(self)["original"] = original  # no submodule
+        vars(self)["original"] = original  # not as a submodule
         self.channels = channels
         self.pairs = pairs
         self.table = table
-        # What is stated wrongly is wrong every time; in one process, once, the tables were apart (docs/log.md).
+        # Wrong channels or pairs differ at every try. The retry is for one unexplained difference (docs/log.md).
         for _ in range(_TRIES):
             theirs, positions = _table_of(original, channels)
             if _agrees(original, channels, pairs, theirs, positions):
@@ -172,14 +172,14 @@ class RowRotaryEmbedding(torch.nn.Module):
                 f"{[channels.count(axis) for axis in range(axes_of(channels))]}, turned by {pairs}): it is not "
                 "supported, its outputs would be wrong"
             )
-        # Until 5.3 or so transformers wants a table for each axis, of which each layer takes parts.
+        # Up to about version 5.3 transformers expects a table for each axis, of which each layer takes parts.
         self.axes = len(theirs[0]) if theirs[0].ndim == 4 else None
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos, sin: [B, S, D] in the dtype of x (or a view [3, B, S, D] of it for older transformers)."""
         if getattr(self, "rope_type", None) == GROWING:
-            # transformers' own module sets its buffer of frequencies, which is this one's, too.
+            # transformers' module updates its buffer of frequencies, which this module shares.
             largest = position_ids.amax().view(1, 1)
             self.original(x[:1, :1], largest if axes_of(self.channels) == 1 else largest.expand(3, 1, 1))
         inv_freq, scaling = self.inv_freq.to(position_ids.device), self.attention_scaling
@@ -193,7 +193,7 @@ class RowRotaryEmbedding(torch.nn.Module):
 def _table_of(
     original: _RotaryEmbedding, channels: tuple[int, ...]
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """transformers' table at places that differ by axis, and these [axes, 1, P]."""
+    """transformers' table at positions that differ by axis, and [axes, 1, P] these positions."""
     inv_freq = original.inv_freq
     places = torch.arange(_PLACES, device=inv_freq.device)
     positions = torch.stack([places.roll(axis) for axis in range(axes_of(channels))])[:, None]
@@ -209,7 +209,7 @@ def _agrees(
     table: tuple[torch.Tensor, torch.Tensor],
     positions: torch.Tensor,
 ) -> bool:
-    """Whether transformers' table at these positions is ours, within the roundings of the angle, its cosine and the
+    """Whether transformers' table at these positions equals ours, up to rounding of the angle, its cosine and the
     scale."""
     if table[0].is_meta:
         return True

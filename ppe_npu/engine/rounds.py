@@ -1,7 +1,7 @@
-"""One step's work on a batch: which tokens make which cells, and how many each cell keeps.
+"""One step's work on a batch: which tokens make which cells, and how many tokens each cell keeps.
 
-A Round takes the R tokens that stand at a stage, or that the round before it kept, and keeps G of them. Its cells are
-gathered in buckets of like size, so that a method is asked once for many cells.
+A Round takes the R tokens that a stage is given, or that the round before it kept, and keeps G of them. Its cells are
+gathered in buckets of similar size, so that a method is called once for many cells.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class Movable:
-    """A dataclass whose tensors travel. NumPy arrays, numbers and methods stay where they are."""
+    """A dataclass whose tensors can be moved to a device. NumPy arrays, numbers and methods stay as they are."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # of its subclasses, all of them dataclasses
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]  # set by subclasses, all of which are dataclasses
 
     def to(self, device: torch.device):
-        """The same with its tensors on another device."""
+        """A copy with its tensors on another device."""
         values = {field.name: _moved(getattr(self, field.name), device) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **values)
 
@@ -42,28 +42,27 @@ def _moved(part, device: torch.device):
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device. An upload of pageable memory makes the host wait for the device's queue, so it is done
-    before the vision tower is started."""
+    """The tensor on the device. Uploads make the host wait for the device's queue: do them before the vision tower."""
     return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Bucket(Movable):
-    """Cells of like size.
+    """Cells of similar size.
 
     Args:
-        tokens: [F, N] int64, index of each token among those of the round; 0 where a cell has no such token.
+        tokens: [F, N] int64, index of each token among the round's tokens; 0 where a cell has no such token.
         valid: [F, N] bool, or None if every cell has N tokens.
-        num_kept: of each level (as a rule one, see Method.levels) [F] int64, how many tokens each cell keeps.
-        most: of each level the largest of them.
-        kept: [G] index of each kept token in [F, all levels' largest numbers], flattened: a cell's tokens of the first
-            level, of the second, ..., then those of the next cell. None: all of them.
-        first: the index of the first token, where all of them follow each other in order; else None.
-        cells: [F] on the host, which of the round's cells these are.
+        num_kept: for each level (usually one, see Method.levels) [F] int64, how many tokens each cell keeps.
+        most: for each level the largest number of tokens that a cell keeps.
+        kept: [G] index of each kept token in the flattened [F, sum of `most`]: a cell's tokens of the first level, of
+            the second, ..., then those of the next cell. None: all of them.
+        first: the index of the first token if the tokens are consecutive and in order; else None.
+        cells: [F] on the host, the index of each cell among the round's cells.
         whole: whether every cell keeps all its tokens.
-        least: of each level the smallest number of tokens that a cell keeps.
-        frames, frame_tokens: as View, where cells are whole images or videos.
-        groupings: of each level, once they are known.
+        least: for each level the smallest number of tokens that a cell keeps.
+        frames, frame_tokens: as in View, if the cells are whole images or videos.
+        groupings: one for each level, once they are known.
     """
 
     tokens: torch.Tensor
@@ -88,7 +87,7 @@ class Bucket(Movable):
         cells: np.ndarray,
         frames: np.ndarray | None = None,
     ) -> Bucket:
-        """From host arrays; num_kept: [levels, F]; frames: [F, 2], as frames_of()."""
+        """From host arrays; num_kept: [levels, F]; frames: [F, 2], as frames_of() returns them."""
         slots = np.concatenate([np.arange(row.max()) < row[:, None] for row in num_kept], axis=1)
         flat = tokens.reshape(-1)
         follow = valid is None and (flat == flat[0] + np.arange(len(flat))).all()
@@ -106,7 +105,7 @@ class Bucket(Movable):
         )
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
-        """The bucket's rows of [R, ...]: [F, N, ...]; not a copy where they follow each other."""
+        """The bucket's rows of values [R, ...]: [F, N, ...]; not a copy if the rows are consecutive."""
         shape = (*self.tokens.shape, *values.shape[1:])
         if self.first is not None:
             return values[self.first : self.first + self.tokens.numel()].view(shape)
@@ -133,9 +132,9 @@ class Video:
 
     Args:
         first: index of its first token among those that the stage is given.
-        frames, frame_tokens: its size there.
+        frames, frame_tokens: how many frames it has there, and how many tokens a frame has.
         cells: [frames, m] index of each frame's tokens among those that the round is given.
-        segments: how many segments. tokens: how many tokens they keep in all.
+        segments: the number of segments. tokens: how many tokens they keep in all.
     """
 
     first: int
@@ -151,11 +150,11 @@ class Round(Movable):
     """One step of a stage. It keeps, in this order, the tokens that it leaves alone and what its cells become.
 
     Args:
-        method: the step's.
-        buckets: its cells; of a step that gathers frames into segments, once these are known.
-        rest: [P] index of each token that it leaves alone, or None where there is none.
-        order: [G] which of the buckets' kept tokens stands where, or None: as they are.
-        videos: those whose frames are gathered into segments.
+        method: the step's method.
+        buckets: its cells; empty until the segments are known, if the step gathers frames into segments.
+        rest: [P] index of each token that it leaves alone, or None if there is none.
+        order: [G] indices that put the buckets' kept tokens in order; None: they are in order.
+        videos: the videos whose frames are gathered into segments.
     """
 
     method: Method
@@ -166,7 +165,7 @@ class Round(Movable):
 
     @property
     def single(self) -> bool:
-        """Whether the host knows that every token that it keeps holds the features of one alone."""
+        """Whether the host knows that every kept token has the features of one input token."""
         return all(bucket.whole or all(made.alone for made in bucket.groupings) for bucket in self.buckets)
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -174,18 +173,18 @@ class Round(Movable):
         return self.joined(tokens, [bucket.apply(tokens) for bucket in self.buckets])
 
     def joined(self, given: torch.Tensor, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What is left alone of [R, ...], and what each bucket keeps [G, ...]: [P + G, ...]."""
+        """[P + G, ...] the tokens of `given` [R, ...] that are left alone, then those that the buckets keep."""
         kept = parts[0] if len(parts) == 1 else torch.cat(list(parts)) if parts else given[:0]
         kept = kept if self.order is None else kept.index_select(0, self.order)
         if self.rest is None:
             return kept
-        # A token that stands for itself alone repeats itself where others hold several.
+        # Tokens that hold one original each are repeated to the width of those that hold several.
         return torch.cat([given.index_select(0, self.rest).expand(-1, *kept.shape[1:]), kept])
 
     def segmented(self, labels: Sequence[np.ndarray]) -> Round:
-        """With its cells, once it is known which segment each frame belongs to: of each video labels [frames].
+        """The round with its cells, from labels [frames] of each video: the segment that each frame belongs to.
 
-        Segments stand in the order of their first frames.
+        Segments are in the order of their first frames.
         """
         cells, budgets = [], []
         for video, of_frame in zip(self.videos, labels):
@@ -197,7 +196,7 @@ class Round(Movable):
 
 
 def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round | None, list[Piece], int]:
-    """A step's round on `count` tokens (None: it does nothing), what its pieces become, and how many tokens stay."""
+    """A step's round on `count` tokens (None: it does nothing), the pieces after it, and how many tokens it keeps."""
     if method.scope == "segment":
         runs = [(run, method.segments(sum(len(piece.cells) for piece in run))) for run in _by_span(pieces)]
         merges = any(segments is not None for _, segments in runs)
@@ -212,7 +211,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
 
 
 def hangs_on_features(method: Method, cells: Sequence[Cell]) -> bool:
-    """Whether it is known only once the features are how many of their tokens a step keeps in each of these runs."""
+    """Whether the number of tokens that a step keeps in each of these cells is known only from the features."""
     apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
     together = method.scope == "span" or any(cell.joint for cell in cells)
     return bool(cells) and (method.counts == "late" or (apart and together))
@@ -222,8 +221,8 @@ Group = tuple[list["Piece"], list[np.ndarray]]  # pieces, and the cells that the
 
 
 def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
-    """The pieces whose tokens are grouped together: of a step on whole images and videos all of each one, and of the
-    steps after it, too; else each alone. The cells of several pieces are one."""
+    """The pieces whose tokens are grouped together: all pieces of an image or video, in a step on whole images and
+    videos and in the steps after it; else each piece alone. Several pieces make one cell."""
     videos: dict[int, list[Piece]] = {}
     for piece in pieces:
         videos.setdefault(piece.before.video, []).append(piece)
@@ -239,18 +238,19 @@ def groups_of(method: Method, pieces: Sequence[Piece]) -> list[Group]:
 
 
 def frames_of(groups: Sequence[Group]) -> np.ndarray:
-    """[cells, 2] the most frames of whole images or videos, and the most tokens of a frame."""
+    """[cells, 2] for cells of whole images or videos: the most frames that each can have, and tokens of a frame."""
     return np.array([(own[0].before.frames, own[0].before.frame_tokens) for own, cells in groups for _ in cells])
 
 
 def become(
     groups: Sequence[Group], kept: Sequence[np.ndarray], centers: Sequence[np.ndarray] | None = None
 ) -> list[Piece]:
-    """What pieces become, one group after the other.
+    """The pieces after a round, one group after the other.
 
     Args:
-        kept: of each cell the indices of its kept tokens among all that are kept.
-        centers: of each cell which of its tokens each of them stands for; needed where several pieces make a cell.
+        kept: for each cell the indices of its kept tokens among all that are kept.
+        centers: for each cell the representatives of its kept tokens, as indices in the cell; needed if several pieces
+            make a cell.
     """
     number, out = 0, []
     parts: list[Sequence[np.ndarray]]
@@ -272,10 +272,9 @@ def become(
 def _segment_round(
     method: Method, runs: Sequence[tuple[Sequence[Piece], int | None]]
 ) -> tuple[Round, list[Piece], int]:
-    """runs: the pieces of each image or video, and how many segments they are gathered into."""
+    """round_of() for segments. runs: each image's or video's pieces, and its number of segments (None: left alone)."""
     rest = [cell for run, segments in runs if segments is None for piece in run for cell in piece.cells]
-    at, count = 0, sum(map(len, rest))
-    videos, out = [], []
+    at, count, videos, out = 0, sum(map(len, rest)), [], []
     for run, segments in runs:
         if segments is None:
             out += as_they_are(run, at)
@@ -283,8 +282,8 @@ def _segment_round(
             continue
         piece = _joined(run)
         sizes = method.kept_cells([len(cell) for cell in piece.cells])
-        frames, tokens = len(piece.cells), sum(sizes)
-        videos.append(Video(piece.first, frames, piece.before.tokens // frames, np.stack(piece.cells), segments, tokens))
+        frames, tokens, each = len(piece.cells), sum(sizes), piece.before.tokens // len(piece.cells)
+        videos.append(Video(piece.first, frames, each, np.stack(piece.cells), segments, tokens))
         ends = count + np.cumsum(sizes)
         out.append(piece.becoming(tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
         count += tokens
@@ -293,7 +292,7 @@ def _segment_round(
 
 
 def _by_span(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The pieces of each image or video (or of one frame, where frames stand apart in the prompt), in order."""
+    """The pieces of each image or video (or of each frame, if text separates a video's frames), in order."""
     runs: list[list[Piece]] = []
     for piece in pieces:
         if runs and runs[-1][0].before.span == piece.before.span:
@@ -307,24 +306,24 @@ def _joined(run: Sequence[Piece], joint: bool = False) -> Piece:
     """Pieces that follow each other as one; if `joint`, with one cell of all their tokens."""
     cells = tuple(cell for piece in run for cell in piece.cells)
     cells = (np.concatenate(cells),) if joint and cells else cells
-    tokens, first = sum(piece.before.tokens for piece in run), run[0].before
-    before = dataclasses.replace(first, tokens=tokens, joint=joint or first.joint)
-    return dataclasses.replace(run[0], before=before, cells=cells)
+    tokens, first = sum(piece.before.tokens for piece in run), run[0]
+    before = dataclasses.replace(first.before, tokens=tokens, joint=joint or first.before.joint)
+    return dataclasses.replace(first, before=before, cells=cells)
 
 
 def buckets_of(
     cells: Sequence[np.ndarray], budgets: Sequence[tuple[int, ...]], frames: np.ndarray | None = None, at: int = 0
 ) -> tuple[tuple[Bucket, ...], list[np.ndarray]]:
-    """Cells in buckets of like size, and for every cell the index of its kept tokens among all that are kept.
+    """Cells in buckets of similar size, and for every cell the indices of its kept tokens among all that are kept.
 
     A bucket holds sizes between two powers of two, so that neither padding (at most half) nor the number of buckets
     (at most log2 of the largest cell) grows with the batch.
 
     Args:
-        cells: of each cell the indices of its tokens among those of the round.
-        budgets: of each cell how many each level keeps.
-        frames: of each cell, as Bucket.of().
-        at: how many are kept before those of the cells.
+        cells: for each cell the indices of its tokens among those of the round.
+        budgets: for each cell how many tokens each level keeps.
+        frames: [cells, 2], as in Bucket.of().
+        at: how many kept tokens come before those of the cells.
     """
     classes: dict[int, list[int]] = {}
     for number, cell in enumerate(cells):

@@ -1,4 +1,4 @@
-"""One forward pass through the decoder: what the layers of each stage are given, and the merges between the stages."""
+"""One forward pass through the decoder: the inputs of each stage's layers, and the merges between the stages."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +23,9 @@ from ppe_npu.inspect.trace import Trace
 if TYPE_CHECKING:
     from ppe_npu.engine.compression import Compression
 
-# What a decoder layer would make of the tokens that it is about to be given: (needs, prompts) -> of each field of the
-# View that these needs stand for its numbers at every place of the flattened batch [R, ...], of those about text its
-# numbers of each sample's text [S, W, ...].
+# Computes what methods look at in a decoder layer from the tokens that the layer is about to be given:
+# (needs, prompts) -> for each field of the View that these needs name, [R, ...] values at every place of the flattened
+# batch; for the fields about text, [S, W, ...] values of each sample's text.
 Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
@@ -35,12 +35,12 @@ class Run:
 
     Args:
         layers: the first decoder layer of each stage after the first.
-        masks: of each stage: [B, cached and new] int64; [B, 1, L, L] where a 4D one was given or made; None without
-            padding, or where segments keep it out.
-        rows: of each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
-        state: for the cache.
-        segments: of each stage, what attention keeps apart in a packed batch, or in a padded one without a mask.
-        sizes: of each stage [B, cached and new] int64, how many tokens each place counts for in attention; None: one.
+        masks: for each stage [B, cached + new] int64; [B, heads or 1, L, L] if a 4D mask was given or made; None
+            without padding, or if segments leave the padding out.
+        rows: for each stage [R, B, L] positions, R = axes or axes * K; None until they are known.
+        state: the state of the cache after this pass.
+        segments: for each stage, the segments of attention in a packed batch, or in a padded one without a mask.
+        sizes: for each stage [B, cached + new] int64, how many tokens each place counts for in attention; None: one.
     """
 
     layers: tuple[int, ...]
@@ -56,49 +56,50 @@ class Run:
     def of_step(
         cls, state: FixedState, new: torch.Tensor, rows: Sequence[torch.Tensor], following: Sequence[torch.Tensor]
     ) -> "Run":
-        """One more token [B, 1] into a cache of fixed length."""
+        """The pass of one more token [B, 1] with a cache of fixed length."""
         state = state.then(new, torch.stack(tuple(following)))
         none = (None,) * len(rows)
         sizes = none if state.sizes is None else state.sizes.unbind()
         return cls(state.layers, state.masks.long().unbind(), rows, state, none, sizes)
 
     def past_length(self, stage: int) -> int:
-        """Places that a stage's layers held before this pass."""
+        """How many places the cache of a stage's layers held before this pass."""
         rows = self.rows[stage]
         assert rows is not None, "only a prompt's rows are found on the way"
         return self.state.masks[stage].shape[1] - rows.shape[-1]
 
     def is_late(self, stage: int) -> bool:
-        """Whether how this stage is laid out hangs on the features that enter it."""
+        """Whether the layout of this stage depends on the features that enter it."""
         return False
 
     def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
-        """The tokens that a stage starts with, from those that leave the one before: [B, L, C] -> [B, L', C].
+        """The tokens that a stage starts with, from the output of the stage before: [B, L, C] -> [B, L', C].
 
         Args:
-            look: into the layer that comes next.
+            look: computes what methods look at in the layer that comes next.
         """
         return hidden
 
     def pass_by(self, layer: int, look: Look | None) -> None:
-        """Called before a decoder layer runs, for what is looked at in it on entry of the next one."""
+        """Called before a decoder layer runs, to record what methods on entry of the next layer look at in this one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """What goes on from a decoder layer, from its output [B, L, C]."""
+        """[B, L, C] what the next layer is given, from a decoder layer's output [B, L, C]."""
         return hidden
 
 
 @dataclass
 class Prefill(Run):
-    """A prompt: merged before the LLM, and on entry of later stages.
+    """The pass of a prompt, which is merged before the LLM and on entry of each later stage.
 
     Args:
-        masks, rows, segments, sizes: grow as stages are laid out.
-        plan: its plan, on the host; it grows where counts hang on the features.
-        on: the same on the device.
-        compression: whose pass it is. It is told once everything is laid out: before the decoder, as a rule.
-        trace: is given every merge, if it is there.
-        embeds: [B, L, C] what the decoder is given, until it is taken.
+        masks, rows, segments, sizes: as in Run; they grow as stages are laid out.
+        plan: the prompt's plan on the host; it grows if counts depend on the features.
+        on: the same plan on the device.
+        compression: the Compression that started the pass. Its `last` and `watch` are set once everything is laid out,
+            which is usually before the decoder.
+        trace: records every merge, if it is given.
+        embeds: [B, L, C] the decoder's input, until take_embeds() takes it.
     """
 
     masks: list[torch.Tensor | None] = field(default_factory=list, init=False)
@@ -112,17 +113,17 @@ class Prefill(Run):
     watch: Stopwatch
     trace: Trace | None = None
     embeds: torch.Tensor | None = field(default=None, init=False)
-    past: CacheState = field(init=False)  # what the cache held before
+    past: CacheState = field(init=False)  # the cache's state before this pass
     config: CompressionConfig = field(init=False)
     holding: Holding | None = field(init=False)  # which positions a merged token keeps
-    # Of the current stage: what is known of each place [B * L, ...], and by layer what is still to be added to its
+    # Of the current stage: the data of each place [B * L, ...], and by layer what must still be added to that layer's
     # output [B, L, C].
     _tokens: Tokens = field(default_factory=Tokens, init=False)
     _deepstack: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
     _following: list[torch.Tensor] = field(default_factory=list, init=False)
     # What the next stage looks at in the layer before it, as Tokens.seen.
     _passed: dict[tuple[str, bool], torch.Tensor] = field(default_factory=dict, init=False)
-    _single: bool = field(default=True, init=False)  # whether every token so far holds the features of one alone
+    _single: bool = field(default=True, init=False)  # whether each token so far has the features of one original
 
     merges = True
 
@@ -136,7 +137,7 @@ class Prefill(Run):
         deepstack: tuple[torch.Tensor, ...],
         tower: TowerTokens | None = None,
     ):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V tokens."""
+        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V features."""
         assert isinstance(self.state, CacheState), "a prompt is merged before its cache is fixed"
         self.past, self.config, holding = self.state, self.compression.config, self.compression.holding
         self.holding = holding and replace(holding, positions=self.on.positions)
@@ -163,13 +164,13 @@ class Prefill(Run):
         return stage >= len(self.on.stages)
 
     def take_embeds(self) -> torch.Tensor:
-        """The embeddings, which are not kept: nobody needs them once the first layer has run."""
+        """The embeddings, which are not kept here, because they are not needed once the first layer has run."""
         embeds, self.embeds = self.embeds, None
         assert embeds is not None, "they are taken once, after begin()"
         return embeds
 
     def deepstack(self) -> tuple[torch.Tensor, ...]:
-        """Of each of the first decoder layers [B, L, C], what is added to what leaves it; of the stage entered last."""
+        """For each of the first decoder layers [B, L, C] what is added to its output, laid out as the current stage."""
         return tuple(self._deepstack.values())
 
     def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
@@ -190,7 +191,7 @@ class Prefill(Run):
             return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
 
         hidden = merged(tokens)
-        # The mean of sums is the sum of means: what is still to be added is merged as the tokens are.
+        # The mean of sums is the sum of means, so what must still be added is merged in the same way as the tokens.
         self._deepstack = {layer: merged(part.flatten(0, 1), 0.0) for layer, part in self._deepstack.items()}
         self._hold(stage, self._tokens.pick(lambda part: part.index_select(0, on.text)), kept)
         self.watch.mark()
@@ -204,7 +205,7 @@ class Prefill(Run):
                 self.watch.mark()
 
     def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
-        """What the methods of a stage look at in its first layer, or in the one before: as Tokens.seen."""
+        """What the methods of a stage look at in its first layer, or in the layer before that, as in Tokens.seen."""
         needs = layer_needs(self.config.stages[stage][1], before)
         if not needs or look is None:
             return {}
@@ -218,7 +219,7 @@ class Prefill(Run):
     def _merge(
         self, number: int, tokens: Tokens, text: dict[tuple[str, bool], torch.Tensor]
     ) -> tuple[Stage, tuple[Round, ...], Tokens]:
-        """A stage, its rounds with their groupings, and what is known of the tokens that the last of them keeps.
+        """Group a stage's tokens: the stage, its rounds with their groupings, and the tokens that the last one keeps.
 
         Args:
             text: as Texts.values.
@@ -241,7 +242,7 @@ class Prefill(Run):
         return self.on.stages[number], rounds, kept
 
     def _prepare(self) -> None:
-        """What the layers of each stage are given that has been laid out by now."""
+        """Prepare the layers' inputs for each stage that has been laid out since the last call."""
         for number in range(len(self.masks), len(self.on.stages)):
             stage, masking, following, rows = self.on.stages[number], self.masking, self.on.following, None
             mask = None
@@ -272,7 +273,7 @@ class Prefill(Run):
             self.compression.last, self.compression.watch = self.plan, self.watch
 
     def _hold(self, stage: int, text: Tokens, kept: Tokens) -> None:
-        """Keep what is known of each place, and make its position rows."""
+        """Store the data of each place of a stage, and make the stage's position rows."""
         on = self.on.stages[stage]
         words, visual = text.held, kept.held
         assert words is not None, "tokens of a pass hold original tokens"
@@ -295,14 +296,14 @@ class Prefill(Run):
             self.rows[stage] = held_rows(self.on.positions, held, self.config.rule.by_axis)
 
     def _count(self, stage: int) -> None:
-        """Have attention count how many tokens each place of a stage stands for."""
+        """Set how many tokens each place of a stage counts for in attention."""
         real, past, new = self.on.stages[stage].real, self.past, None
         if not self._single:
             sizes = self._tokens.sizes
             assert sizes is not None, "tokens are counted from the first stage on"
-            new = sizes.view(real.shape).clamp_min(1)  # text and padding stand for themselves
+            new = sizes.view(real.shape).clamp_min(1)  # text and padding count for one
         joined = self.sizes[stage] = joined_sizes(past.sizes[stage], past.masks[stage], new, real)
-        if joined is not None and self.segments[stage] is not None:  # whose attention takes no numbers to be added
+        if joined is not None and self.segments[stage] is not None:  # attention in segments takes no bias
             self.segments[stage], self.masks[stage] = None, real.long()
         if self.plan.ahead is None and isinstance(self.state, CacheState):
             self.state = replace(self.state, sizes=tuple(self.sizes))
@@ -311,9 +312,9 @@ class Prefill(Run):
 def renumbered(
     first: torch.Tensor, stage: Stage, mask: torch.Tensor | None, axes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The position that follows a stage [B], and its rows [axes, B, L]: first, first + 1, ... of what is there.
+    """[B] the position that follows a stage, and [axes, B, L] its rows: its real tokens are first, first + 1, ...
 
-    A token's number is that of the tokens it sees before itself: a 4D mask knows which these are.
+    A token's number is the number of tokens that it sees before itself, which a 4D mask determines if there is one.
     """
     numbers = stage.numbers
     if numbers is None:
@@ -323,15 +324,16 @@ def renumbered(
 
 
 def _applied(rounds: tuple[Round, ...], tokens: torch.Tensor) -> torch.Tensor:
-    """What the rounds of a stage make of any tensor that stands as its tokens do: [R, C] -> [G, C]; differentiable."""
+    """Apply the rounds of a stage to a tensor in the order of its tokens: [R, C] -> [G, C]; differentiable."""
     for step in rounds:
         tokens = step.apply(tokens)
     return tokens
 
 
 def _arranged(stage: Stage, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
-    """Text [T, C] and kept visual tokens [G, C] in place: [B, L, C], with `padding` at padding.
+    """[B, L, C] text [T, C] and kept visual tokens [G, C], each in its place, and the value `padding` at padding.
 
-    Nobody sees padding, but a careless label may have it predict a token, and the gradient of a norm of zeros is huge.
+    The value is 1 for embeddings: nothing attends to padding, but labels may make it predict a token, and the gradient
+    of a norm of zeros is huge.
     """
     return torch.cat([text, kept, text.new_full((1, text.shape[-1]), padding)])[stage.rows]

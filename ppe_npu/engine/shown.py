@@ -1,8 +1,8 @@
-"""What the methods of a stage are shown of the prompt beside its tokens: their own samples' text, and what a model
-computes for them alone.
+"""What the methods of a stage are shown besides its tokens: their own sample's text, and values that a model computes
+only for them.
 
-A model's numbers come as tensors that stand as the stage's tokens do ([R, ...], see Tokens.seen) or as its text tokens
-do ([T, ...]). Here they become what each cell sees of them. Nothing of one sample is ever shown to a cell of another.
+The model gives its values in the order of the stage's tokens ([R, ...], see Tokens.seen) or of its text tokens
+([T, ...]). Here they become what each cell sees. A cell is never shown anything of another sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from ppe_npu.engine.rounds import Movable, as_tensor
 from ppe_npu.methods.base import Method
 
-# What needs are made of: fields of the View.
+# The fields of the View that each need stands for.
 FIELDS = {
     "layer_queries": ("layer_queries",),
     "layer_keys": ("layer_keys",),
@@ -30,26 +30,26 @@ _TEXT_FIELDS = {
 }
 LAYER_NEEDS = frozenset({"layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"})
 TEXT = frozenset({"text", "layer_text"})
-OF_PROMPTS = TEXT | {"layer_row"}  # needs for which samples have to be told apart
+OF_PROMPTS = TEXT | {"layer_row"}  # needs for which the samples of a batch must be distinguished
 
 
 @dataclass(frozen=True)
 class Prompts(Movable):
-    """The samples of a batch as they stand before a stage.
+    """Where the samples of a batch are before a stage.
 
     R is the number of places of the flattened batch, of which T hold text; S the number of samples.
 
     Args:
-        sample: [R] int64, which sample each place is part of.
-        text: [S, W] int64, which of the T text tokens are a sample's prompt, in order; 0 beyond its last.
-        text_places: [S, W] int64, the places at which they stand.
-        text_valid: [S, W] bool, or None where all samples have W of them.
-        later: [S, W] bool, True at what is no text but to methods that know the first image alone; None: nowhere.
-        last: [S] int64, the place of the last token of each sample's prompt: of the sample, or in training of what
-            stands before its answer.
-        seen: [S, L] bool, where a sample has a token up to that one when each stands in a row of its own.
-        places: of a packed batch [S, L] int64, the place of each of these; None: the batch stands so.
-        rows: of a packed batch [R] int64, where each place is found in the flattened [S, L]; None with places.
+        sample: [R] int64, the sample that each place is part of.
+        text: [S, W] int64, the text tokens of each sample's prompt, as indices among the T, in order; 0 after the last.
+        text_places: [S, W] int64, the places of these tokens.
+        text_valid: [S, W] bool, or None if all samples have W of them.
+        later: [S, W] bool, True at visual tokens after a sample's first image or video, which count as text only for
+            methods with first_only; None: nowhere.
+        last: [S] int64, the place of the last token of each sample's prompt, which in training ends before the answer.
+        seen: [S, L] bool, with each sample in a row of its own, True at its tokens up to `last`.
+        places: for a packed batch [S, L] int64, the places of these tokens; None: samples have rows of their own.
+        rows: for a packed batch [R] int64, the index of each place in the flattened [S, L]; None if places is None.
     """
 
     sample: torch.Tensor
@@ -77,9 +77,9 @@ class Prompts(Movable):
             real: [B, L] bool, False at padding.
             borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
             text: [T] int64, the place of each text token, rising.
-            asked: [S] int64, the place at which each sample's prompt ends, -1 where that is its last token.
-            later: [R] bool, True at what joins the text for methods that know the first image alone, which stand at
-                layers, where `text` of the result is not asked for; None: there is no such method.
+            asked: [S] int64, the place at which each sample's prompt ends; -1: at its last token.
+            later: [R] bool, True at visual tokens that count as text for methods with first_only; None: there is no
+                such method. They are at decoder layers only, where `text` of the result is not used.
         """
         if later is not None:
             text = np.sort(np.concatenate([text, np.flatnonzero(later)]))
@@ -110,7 +110,7 @@ class Prompts(Movable):
         )
 
     def of_text(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """[S, W, ...] what `index` [S, W] names of values [R, ...] or [T, ...]."""
+        """[S, W, ...] the entries of values [R, ...] or [T, ...] at `index` [S, W]."""
         return values.index_select(0, index.flatten()).unflatten(0, tuple(index.shape))
 
     def apart(self, values: torch.Tensor) -> torch.Tensor:
@@ -120,13 +120,13 @@ class Prompts(Movable):
         return values.unflatten(0, tuple(self.seen.shape))
 
     def together(self, values: torch.Tensor) -> torch.Tensor:
-        """The way back: [S, L, ...] -> [R, ...]."""
+        """The inverse of apart(): [S, L, ...] -> [R, ...]."""
         flat = values.flatten(0, 1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
 
 
 def _apart(borders: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """[S, L] of samples in one row, each in a row of its own: which places there are, and where they stand."""
+    """[S, L] bool, True at tokens when each sample has a row of its own, and [S, L] their places in the packed row."""
     lengths = np.diff(borders)
     steps = np.arange(max(int(lengths.max()), 1))
     real = steps < lengths[:, None]
@@ -135,24 +135,24 @@ def _apart(borders: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Texts:
-    """The text beside a stage's tokens.
+    """The text of the prompts at a stage.
 
     Args:
-        prompts: how samples stand before the stage.
-        values: of each field of the View about text, and whether it is of the layer before (see Method.layer_before),
-            the numbers of each sample's text [S, W, ...]. The text itself is never of the layer before.
+        prompts: where the samples are before the stage.
+        values: [S, W, ...] values of each sample's text, by the View's field about text and by whether they are of the
+            layer before (see Method.layer_before), which the text itself never is.
     """
 
     prompts: Prompts
     values: Mapping[tuple[str, bool], torch.Tensor]
 
     def shown(self, method: Method, first: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """The View's fields about text, for cells whose first tokens stand at these places [F]."""
+        """The View's fields about text, for cells whose first tokens are at the places `first` [F]."""
         fields = [name for needs, names in _TEXT_FIELDS.items() if needs <= method.needs for name in names]
         if not fields:
             return {}
         prompts, cells = self.prompts, len(first)
-        # One sample's text is not copied for each of its cells.
+        # If there is one sample, its text is expanded and not copied for each cell.
         sample = first.new_zeros(1) if len(prompts.text) == 1 else prompts.sample.index_select(0, first)
 
         def of_cells(values: torch.Tensor) -> torch.Tensor:
@@ -171,5 +171,5 @@ class Texts:
 
 
 def layer_needs(methods: Iterable[Method], before: bool) -> frozenset[str]:
-    """What these methods look at in the decoder layer that they stand before, or in the one before that."""
+    """What these methods look at in the decoder layer on whose entry they are taken, or in the one before."""
     return frozenset().union(*(method.needs & LAYER_NEEDS for method in methods if method.layer_before == before))

@@ -1,4 +1,4 @@
-"""Where the visual tokens stand in a batch of prompts, found on the host from token ids, attention mask and grids."""
+"""Finds the visual tokens in a batch of prompts, on the host, from token ids, attention mask and grids."""
 
 import math
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ IMAGE, VIDEO = "image", "video"
 
 @dataclass(frozen=True)
 class VisionTokens:
-    """What a model family says about its visual tokens.
+    """What a model family states about its visual tokens.
 
     Args:
         image_token_id, video_token_id: the placeholder ids that stand for one visual token each.
         merge_size: patches per token along height and along width.
-        tokens_per_second: temporal positions per second of video; None: one a frame, whatever its duration.
-        frames_apart: whether a prompt sets text between the frames of a video, so that each is a run of its own.
+        tokens_per_second: temporal positions per second of video; None: one per frame, whatever its duration.
+        frames_apart: whether prompts have text between the frames of a video, so that each frame is a run of its own.
         tower_frames: whether the vision tower is given each frame of a video as a grid of its own.
-        tower_blocks: how many blocks the vision tower has, 0 where nothing is known of it.
-        tile_blocks: how many a tower of tiles has, between which a method may stand that rebuilds what it takes out.
-        whole_blocks: those in which a whole frame attends to itself; None: all.
+        tower_blocks: how many blocks the vision tower has; 0 if methods cannot look or work inside it.
+        tile_blocks: how many blocks a tower of tiles has, inside which only methods that rebuild what they drop work.
+        whole_blocks: the blocks in which a whole frame attends to itself; None: all.
         window: tokens along the side of the windows of the other blocks.
-        taps: blocks whose output the decoder is given beside the tower's.
-        pixels: what the numbers of its pixel_values are; None: it has no place for steps at the pixels.
-        text_behind_time: whether the untouched model has text go on behind a video's last position in time, too, as
-            Qwen2.5-VL was trained, or behind its last row and column alone, as in some releases of transformers.
+        taps: blocks whose output the decoder is given in addition to the tower's.
+        pixels: how pixel_values are normalised; None: the family has no place for steps at the pixels.
+        text_behind_time: whether text after a video continues, in the unmodified model, after the video's largest t, h
+            and w, as Qwen2.5-VL was trained, or only after its largest h and w, as in some releases of transformers.
     """
 
     image_token_id: int = setting(least=0)
@@ -54,11 +54,11 @@ class VisionTokens:
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of one image or video that follow each other in a prompt: all of it, a frame, or a picture beside its
-    tiles.
+    """Consecutive tokens of one image or video in a prompt: all of it, one frame, or, of a picture that is tiled, the
+    overview or the tiles.
 
     Args:
-        modality, source, grid, seconds: as Span has them (seconds_per_frame).
+        modality, source, grid, seconds: as in Span (where seconds is seconds_per_frame).
     """
 
     modality: str
@@ -72,8 +72,8 @@ class Part:
 
 
 class Parts(list[Part]):
-    """In place of grids, where a family's images and videos are no grids of patches: their parts, as prompts have
-    them."""
+    """Takes the place of grids if a family's images and videos are not grids of patches: their parts, in the order of
+    the prompts."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Span:
 
 
 class HiddenItems(InputError):
-    """Images and videos are given of which the mask hides every token.
+    """The mask hides every token of some images or videos that are given.
 
     Args:
-        unseen: of each kind the numbers of those, in the batch's order.
+        unseen: for each kind the indices of these images or videos, in the batch's order.
     """
 
     def __init__(self, message: str, unseen: dict[str, set[int]]):
@@ -134,11 +134,11 @@ class PromptLayout:
     spans: tuple[Span, ...]
 
     def asked(self, labels: np.ndarray) -> np.ndarray:
-        """[B] int64, the column of the text token that each sample's answer follows: its first answer after all of its
-        images and videos (an answer's own first token, if it follows these). -1 where there is no answer.
+        """[B] int64, the column of the text token before each sample's answer: the first answer after all its images
+        and videos. If that follows them directly, the column of its own first token; -1 if there is no answer.
 
         Args:
-            labels: [B, S], IGNORED but at the answers' tokens.
+            labels: [B, S], IGNORED except at the answers' tokens.
         """
         out = np.full(len(labels), -1)
         for sample, (answered, visual, real) in enumerate(zip(labels != IGNORED, self.visual, self.real)):
@@ -165,15 +165,16 @@ def find_spans(
     Args:
         input_ids: [B, S] integers.
         attention_mask: [B, S], nonzero at real tokens, or None.
-        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order; or Parts. None where
-            no images, or videos, are given at all: then their placeholders are text, as transformers has them.
+        image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order; or Parts. None if no
+            images (or videos) are given at all: then their placeholders are text, as in transformers.
         seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
-        prompt: how many columns the prompt has; what stands behind it was generated, and is text. None: all.
-        hidden: whether placeholders that the mask hides have their features, too, as in transformers.
+        prompt: how many columns the prompt has; later columns were generated and are text. None: all.
+        hidden: whether placeholders that the mask hides have features, too, as in transformers.
 
     Raises:
-        InputError: placeholder tokens and grids that disagree, in transformers' words; says which sample, how many
-            there are and how many there should be. HiddenItems, where they agree but for what the mask hides.
+        InputError: placeholder tokens and grids disagree. The message starts with transformers' words and names the
+            sample, how many tokens there are and how many there should be. HiddenItems, if they disagree only because
+            of what the mask hides.
     """
     real = np.ones(input_ids.shape, dtype=bool) if attention_mask is None else attention_mask != 0
     given = {IMAGE: image_grid_thw, VIDEO: video_grid_thw}
@@ -198,13 +199,13 @@ def find_spans(
 def item_spans(
     kind: str, grid_thw: Sequence[int] | Parts, seconds_per_frame: float, vision: VisionTokens
 ) -> tuple[Span, ...]:
-    """The runs of one image or video that stands alone, in a prompt that holds nothing else.
+    """The runs of one image or video in a prompt that contains nothing else.
 
     Args:
         kind: "image" or "video". grid_thw: (frames, height, width) in patches, or Parts. seconds_per_frame: of a video.
 
     Raises:
-        InputError: a grid that is no three whole multiples.
+        InputError: height or width is not a positive multiple of the merge size.
     """
     spans: list[Span] = []
     start = 0
@@ -236,7 +237,7 @@ def _unseen(
 def _in_transformers_words(
     kinds: dict[str, np.ndarray], real: np.ndarray, runs: dict[str, list[Part]], hidden: bool, message: str
 ) -> str:
-    """Before our words those that transformers has for it, which callers look for; and a word about a mask."""
+    """The message, preceded by transformers' own words, which callers look for, and followed by what the mask hides."""
     for kind, places in kinds.items():
         found, features = int((places & (real | hidden)).sum()), sum(part.tokens for part in runs[kind])
         if found != features:
@@ -293,7 +294,7 @@ def parts_of(
     """Every run of tokens that these images or videos have in the prompts.
 
     Raises:
-        InputError: grids that are none, or another number of `seconds`.
+        InputError: a grid is not valid, or there is not one of `seconds` for each.
     """
     if isinstance(grids, Parts):
         return list(grids)
@@ -301,7 +302,8 @@ def parts_of(
     for t, h, w in grids:
         if t < 1 or h < size or w < size or h % size or w % size:
             raise InputError(
-                f"{kind}_grid_thw {(t, h, w)}: height and width must be positive multiples of {size} patches"
+                f"{kind}_grid_thw {(t, h, w)}: frames must be 1 or more, height and width positive multiples of {size} "
+                "patches"
             )
         tokens.append((int(t), int(h) // size, int(w) // size))
     seconds = list(seconds or [1.0 if kind == VIDEO else 0.0] * len(tokens))

@@ -1,7 +1,7 @@
-"""What methods are shown of the vision tower: which of its blocks, in which order its tokens stand, and their scores.
+"""What methods are shown of the vision tower: which of its blocks, the order of its tokens, and their scores.
 
-A score is the attention that a key receives. It is made again from a block's queries and keys, a chunk of queries at a
-time, so that the block itself may attend by any fused operator. Memory grows with a chunk times the patches of a frame.
+A score is the attention that a key receives. It is computed again from a block's queries and keys, a chunk of queries
+at a time, so that the block itself may use any fused attention. Memory grows with a chunk times the patches of a frame.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ppe_npu.methods.choosing import exact
 KEYS, SALIENCY, GROUPS = "tower_keys", "tower_saliency", "tower_groups"
 _OF_BLOCKS = {KEYS, SALIENCY}
 NEEDS = {*_OF_BLOCKS, GROUPS}
-_SCORES_AT_ONCE = 2**22  # as many fit a CPU's caches
-_MORE_ON_A_DEVICE = 8  # whose launches cost more than its memory
+_SCORES_AT_ONCE = 2**22  # this many fit a CPU's caches
+_MORE_ON_A_DEVICE = 8  # times as many, because launches cost more than memory there
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class TowerBlocks:
     """The blocks of the vision tower that a compression looks at, counted from 0.
 
     Args:
-        of: those of each method. keys: whose keys are shown. saliency: whose scores. all: these together, rising.
+        of: the blocks of each method. keys: the blocks whose keys are shown. saliency: those whose scores are shown.
+        all: the blocks of both, rising.
     """
 
     of: Mapping[Method, tuple[int, ...]]
@@ -43,10 +44,10 @@ class TowerBlocks:
 
     @classmethod
     def wanted(cls, methods: Sequence[Method], vision: VisionTokens) -> TowerBlocks:
-        """What these methods declare.
+        """The blocks that these methods declare.
 
         Raises:
-            InputError: a block that the tower has not, or that attends in windows where a method refuses these.
+            InputError: the tower has no such block, or the block attends in windows and the method refuses that.
         """
         own = {method: _blocks(method, vision) for method in methods if method.needs & _OF_BLOCKS}
         keys = frozenset(blocks[0] for method, blocks in own.items() if KEYS in method.needs)
@@ -57,12 +58,12 @@ class TowerBlocks:
 
 @dataclass(frozen=True)
 class TowerTokens:
-    """What the blocks say of R tokens, as these pass through the rounds of a stage.
+    """The values that the blocks give for R tokens, as these pass through the rounds of a stage.
 
     Args:
-        blocks: which are looked at.
-        parts: of ("tower_keys", block) [R, D] fp32, of ("tower_saliency", block) [R] fp32, of ("tower_groups", 0) [R]
-            int64, as View has them.
+        blocks: the blocks that are looked at.
+        parts: for ("tower_keys", block) [R, D] fp32, for ("tower_saliency", block) [R] fp32, for ("tower_groups", 0)
+            [R] int64, as in View.
     """
 
     blocks: TowerBlocks
@@ -70,7 +71,7 @@ class TowerTokens:
 
     @staticmethod
     def together(join: Callable[[list[torch.Tensor]], torch.Tensor], *tokens: TowerTokens) -> TowerTokens:
-        """What join([values [R, ...] of each]) makes of every part."""
+        """Several TowerTokens joined: join([values [R, ...] of each]) for each part."""
         first = tokens[0]
         return replace(first, parts={name: join([one.parts[name] for one in tokens]) for name in first.parts})
 
@@ -108,7 +109,7 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
 
 
 def frame_lengths(layout: PromptLayout, merge_size: int, chosen: Chosen | None = None) -> list[int]:
-    """Patches of every frame, in the order in which the tower is given them. chosen: which tokens it is given."""
+    """The number of patches of every frame, in the tower's order. chosen: which tokens the tower is given."""
     spans = sorted(layout.spans, key=lambda span: span.feature)
     frames = [(span.feature + t * span.frame_tokens, span.frame_tokens) for span in spans for t in range(span.grid[0])]
     counts = [tokens for _, tokens in frames] if chosen is None else chosen.counts(*zip(*frames)).tolist()
@@ -116,8 +117,8 @@ def frame_lengths(layout: PromptLayout, merge_size: int, chosen: Chosen | None =
 
 
 def tower_order(layout: PromptLayout, window: int, chosen: Chosen | None = None) -> np.ndarray:
-    """[V] where each feature's patches stand in a tower that goes through every frame window by window. chosen: which
-    tokens it is given."""
+    """[V] the index of each feature in a tower that goes through every frame window by window. chosen: which tokens the
+    tower is given."""
     order = np.zeros(int(layout.visual.sum()), dtype=np.int64)
     for span in layout.spans:
         frame, row, column = np.indices(span.grid).reshape(3, -1)
@@ -130,8 +131,8 @@ def tower_order(layout: PromptLayout, window: int, chosen: Chosen | None = None)
 
 
 def kept_in_tower(layout: PromptLayout, window: int, chosen: Chosen) -> np.ndarray:
-    """[kept] int64, where the kept tokens stand in a tower that is given all of them, rising. window: as tower_order();
-    0: none."""
+    """[kept] int64, the indices of the kept tokens in a tower that is given all tokens, rising. window: as in
+    tower_order(); 0: there are no windows."""
     places = chosen.on_host.nonzero()[0]
     return np.sort(tower_order(layout, window)[places]) if window else places
 
@@ -140,17 +141,17 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
     """The attention that each key receives within its frame, the mean over heads and queries.
 
     Args:
-        query, key: [H, T, D] of all frames, one after the other. frames: how long each one is. scale: of a score.
+        query, key: [H, T, D] of all frames, one after the other. frames: the length of each. scale: of the scores.
 
     Returns:
-        [T] fp32; of each frame it sums to 1.
+        [T] fp32, with a sum of 1 over each frame.
     """
     parts, at = [], 0
     heads = len(query)
     with exact(query):
         for length, run in itertools.groupby(frames):
             end = at + length * sum(1 for _ in run)
-            # [G, H, n, D] of frames of one length
+            # [G, H, n, D] of G consecutive frames of one length
             q, k = (part[:, at:end].float().unflatten(1, (-1, length)).transpose(0, 1) for part in (query, key))
             together = max(1, _at_once(query.device) // (heads * length**2))
             parts += [_received(some * scale, others) for some, others in zip(q.split(together), k.split(together))]
@@ -159,7 +160,7 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
 
 
 def _received(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """[G * n] of frames [G, H, n, D]."""
+    """[G * n] the attention received in frames [G, H, n, D] of one length; query is scaled already."""
     frames, heads, length, _ = query.shape
     chunk = max(1, _at_once(query.device) // (frames * heads * length))
     turned = key.transpose(-1, -2)

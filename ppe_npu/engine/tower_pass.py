@@ -1,7 +1,7 @@
-"""Passes of the vision tower in which a method works between its blocks: which kind, and what competes in them.
+"""Makes the passes of the vision tower in which a method works between its blocks, with the pools that compete.
 
-IPCV's patches leave and are rebuilt (rebuilding.py), ToMe's cells are joined (joining.py), cells that a step at the
-pixels has dropped leave (dropping.py).
+In IPCV patches leave and are rebuilt (rebuilding.py), in ToMe cells are joined (joining.py), and cells that a step at
+the pixels has dropped leave (dropping.py).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 def pass_of_plan(compression: Compression, plan: PromptPlan, kinds: Sequence[str], where: torch.device) -> TowerPass:
-    """A pass in which prompts do not compete with each other.
+    """The pass of a plan, in which prompts do not compete with each other.
 
     Args:
-        kinds: of the images and videos that the tower runs on. where: the device of the patches.
+        kinds: "image", "video" or both, whatever the tower runs on. where: the device of the patches.
     """
     method, vision, patches = compression.inside, compression.vision, compression.vision.merge_size**2
     assert method is not None, "a method works inside the tower"
@@ -67,10 +67,10 @@ def pass_of(
 
 
 def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
-    """The method that works inside the tower, if there is one, or whose cells leave there.
+    """The method that works inside the tower, or whose dropped cells leave there; None if there is none.
 
     Raises:
-        InputError: several, blocks that the tower has not, or published borders where there are none.
+        InputError: there are several, the tower has no such block, or `released` borders are asked for with tiles.
     """
     late = [method for method in methods if leave_after(method)]
     inside = [method for method in methods if method.place == "tower"]
@@ -102,12 +102,11 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
 def pools_of(
     method: Method, layout: PromptLayout, kinds: Sequence[str], merge_size: int, chosen: Chosen | None = None
 ) -> list[int]:
-    """How many patches compete with each other, in the order in which the tower is given them: those of each frame; or
-    of all images of a sample, and of all its videos; or of each image and video.
+    """The number of patches in each pool, in the order of the tower. Depending on the method, a pool is a frame, one
+    image or video, or all images (or all videos) of a sample.
 
     Args:
-        kinds: of the images and videos that the tower runs on. chosen: which of their tokens a step at the pixels
-            keeps.
+        kinds: "image", "video" or both, whatever the tower runs on. chosen: the tokens that a step at the pixels keeps.
     """
     sizes: dict[tuple, int] = {}
     for span in sorted(layout.spans, key=lambda span: span.feature):
@@ -124,10 +123,10 @@ def pools_of(
 
 
 def pools_of_grids(method: Method, grids: torch.Tensor, patches: int) -> list[int]:
-    """The same of a tower that is called by itself: all patches that the method does not keep apart compete.
+    """pools_of() for a tower that is called by itself: all patches compete that the method does not keep apart.
 
     Args:
-        grids: [n, 3] (frames, height, width) in patches, which the host reads if it has to.
+        grids: [n, 3] (frames, height, width) in patches, which the host reads if necessary.
     """
     if method.scope == "frame":
         return [height * width for frames, height, width in grids.tolist() for _ in range(frames)]

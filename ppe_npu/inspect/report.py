@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ppe_npu.backends.device import Stopwatch
-from ppe_npu.engine.cache import kv_bytes as kv_bytes  # asked for here, beside all else that is measured
+from ppe_npu.engine.cache import kv_bytes as kv_bytes  # imported from here, like all that is measured
 
 if TYPE_CHECKING:
     from ppe_npu.engine.plan import PromptPlan
@@ -21,7 +21,7 @@ class SpanReport:
     Args:
         sample: the row of the batch. grid: (frames, height, width) in tokens. before: its tokens before compression.
         layers: its tokens in each decoder layer.
-        tower: those that the vision tower was given.
+        tower: its tokens that the vision tower was given.
     """
 
     sample: int
@@ -44,17 +44,17 @@ class SpanReport:
 
 @dataclass
 class CompressionReport:
-    """The last prompt (batch) that was compressed.
+    """What a compression did to the last prompt (batch).
 
     Args:
         spans: every image and video.
         layers: visual tokens of the batch that each decoder layer sees.
-        prompt_tokens_before, prompt_tokens_after: of the whole batch without padding, text included.
-        planning: the time that laying the prompt out and uploading the plan took on the host, before the vision tower.
+        prompt_tokens_before, prompt_tokens_after: tokens of the whole batch, with text and without padding.
+        planning: the time that laying out the prompt and uploading the plan took on the host, before the vision tower.
         watch: the time that grouping, merging and assembling took.
-        kv_bytes: bytes of the KV cache's keys and values after the prompt (in a static cache, all that it has room
-            for); None without a cache.
-        in_tower: what the vision tower took, where a method works inside it; else None.
+        kv_bytes: bytes of the KV cache's keys and values after the prompt (for a static cache, of its full length);
+            None without a cache.
+        in_tower: the work and time of the vision tower, if a method works inside it; else None.
     """
 
     spans: tuple[SpanReport, ...]
@@ -75,7 +75,7 @@ class CompressionReport:
         watch: Stopwatch,
         kv_bytes: int | None = None,
     ) -> CompressionReport:
-        """From a plan whose stages after the first begin at these decoder layers."""
+        """From a plan whose stages after the first begin at the decoder layers `layers`."""
         stages = [sum(first <= layer for first in layers) for layer in range(decoder_layers)]
         spans = _span_reports(plan, stages)
         seen = tuple(plan.stages[stage].after.visual_tokens for stage in stages)
@@ -106,7 +106,7 @@ class CompressionReport:
 
     @property
     def milliseconds(self) -> float:
-        """All that compression took: planning on the host, merging on the device."""
+        """The time that compression took: planning on the host and merging on the device."""
         return self.planning.milliseconds + self.watch.milliseconds
 
     def to_dict(self) -> dict:
@@ -136,7 +136,7 @@ class CompressionReport:
 
 
 def _span_reports(plan: PromptPlan, stages: list[int]) -> tuple[SpanReport, ...]:
-    """One for each image or video (a video whose frames stand apart in the prompt is one). stages: of each layer."""
+    """One report for each image or video, even if text separates a video's frames. stages: the stage of each layer."""
     spans = plan.layout.spans
     kept = [[0] * len(spans) for _ in plan.stages]
     for counts, stage in zip(kept, plan.stages):

@@ -6,9 +6,9 @@
     draw_visual([image], visual).save("groups.png")
 
 Tokens of one colour became one token; a token without colour stayed by itself. A white dot marks the representative.
-What was dropped before the vision tower is joined by a line to the token that it leans on.
-The chosen merged token is outlined in yellow, and the numbers in it are the positions that it keeps, in the order in
-which the rotary channels read them (the representative's is white, where it is one of them).
+A line joins each token that was dropped before the vision tower to the kept token that represents it.
+The chosen merged token is outlined in yellow. The numbers in it mark the positions that it keeps, in the order in which
+the rotary channels read them (the representative's is white, if it is one of them).
 """
 
 import colorsys
@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from ppe_npu.errors import InputError, counted
 from ppe_npu.inspect.trace import Groups, Visual
 
-_WIDTH = 1600  # pixels of a sheet, about
-_PANEL = 1000  # pixels of a panel's longer side, at the most
+_WIDTH = 1600  # pixels, the approximate width of a sheet
+_PANEL = 1000  # pixels, the longest side of a panel
 _GAP, _TITLE = 12, 30
 _BETWEEN = 3  # pixels between the frames of a strip
-_TINT = 0.5  # share of the group's colour in a pixel
+_TINT = 0.5  # fraction of the group's colour in a pixel
 _YELLOW, _WHITE, _DARK, _GREY = (255, 221, 0), (255, 255, 255), (20, 20, 20), (90, 90, 90)
 
 
@@ -33,11 +33,11 @@ def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None
     """Draw an image with one panel per stage, or the last stage of a video with one panel per frame.
 
     Args:
-        frames: the picture, or what each temporal step of the video shows; of any size.
-        token: the merged token of the last stage that is outlined; None: the one that holds the most tokens.
+        frames: the picture, or one picture for each temporal step of the video; of any size.
+        token: the merged token of the last stage that is outlined; None: the one with the most original tokens.
 
     Raises:
-        InputError: frames that do not match the groups, or a token that is not there.
+        InputError: the frames do not match the groups, or there is no such token.
     """
     last = visual.stages[-1]
     steps, kept = len(last.labels), len(last.representatives)
@@ -67,13 +67,13 @@ def draw_groups(
     numbered: bool = True,
     side: int = _PANEL,
 ) -> Image.Image:
-    """One picture with its groups.
+    """Draw one picture with its groups.
 
     Args:
-        step: which of the groups' temporal steps the picture is.
+        step: the temporal step of the groups that the picture shows.
         token: the merged token that is outlined; None for none.
         numbered: whether the positions that it keeps are numbered.
-        side: pixels, about the longer side of what is drawn.
+        side: approximate length in pixels of the drawing's longer side.
     """
     labels, merged = groups.labels[step], groups.sizes > 1
     height, width = labels.shape
@@ -107,10 +107,10 @@ def draw_strip(
     numbered: bool = True,
     columns: int | None = None,
 ) -> Image.Image:
-    """A picture, or what each temporal step of a video shows, side by side with the groups; what was dropped is dark.
+    """Draw the groups over a picture, or over the frames of a video side by side; dropped tokens are dark.
 
     Args:
-        side: pixels, about the longer side of a frame. columns: frames in a row; None: all.
+        side: approximate length in pixels of a frame's longer side. columns: frames in a row; None: all.
         token, numbered: see draw_groups.
     """
     panels = [draw_shaded(frame, groups, step, side, token, numbered) for step, frame in enumerate(frames)]
@@ -120,7 +120,7 @@ def draw_strip(
 def draw_shaded(
     picture: Image.Image, groups: Groups, step: int, side: int, token: int | None = None, numbered: bool = True
 ) -> Image.Image:
-    """As draw_groups, what was dropped dark."""
+    """As draw_groups(), but dropped tokens are dark."""
     panel, gone = draw_groups(picture, groups, step, token, numbered, side), groups.labels[step] < 0
     cell = panel.width // gone.shape[1]
     pixels = np.asarray(panel).copy()
@@ -129,7 +129,7 @@ def draw_shaded(
 
 
 def side_by_side(panels: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures in rows, each in a cell as large as the largest; columns: in a row; None: all."""
+    """Pictures in rows, each in a cell as large as the largest picture. columns: pictures in a row; None: all."""
     columns = min(columns or len(panels), len(panels))
     across, down = (max(part) + _BETWEEN for part in zip(*(panel.size for panel in panels)))
     size = (columns * across - _BETWEEN, -(-len(panels) // columns) * down - _BETWEEN)
@@ -140,10 +140,10 @@ def side_by_side(panels: Sequence[Image.Image], columns: int | None = None) -> I
 
 
 def token_at(point: tuple[int, int], shape: tuple[int, int, int], side: int, columns: int | None = None) -> int | None:
-    """Which original token (in raster order, frame after frame) is drawn at this pixel of a strip; None: none.
+    """The original token (in raster order, frame after frame) that is drawn at a pixel of a strip, or None.
 
     Args:
-        point: (x, y). shape: of the groups' labels. side, columns: as draw_strip was given them.
+        point: (x, y). shape: of the groups' labels. side, columns: those given to draw_strip.
     """
     steps, height, width = shape
     cell, columns = max(8, side // max(height, width)), min(columns or steps, steps)
@@ -156,7 +156,7 @@ def token_at(point: tuple[int, int], shape: tuple[int, int, int], side: int, col
 
 
 def _leaning(draw, groups: Groups, first: int, width: int, cell: int) -> None:
-    """A line from every token that was dropped before the vision tower to the one that it leans on."""
+    """Draw a line from every token that was dropped before the vision tower to the kept one that represents it."""
     anchors = groups.representatives[groups.labels.reshape(-1)]
     size = groups.labels[0].size
     for index, anchor in enumerate((anchors[first : first + size] - first).tolist()):
@@ -167,7 +167,7 @@ def _leaning(draw, groups: Groups, first: int, width: int, cell: int) -> None:
 
 
 def _colour(number: int) -> tuple[float, ...]:
-    """A colour that is far from those of the numbers next to it."""
+    """A colour that differs clearly from those of neighbouring numbers."""
     hue = number * 0.61803398875 % 1
     return tuple(255 * part for part in colorsys.hsv_to_rgb(hue, (0.9, 0.65)[number // 2 % 2], (1.0, 0.75)[number % 2]))
 
@@ -182,7 +182,7 @@ def _border(draw: ImageDraw.ImageDraw, labels: np.ndarray, cell: int, colour: tu
 
 
 def _disc(draw, index: int, width: int, cell: int, radius: float, colour: tuple, text: str = "") -> None:
-    """A disc in the middle of a token, perhaps with a number in it."""
+    """Draw a disc in the middle of a token, with text in it if given."""
     x, y = (index % width + 0.5) * cell, (index // width + 0.5) * cell
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour, _DARK)
     if text:
@@ -190,14 +190,14 @@ def _disc(draw, index: int, width: int, cell: int, radius: float, colour: tuple,
 
 
 def _stage_title(groups: Groups, entering: int) -> str:
-    """entering: how many tokens the merge before left; the labels are of all cells, whatever merged before."""
+    """entering: how many tokens the merge before left, which the labels do not tell because they cover all tokens."""
     places = {None: "before the LLM", "pixels": "before the vision tower"}
     where = places.get(groups.layer) or f"on entry of layer {groups.layer}"
     return f"{where}: {entering} tokens, {len(groups.representatives)} left"
 
 
 def _frame_title(visual: Visual, step: int) -> tuple[str, tuple | None]:
-    """Which step this is, and a colour where it is part of an event."""
+    """The title of a temporal step, and the colour of its event if there are events."""
     present = len(np.unique(visual.stages[-1].labels[step]))
     if visual.events is None:
         return f"step {step}: {visual.stages[-1].labels[step].size} tokens, {present} left", None
@@ -228,7 +228,7 @@ def _caption(visual: Visual, token: int) -> str:
 
 
 def _sheet(panels: list, titles: list, columns: int, caption: str) -> Image.Image:
-    """Panels in rows, each under its title, and the caption below."""
+    """Arrange the panels in rows, each under its title, with the caption below."""
     width, height = panels[0].size
     rows = -(-len(panels) // columns)
     font = ImageFont.load_default(17)

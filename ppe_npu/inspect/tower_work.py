@@ -1,4 +1,4 @@
-"""What a pass of the vision tower took, beside the decoder's: floating-point operations by formula, and time."""
+"""The work of a pass of the vision tower, and of the decoder: floating-point operations by formula, and time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ppe_npu.inspect.report import Stopwatch
 
 @dataclass(frozen=True)
 class Widths:
-    """Of a block or layer, by whose numbers operations are counted.
+    """The sizes of a block or layer, from which its operations are counted.
 
     Args:
         asked: weights of the projections to queries, keys and values, in a tower a third each. rest: weights of its
             other linear layers.
-        channels: of all heads together. out: weights of what comes out of attention, among the rest.
+        channels: of all heads together. out: weights of the projection after attention, which are part of `rest`.
     """
 
     asked: int
@@ -33,8 +33,8 @@ class Widths:
         return cls(first, _weights(block) - first, out.in_features, _weights(out))
 
     def flops(self, rows: int, fed: int, pairs: int) -> int:
-        """Of `rows` that are asked for queries, keys and values, `fed` rows that go through the rest, and so many pairs
-        of a query and a key. An addition and a multiplication are two."""
+        """Operations for `rows` rows with queries, keys and values, `fed` rows that go through the rest, and `pairs`
+        pairs of a query and a key. A multiply-add counts as two."""
         return 2 * (rows * self.asked + fed * self.rest) + 4 * pairs * self.channels
 
 
@@ -45,9 +45,9 @@ def _weights(module: torch.nn.Module) -> int:
 
 @dataclass(frozen=True)
 class BlockWork:
-    """Rows of a block as the tower is and as it ran: asked for queries, fed to the rest, and pairs that attend.
-    lost: how many came out of attention beside those that were fed to the rest. spared: how many were asked for keys
-    and values alone."""
+    """The work of a block, `whole` in the unmodified tower and `ran` in this pass: (rows with queries, keys and values,
+    rows fed to the rest, pairs that attend). lost: how many more rows came out of attention than were fed to the rest.
+    spared: for how many rows only keys and values were computed."""
 
     whole: tuple[int, int, int]
     ran: tuple[int, int, int]
@@ -55,7 +55,7 @@ class BlockWork:
     spared: int = 0
 
     def flops(self, widths: Widths) -> int:
-        """As it ran."""
+        """Operations of this pass."""
         return widths.flops(*self.ran) + 2 * (self.lost * widths.out - self.spared * widths.asked // 3)
 
 
@@ -64,11 +64,11 @@ class TowerReport:
     """A pass of the vision tower in which a method worked.
 
     Args:
-        widths: of one block; decoders: of a layer of the decoder, where all are alike.
-        blocks: of each block that has run, by its number.
+        widths: the sizes of a block. decoders: those of a decoder layer; None if one has no softmax attention.
+        blocks: the work of each block that has run, by its number.
         watch: the time that the tower took.
-        decoder: operations of the prompt's pass through the decoder's layers, where that is known.
-        decoding: the time that this pass took, merging between layers included; None where the tower ran by itself.
+        decoder: operations of the prompt's pass through the decoder's layers, if they are known.
+        decoding: the time of that pass, including merges between layers; None if the tower ran by itself.
     """
 
     widths: Widths
@@ -79,7 +79,7 @@ class TowerReport:
     decoding: Stopwatch | None = None
 
     def beside(self, tokens: Sequence[Sequence[int]]) -> None:
-        """Count the decoder's operations. tokens: of each layer how many each sample has."""
+        """Count the decoder's operations. tokens: for each layer, how many tokens each sample has."""
         if self.decoders is not None:
             own = (count for layer in tokens for count in layer)
             self.decoder = sum(self.decoders.flops(count, count, count * (count + 1) // 2) for count in own)
@@ -95,7 +95,7 @@ class TowerReport:
 
     @property
     def dense_flops(self) -> int:
-        """Of the tower as it is."""
+        """Operations of the unmodified tower."""
         return sum(self.widths.flops(*block.whole) for block in self.blocks.values())
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Which tokens of an image or video were merged into which, read back from the merges of one forward pass.
 
-Nothing is kept unless it is asked for:
+Nothing is recorded unless this is enabled:
 
     model.compression.keep_groups = True
     model(**inputs)                                 # or generate()
-    model.compression.trace.visuals()               # for each image and video its groups, stage by stage
+    model.compression.trace.visuals()               # the groups of each image and video, stage by stage
 """
 
 from dataclasses import dataclass, field
@@ -21,13 +21,14 @@ from ppe_npu.errors import InputError
 
 @dataclass(frozen=True)
 class Groups:
-    """What one image or video has become at one stage.
+    """The groups of one image or video after one stage.
 
     Args:
         layer: the decoder layer on whose entry it was merged; None: before the LLM; "pixels": before the vision tower.
         labels: [frames, height, width] int64, the merged token that each original token is part of; merged tokens are
             counted from 0, in the prompt's order; -1 where it was dropped.
-        representatives: [G] int64, the original token (index in raster order, frame after frame) at each one's centre.
+        representatives: [G] int64, each merged token's representative (an original token, by its index in raster order,
+            frame after frame).
         held: [G, K] int64, the original tokens whose positions it keeps, in the order of the rows.
     """
 
@@ -38,7 +39,7 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """[G] original tokens of each merged one."""
+        """[G] the number of original tokens in each merged token."""
         return np.bincount(self.labels[self.labels >= 0], minlength=len(self.representatives))
 
 
@@ -47,10 +48,10 @@ class Visual:
     """One image or video of a batch.
 
     Args:
-        sample: row of the batch. modality: "image" or "video". source: its number among those of its kind.
+        sample: row of the batch. modality: "image" or "video". source: its index among the batch's images, or videos.
         stages: its groups after each merge.
         events: [frames] int64, the event that each frame is part of, or None.
-        renumbered: whether the prompt was numbered anew, so that no position of it is kept.
+        renumbered: whether the prompt was renumbered, so that no original position is kept.
     """
 
     sample: int
@@ -63,11 +64,11 @@ class Visual:
 
 @dataclass
 class Trace:
-    """The merges of one prompt (batch), as they come.
+    """The merges of one prompt (batch), recorded as they happen.
 
     Args:
-        plan: the prompt's. config: what it was compressed by.
-        merges: of each stage its rounds, with their groups, and what each token that it keeps holds [G, K].
+        plan: the prompt's plan. config: the settings of its compression.
+        merges: for each stage, its rounds with their groups, and [G, K] the original tokens that each kept one holds.
     """
 
     plan: PromptPlan
@@ -78,17 +79,17 @@ class Trace:
         """Every image and video, in the order of the prompts; the host waits for the device.
 
         Raises:
-            InputError: a list of ratios, with which a token is part of several merged ones.
+            InputError: there is a list of ratios, with which a token is part of several merged tokens.
         """
         if any(len(method.levels) > 1 for method in self.config.methods):
             raise InputError(
                 f"ratio={list(self.config.ratios)}: a token is part of several merged ones; give one ratio"
             )
         layout, width = self.plan.layout, self.plan.layout.real.shape[1]
-        feature = np.zeros(layout.real.size, np.int64)  # of a place of the prompt
+        feature = np.zeros(layout.real.size, np.int64)  # of each place in the prompt
         for span in layout.spans:
             feature[span.sample * width + span.start + np.arange(span.tokens)] = span.feature + np.arange(span.tokens)
-        # Of each feature the place where its token stands, -1 where it was dropped; of each place its token's feature.
+        # For each feature the place of its token, -1 if it was dropped; for each place its representative's feature.
         place = center = np.arange(int(layout.visual.sum()))
         stages, events, chosen = [], None, self.plan.chosen
         if chosen is not None:
@@ -117,13 +118,13 @@ class Trace:
 
 
 def _through(step: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """The places to which `step` takes the tokens at `place`; -1 stays -1."""
+    """The places to which `step` moves the tokens at `place`; -1 stays -1."""
     return np.where(place >= 0, step[place], -1)
 
 
 def _moves(step: Round, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What one round does: [inputs] the kept token of which each input becomes part, -1 for none; [G] the input that
-    represents each kept token; [inputs] the cell of each input, -1 for none."""
+    """What one round does: [inputs] the kept token that each input becomes part of, -1 for none; [G] the input that is
+    each kept token's representative; [inputs] the cell of each input, -1 for none."""
     kept_of, cell_of, representatives, kept, cells = np.full(inputs, -1), np.full(inputs, -1), [], 0, 0
     for bucket in step.buckets:
         (grouping,) = bucket.groupings
@@ -153,7 +154,7 @@ def _moves(step: Round, inputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _by_source(spans: tuple[Span, ...]) -> list[list[Span]]:
-    """The spans of each image or video: several, where a video's frames stand apart."""
+    """The spans of each image or video: several, if text separates a video's frames."""
     sources: dict[tuple[str, int], list[Span]] = {}
     for span in spans:
         sources.setdefault((span.modality, span.source), []).append(span)
@@ -168,10 +169,10 @@ def _visual(spans: list[Span], stages: list[tuple], events: np.ndarray | None, r
         places = np.unique(place[features])
         places = places[places >= 0]
         labels = np.where(place[features] >= 0, np.searchsorted(places, place[features]), -1)
-        # An image's or video's features follow each other, also where its frames stand apart.
+        # The features of an image or video are consecutive, even if text separates its frames.
         groups.append(Groups(layer, labels.reshape(grid), center[places] - features[0], held[places] - features[0]))
     if events is not None:
         cells = events[features].reshape(grid)[:, 0, 0].tolist()
-        order = list(dict.fromkeys(cells))  # of their first frames
+        order = list(dict.fromkeys(cells))  # by their first frames
         events = None if -1 in order else np.array([order.index(cell) for cell in cells])
     return Visual(spans[0].sample, spans[0].modality, spans[0].source, tuple(groups), events, renumbered)

@@ -33,7 +33,7 @@ def test_a_missing_grid_a_spare_grid_and_a_short_run_are_named():
         find_spans(ids, None, [[1, 4, 4], [1, 4, 4]], [], None, VISION)
     with pytest.raises(ValueError, match="has a grid of 6 tokens but its run of image tokens at index 1 is 4 long"):
         find_spans(ids, None, [[1, 4, 6]], [], None, VISION)
-    with pytest.raises(ValueError, match="must be positive multiples of 2"):
+    with pytest.raises(ValueError, match="height and width positive multiples of 2"):
         find_spans(ids, None, [[1, 3, 4]], [], None, VISION)
     with pytest.raises(ValueError, match="second_per_grid_ts has 2 entries for 1 video"):
         find_spans(np.where(ids == IMAGE_ID, VIDEO_ID, ids), None, [], [[1, 4, 4]], [1.0, 2.0], VISION)

@@ -201,7 +201,7 @@ def test_a_prefix_that_is_repeated_for_several_answers(model):
         return [continued(model, token) for token in tokens.tolist()]
 
     assert_rounds_alike(list(together), alone(), exact(model, alone))
-    with pytest.raises(ValueError, match="holds a batch of 3, but the tokens that continue them are 2"):
+    with pytest.raises(ValueError, match="holds a batch of 3, the new tokens are of 2: give 3 samples"):
         logits(model, {"input_ids": tokens[:2], "past_key_values": cache})
 
 
