@@ -1,4 +1,4 @@
-"""attention by torch.nn.functional.scaled_dot_product_attention: on the CPU, and on CUDA without flash-attn."""
+"""attention by torch's scaled_dot_product_attention: on the CPU, and on CUDA where flash-attn is missing or refuses."""
 
 import functools
 import importlib

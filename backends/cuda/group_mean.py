@@ -1,4 +1,4 @@
-"""group_mean by Triton kernels without atomics: every sum is in raster order, so every run gives the same bits.
+"""group_mean by Triton kernels without atomics: every sum has a fixed order, so every run gives the same bits.
 
 The first kernel lists the token indices of each group. It does not sort: it counts how many tokens come before each one
 in the list, by N x N comparisons of labels in registers. In the second kernel, one program reads the tokens of one

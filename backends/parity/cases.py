@@ -42,7 +42,7 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
 def _attention(
     name: str, query: tuple, key: tuple, mask: Callable | None = None, grads: tuple = (0, 1, 2), **options: Any
 ) -> Case:
-    """query and key are shapes; mask: generator -> mask, passed by keyword through `options` by the run."""
+    """A case of attention. query, key: shapes. mask: generator -> mask, which the run passes by keyword."""
 
     def build(generator: Generator) -> tuple:
         tensors = tuple(_normal(generator, *shape) for shape in (query, key, key))

@@ -30,9 +30,9 @@ class Row:
         op, case, implementation: names.
         shapes: of the input tensors, as "2x4x7x16, ...".
         dtype: "fp32", "bf16" or "fp16".
-        direction: "forward" or "grad".
+        direction: "forward" or "grad"; for whole models also "5 steps" and "generate"; "-" if nothing was compared.
         error, allowed: relative RMS (see `compare`) of the tensor with the largest error relative to its bound; for
-            clusterings the partition distance. None if nothing was compared.
+            clusterings `clustering_error`. None if nothing was compared, but error is inf for a failed computation.
         ok: within bounds, or refused (a refusal is not a failure: dispatch takes the next implementation).
         note: why an implementation refused the case, or how it failed.
     """

@@ -203,8 +203,8 @@ def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: boo
     rank = rank.to(squared.dtype)
     nearest, largest = torch.empty_like(log_density), torch.finfo(squared.dtype).max
     for rows in _row_slices(squared):
-        # 0 for a denser token, 1 for any other. Arithmetic, not torch.where, which branches at every element
-        # on a CPU; branches without a pattern take several times as long.
+        # 0 for a denser token, 1 for any other. Computed by arithmetic, because on a CPU torch.where branches at every
+        # element, and branches without a pattern take several times as long.
         not_denser = (rank[:, None, :] - (rank[:, rows, None] - 1)).clamp_(0, 1)
         nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=largest).amin(-1)
     return nearest

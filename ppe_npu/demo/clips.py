@@ -51,8 +51,8 @@ WORDS = ("system", "user", "assistant", *QUESTION_TYPES, *(word for words in ANS
 
 @dataclass(frozen=True)
 class Clip:
-    """Which squares of the board are light, bool [SQUARES, SQUARES]; which change, bool [FRAMES, SQUARES, SQUARES]; and
-    the answers, by question."""
+    """The light squares of the board, bool [SQUARES, SQUARES]; the squares that are inverted in each frame, bool
+    [FRAMES, SQUARES, SQUARES]; and the answers by question."""
 
     board: np.ndarray
     changes: np.ndarray
