@@ -8,12 +8,12 @@
 
     ops.py        the operations: shapes, dtypes, meaning; merging.py has the two that merge tokens
     reference/    plain PyTorch: the specification
-    npu/ cuda/    the same file names, by fused operators; sdpa.py and onehot.py serve several devices
+    <device>/     faster ones for npu, cuda and cpu, under the same file names; sdpa.py and onehot.py serve several
     registry.py   lists the implementations in order of preference; dispatch.py picks one per call
-    device.py     the only place that asks which kind of device there is
+    device.py     the only module that distinguishes the kinds of devices
     parity/       compares implementations with the reference on the device at hand
 
-This package knows tensors, never models or configs. Importing it imports torch and no vendor package.
+This package handles only tensors, not models or configs. Importing it imports torch and no vendor package.
 """
 
 from . import device, dispatch

@@ -1,15 +1,15 @@
-"""What every room means by the same word: names of dtypes, the label that is no label, how long a frame is, and how
-kernels say which dtypes they take."""
+"""Definitions shared by all devices: names of dtypes, the ignored label, lengths of frames, and why kernels refuse
+tensors."""
 
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_NEIGHBORS = 5  # of a density: the k of Chat-UniVi; fewer where a frame keeps few tokens. Kernels take no more
-IGNORED = -100  # the label of a token without a loss, as transformers and torch have it
+MAX_NEIGHBORS = 5  # for a density: Chat-UniVi's k, less in frames that keep few tokens. Triton kernels take no more
+IGNORED = -100  # the label of a token without a loss, as in transformers and torch
 
 
 def frame_lengths(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """[F] int32, how many tokens of [F, N, C] each frame has: by its mask [F, N], or all."""
+    """int32 [F], the number of tokens of each frame of tokens [F, N, C]: by the mask valid [F, N], or N without one."""
     if valid is None:
         return torch.full((len(tokens),), tokens.shape[1], dtype=torch.int32, device=tokens.device)
     return valid.sum(1, dtype=torch.int32)
@@ -19,8 +19,8 @@ def refused_dtype(kernels: str, dtype: torch.dtype, narrow: bool = False) -> str
     """Why kernels take no tensor of this dtype; None where they take it.
 
     Args:
-        kernels: which ones, and their verb: "the Triton kernels take".
-        narrow: whether they take 16 bits alone, and not fp32.
+        kernels: subject and verb of the message, such as "the Triton kernels take".
+        narrow: whether they take only 16 bits, and not fp32.
     """
     if dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and not narrow):
         return None
@@ -28,7 +28,7 @@ def refused_dtype(kernels: str, dtype: torch.dtype, narrow: bool = False) -> str
 
 
 def refused_clustering(tokens: torch.Tensor, most_neighbors: int) -> str | None:
-    """Why Triton kernels, whoever's, do not cluster tokens [F, N, C]; None where nothing of that stands in the way."""
+    """Why no Triton kernel, for CUDA or Ascend, clusters tokens [F, N, C]; None if these checks find no reason."""
     if reason := refused_dtype("the Triton kernels take", tokens.dtype):
         return reason
     if most_neighbors > MAX_NEIGHBORS:

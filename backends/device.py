@@ -1,8 +1,8 @@
-"""The only place that asks "npu, cuda or cpu?".
+"""The only module that distinguishes NPU, CUDA and CPU.
 
-Everything that depends on the kind of device is answered here: which dtypes it takes, seeds, clocks, peak memory, the
-process group's backend, the optimizer's name in transformers, and how a report describes the device. finding.py has
-which device a name stands for.
+Everything that depends on the kind of device is decided here: supported dtypes, seeds, clocks, peak memory, the process
+group's backend, the optimizer's name in transformers, and the description of the device in reports. finding.py resolves
+the names of devices.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ppe_npu.backends.compiling import traced_once
-from ppe_npu.backends.finding import KINDS as KINDS  # asked for here, beside all else
+from ppe_npu.backends.finding import KINDS as KINDS  # re-exported: callers use device.KINDS
 from ppe_npu.backends.finding import DeviceError
 from ppe_npu.backends.finding import resolve as resolve
 from ppe_npu.backends.precision import exact_matmul as exact_matmul
@@ -26,12 +26,12 @@ from ppe_npu.utils.launched import check_launched, environment_number
 
 
 def _runtime(device: torch.device) -> Any:
-    """torch.npu or torch.cuda; None for the CPU, which has neither streams nor an allocator that can be asked."""
+    """torch.npu or torch.cuda; None for the CPU, which has neither streams nor an allocator with statistics."""
     return getattr(torch, device.type) if device.type in ("npu", "cuda") else None
 
 
 def supports(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether matrix products in `dtype` run on `device`. An NPU has no fp64; bf16 is asked of the device itself."""
+    """Whether matrix products in `dtype` run on `device`. An NPU has no fp64; support of bf16 depends on the device."""
     if dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         return False
     if dtype is torch.bfloat16 and device.type != "cpu":
@@ -40,18 +40,18 @@ def supports(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def too_old(device: torch.device) -> bool:
-    """Whether this is CUDA before compute capability 8.0, where neither flash attention nor our Triton kernels run."""
+    """Whether this is CUDA below compute capability 8.0, where neither flash attention nor our Triton kernels run."""
     return device.type == "cuda" and torch.cuda.get_device_properties(device).major < 8
 
 
 def on_cpu(device: torch.device) -> bool:
-    """Whether work runs on the host itself: a call has done its work when it returns, and memory is the host's."""
+    """Whether work runs on the host itself: its calls are synchronous, and its memory is the host's."""
     return device.type == "cpu"
 
 
 def asks_freely(device: torch.device) -> bool:
-    """Whether the host may look at what was computed: elsewhere it would wait for all that is still to be done."""
-    return device.type == "cpu" and not torch.compiler.is_compiling()  # a graph that is being made has no numbers
+    """Whether the host may read computed values: on an accelerator, reading waits for all queued work."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()  # there are no values while a graph is traced
 
 
 def runs_flash_attention(device: torch.device) -> bool:
@@ -60,17 +60,17 @@ def runs_flash_attention(device: torch.device) -> bool:
 
 
 def fuses_few_key_heads(device: torch.device) -> bool:
-    """Whether all of torch's fused attention takes fewer key heads than query heads: on CUDA flash attention alone."""
+    """Whether all of torch's fused attention takes fewer key than query heads; on CUDA only flash attention does."""
     return device.type != "cuda"
 
 
 def takes_borders(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether kernels for packed segments take their borders as a tensor there: flash attention's on CUDA."""
+    """Whether kernels for packed segments take the borders as a tensor, as flash attention on CUDA does."""
     return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
 def takes_host_lists(device: torch.device) -> bool:
-    """Whether kernels for packed segments take their borders as a list on the host: the NPU's."""
+    """Whether kernels for packed segments take the borders as a list on the host, as those of an NPU do."""
     return device.type == "npu"
 
 
@@ -90,7 +90,7 @@ def triton_problem(device: torch.device, shared_bytes: int = 0) -> str | None:
 
 
 def ascend_cores(device: torch.device) -> tuple[str, int, int] | None:
-    """An NPU's chip, its cube cores and its vector cores (0 where torch_npu does not tell); None of other kinds."""
+    """(name of the chip, cube cores, vector cores) of an NPU, 0 where torch_npu reports no number; None elsewhere."""
     if device.type != "npu":
         return None
     runtime = _runtime(device)
@@ -109,9 +109,9 @@ def ascend_triton_problem(device: torch.device) -> str | None:
 
 
 def uploaded_once(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Decorator of what uploads numbers of the host. It is done once for the same arguments, because an upload makes
-    the host wait for the device; outside inference mode, else the first caller's mode would stick to the tensor; and
-    while torch.compile traces, else it would be part of the graph."""
+    """Decorator for functions that upload numbers from the host. They run once for the same arguments, because an
+    upload makes the host wait for the device; outside inference mode, because the tensor would keep the mode of the
+    first caller; and while torch.compile traces, because the upload would otherwise be part of the graph."""
     kept = functools.lru_cache(maxsize=64)(torch.inference_mode(False)(make))
 
     @traced_once
@@ -168,7 +168,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what torch's allocator holds in reserve, after an allocation has failed; does nothing on the CPU."""
+    """Frees the unused memory that torch's allocator caches, after an allocation failed; does nothing on the CPU."""
     runtime = _runtime(device)
     if runtime is not None:
         runtime.empty_cache()
@@ -200,14 +200,14 @@ def process_rank() -> int:
     """The rank of this process in the job; 0 without a launcher.
 
     Raises:
-        InputError: what the environment says of it cannot be.
+        InputError: the launcher's environment variables are invalid or contradict each other.
     """
     check_launched()
     return environment_number("RANK", 0)
 
 
 def of_this_process(device: torch.device) -> torch.device:
-    """The device that this process works on: torchrun's n-th process of a machine takes the n-th device of the kind.
+    """The device that this process works on: torchrun's n-th process on a machine gets the n-th device of the kind.
 
     Raises:
         DeviceError: there are fewer devices than processes on this machine.
@@ -242,29 +242,29 @@ def fused_adamw_name(device: torch.device, *, fused: bool = False) -> str:
 
 
 def has_fused_adamw(device: torch.device) -> bool:
-    """Whether torch.optim.AdamW(fused=True) has a kernel of torch's own there that is worth asking for: on CUDA."""
+    """Whether torch.optim.AdamW(fused=True) has a worthwhile kernel for `device` in torch itself: on CUDA."""
     return device.type == "cuda"
 
 
 def keeps_cleared_gradients(device: torch.device) -> bool:
-    """Whether the fused AdamW there goes on with gradients that the model has cleared: NpuFusedAdamW holds its own."""
+    """Whether the device's fused AdamW still uses gradients that the model has cleared, as NpuFusedAdamW does."""
     return device.type == "npu"
 
 
 def trains_4_bits(device: torch.device) -> bool:
-    """Whether bitsandbytes trains adapters on 4-bit weights there."""
+    """Whether bitsandbytes trains adapters on 4-bit weights on `device`."""
     return device.type == "cuda"
 
 
 def times_itself(device: torch.device) -> bool:
-    """Whether torch can hold the device back and time what is queued on it, by events: on CUDA."""
+    """Whether torch can delay the device and then time the queued work by events: on CUDA."""
     return device.type == "cuda"
 
 
 class Stopwatch:
-    """How long a part of the work takes, measured on its device and without making the host wait. A stretch lasts from
-    construction to mark(), the next one from the second mark() to the third, and so on; milliseconds is their sum. It
-    is NaN where a stretch ran inside torch.compile, which has no clock."""
+    """Measures how long parts of the work take on their device, without making the host wait. A stretch lasts from
+    construction to mark(), the next one from the second mark() to the third, and so on; `milliseconds` is their sum. It
+    is NaN if a stretch was traced by torch.compile, where there is no clock."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -273,14 +273,14 @@ class Stopwatch:
         self.mark()
 
     def mark(self) -> None:
-        """A stretch begins, or ends."""
+        """Begin or end a stretch."""
         if torch.compiler.is_compiling():
             self._traced = True
         elif self._device.type == "cpu":
             self._marks.append(time.perf_counter())
         else:
             event = torch.Event(self._device, enable_timing=True)
-            with current(self._device):  # of the device above it takes the kind alone
+            with current(self._device):  # torch.Event itself uses only the kind of its device
                 event.record()
             self._marks.append(event)
 
@@ -296,7 +296,7 @@ class Stopwatch:
 
 
 def describe(device: torch.device) -> dict[str, str]:
-    """What a report says about `device`: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
+    """Facts about `device` for reports: keys "kind", "name", "torch", and "runtime" and "driver" where known."""
     facts = {"kind": device.type, "name": _cpu_name(), "torch": torch.__version__}
     if device.type == "cuda":
         name, driver = torch.cuda.get_device_name(device), _first_line("/proc/driver/nvidia/version")

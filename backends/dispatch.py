@@ -1,8 +1,9 @@
-"""Refuses what no operation takes, picks an implementation for every call, and says once which and why.
+"""Checks arguments, picks an implementation for every call, and logs each choice and each refusal once.
 
 It takes the first implementation in `registry.REGISTRY` that is made for the tensors' device, whose package can be
 imported, and that does not refuse the arguments. The choice is made per call because fused operators limit the shapes,
-dtypes and masks of a call. A request for an implementation by name gets that one or an error, never another one.
+dtypes and masks of a call. An implementation that is requested by name is used, or an error is raised; there is no
+fallback.
 
     with dispatch.using(attention="flash_attn", rms_norm="reference"):
         model(**inputs).loss.backward()
@@ -32,19 +33,19 @@ class ImplementationError(UserError, ValueError):
     """An implementation that was requested by name cannot be used. The message says why, and what to use."""
 
 
-# Process-wide, not per thread or context: the autograd engine recomputes checkpointed layers in threads of its own,
-# which have to choose as the forward pass did.
+# Process-wide, not per thread or context: the autograd engine recomputes checkpointed layers in its own threads, which
+# must make the same choices as the forward pass.
 _requested: dict[str, str] = {}
 _chosen: dict[str, list[str]] = {}
 _refused: set[tuple[str, str, str]] = set()
-_modules: dict[str, ModuleType] = {}  # for torch.compile alone
+_modules: dict[str, ModuleType] = {}  # used only under torch.compile
 
 _DTYPES = {
     "floating": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
     "integers": (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 }
 _CAST = {"floating": "floating point, such as {}.float()", "integers": "integers, such as {}.long()"}
-_PLAIN = {"flag": "True or False", "whole": "a whole number", "number": "a finite number"}  # all else are tensors
+_PLAIN = {"flag": "True or False", "whole": "a whole number", "number": "a finite number"}  # other kinds are tensors
 
 
 def ops() -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def ops() -> tuple[str, ...]:
 
 def candidates(op: str, kind: str) -> list[Implementation]:
     """The implementations of `op` for devices of `kind`, best first, whether or not their packages are installed."""
-    # One comprehension: this is asked of every call, and every entry that a generator gives is a call of its own.
+    # A list comprehension, because this runs on every call and a generator would cost a function call per entry.
     return [e for e in registry.REGISTRY if e.op == op and (kind in e.devices or e.devices == registry.ANY)]
 
 
@@ -64,9 +65,9 @@ def available(op: str, kind: str) -> list[Implementation]:
 
 
 def meant(op: str, **arguments: object) -> None:
-    """Raise InputError, naming the argument and what was given, for one that is not what it is meant to be: a dense
-    tensor, on the device of the others, of floating point (16 bits or more) or of integers; or a finite number, a whole
-    one, or True or False, Python's or NumPy's."""
+    """Raise InputError, naming the argument and its value, unless every argument is of its kind in registry.ARGUMENTS:
+    a dense tensor on the device of the others, floating point (16 bits or more) or integer; or a finite number, a whole
+    number, or a bool, of Python's or NumPy's types."""
     first: tuple[str, Tensor] | None = None
     for name, kind in registry.ARGUMENTS[op].items():
         given, (kind, _, optional) = arguments[name], kind.partition(" or ")
@@ -86,7 +87,7 @@ def meant(op: str, **arguments: object) -> None:
         if kind == "flag" and not fits:
             fits = getattr(given, "shape", None) == () and getattr(getattr(given, "dtype", None), "kind", "") == "b"
         elif kind in ("whole", "number"):
-            if torch.compiler.is_compiling():  # then they may be symbols
+            if torch.compiler.is_compiling():  # numbers may be symbols then
                 continue
             type_ = Integral if kind == "whole" else Real
             fits = isinstance(given, type_) and not fits and -(2**63) <= given < 2**63  # type: ignore[operator]
@@ -96,13 +97,13 @@ def meant(op: str, **arguments: object) -> None:
 
 
 def require(condition: bool, expected: str, got: object) -> None:
-    """Raise InputError, of what was expected and what was got, unless the condition holds."""
+    """Raise InputError with the text `expected` and the value `got` unless the condition holds."""
     if not condition:
         raise InputError(f"{expected} {short(got) if isinstance(got, list) else got}")
 
 
 def short(values: list[int]) -> str:
-    """A list as a message shows it: of a long one its ends."""
+    """A list as text for a message; a long list is shortened to its first and last items."""
     return str(values) if len(values) <= 8 else f"{values[:4]} ... {values[-3:]}"
 
 
@@ -159,7 +160,7 @@ def call(op: str, *args: Any, implementation: str | None = None, **kwargs: Any) 
 
 
 def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Implementation, ModuleType]:
-    """What select() gives, and the module that has it. name: an explicit request."""
+    """The implementation that select() returns, and its module. name: an explicit request."""
     kind = next(value.device for value in args if isinstance(value, torch.Tensor)).type
     name, compiling = name or _requested.get(op), torch.compiler.is_compiling()
     if compiling:
@@ -181,10 +182,10 @@ def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Imple
 
 
 def _refusal(entry: Implementation, module: ModuleType, requested: bool, args: tuple, kwargs: dict) -> str | None:
-    """Why a call does not get it, or None. "": it is not meant for such calls, of which nothing is said.
+    """Why a call cannot have this implementation, or None if it can; "" if it is skipped without being logged.
 
     Args:
-        requested: whether it was asked for by name.
+        requested: whether it was requested by name.
     """
     if entry.made_for is not None and not getattr(module, entry.made_for)(*args, **kwargs):
         return "it is not made for such a call" if requested else ""
@@ -198,13 +199,14 @@ def _refusal(entry: Implementation, module: ModuleType, requested: bool, args: t
     return None if entry.verify is None else getattr(module, entry.verify)(*args, **kwargs)
 
 
-# torch.compile traces the choice, which holds for shapes and dtypes, as the compiled code does. A function marked
-# `traced_once` runs once, while tracing, and leaves nothing in the graph, which imports and logging would break.
+# torch.compile traces the choice of an implementation, which is valid for the same shapes and dtypes as the compiled
+# code. A function marked `traced_once` runs once, while tracing, and adds nothing to the graph, which imports and
+# logging would break.
 
 
 @traced_once
 def _import_all() -> None:
-    """Fills `_modules` in one go: the compiler does not see what is added after it has read them."""
+    """Fills `_modules` at once, because the compiler does not see entries that are added after it has read the dict."""
     for entry in registry.REGISTRY:
         if entry.missing() is None:
             _modules[entry.module] = registry._module(entry.module)

@@ -1,6 +1,6 @@
-"""Which device a name stands for, and in one line why there is none. Asked for as `device.resolve`.
+"""Finds the device that a name stands for, or says in one line why there is none. Callers use `device.resolve`.
 
-torch_npu is imported here alone, and only if an NPU is asked for, or "auto" is and the package is installed.
+torch_npu is first imported here, and only if an NPU is requested, or if "auto" is and the package is installed.
 """
 
 import importlib
@@ -19,7 +19,7 @@ _INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 
 class DeviceError(UserError, ValueError):
-    """This machine does not have the requested device. The message is one line: what was asked, what to do."""
+    """This machine does not have the requested device. The message is one line: the request, and the remedy."""
 
 
 def resolve(name: str = "auto") -> torch.device:
@@ -33,7 +33,7 @@ def resolve(name: str = "auto") -> torch.device:
         torch.device; without an index it stands for the current device of that kind.
 
     Raises:
-        DeviceError: the name is unknown, or a device named explicitly is not there. Nothing falls back.
+        DeviceError: the name is unknown, or a device named explicitly does not exist. There is no fallback.
     """
     wanted = str(name).strip().lower()
     if wanted == "auto":
@@ -90,7 +90,7 @@ def _npu_problem() -> str | None:
 
 
 def _npu_count() -> int:
-    npu = vars(torch)["npu"]  # which torch_npu has put there
+    npu = vars(torch)["npu"]  # set by torch_npu when it is imported
     return npu.device_count() if npu.is_available() else 0
 
 

@@ -1,7 +1,7 @@
-"""The operations that merge tokens: clustering, and the means of groups. ops.py has all others.
+"""The operations that merge tokens: clustering, and the means of groups. All others are in ops.py.
 
-What stands in tensors of integers is looked at where the host may look, on CPUs: some implementations read or write
-beside their memory by an index that is out of range.
+The values of integer tensors are checked only on CPUs, where the host may read them. The checks are needed because an
+index that is out of range makes some implementations access memory out of bounds.
 """
 
 import torch
@@ -37,10 +37,10 @@ def dpc_knn(
         valid: bool [F, N], False on padding, which comes last in a frame; None if there is none.
         budgets: int64 [F], groups to make per frame, from 1 to min(max_groups, valid tokens).
         max_groups: the largest budget, known to the host.
-        num_neighbors: int64 [F], neighbours that a density is taken over, the token itself included; from 1 to
-            min(most_neighbors, valid tokens). Of a frame without valid tokens this and its budget are 0 or 1.
-        strict: of equally dense tokens none counts as denser; else the one with the lower index does.
-        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is taken.
+        num_neighbors: int64 [F], number of neighbours that define a density, including the token itself; from 1 to
+            min(most_neighbors, valid tokens). For a frame without valid tokens, this and the budget are 0 or 1.
+        strict: if true, no token is denser than an equally dense one; otherwise the one with the lower index is.
+        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is used.
 
     Returns:
         centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are
@@ -88,7 +88,7 @@ def _check_dpc_knn(
     tokens_of = torch.full_like(budgets, length, dtype=torch.int64) if valid is None else valid.sum(1)
     limits = {"max_groups": max_groups, "most_neighbors": min(most_neighbors, length)}
     for (limit, most), (name, vector) in zip(limits.items(), (("budgets", budgets), ("num_neighbors", num_neighbors))):
-        least, largest = tokens_of.clamp(max=1), tokens_of.clamp(1, most)  # a frame without tokens may say 0 or 1
+        least, largest = tokens_of.clamp(max=1), tokens_of.clamp(1, most)  # a frame without tokens may have 0 or 1
         fits = not ((vector < least) | (vector > largest)).any()
         expected = f"dpc_knn: {name} must be from 1 to {most} ({limit}) and to a frame's tokens, got"
         require(fits, expected, vector.tolist() if not fits else None)
@@ -109,14 +109,14 @@ def _exact_dpc_knn(
         arguments = tokens, valid, budgets, max_groups, num_neighbors
         options = {"strict": strict, "most_neighbors": most_neighbors}
         centers, labels = dispatch.call("dpc_knn", *arguments, **options, implementation=implementation)
-    return centers.contiguous(), labels.contiguous()  # as the compiler is told below
+    return centers.contiguous(), labels.contiguous()  # as _shapes_of_dpc_knn says
 
 
 @traced_once
 def _register_dpc_knn() -> None:
-    """Makes torch.ops.ppe_npu.dpc_knn, one node of a graph under torch.compile.
+    """Registers torch.ops.ppe_npu.dpc_knn, a single node of a graph under torch.compile.
 
-    Other compiled code runs in the precision that is set when it runs, and TF32 would give other groups.
+    Traced operations would run in the precision that is set at run time, and TF32 would give other groups.
     """
     if not hasattr(torch.ops.ppe_npu, "dpc_knn"):
         operator = torch.library.custom_op("ppe_npu::dpc_knn", _exact_dpc_knn, mutates_args=())
@@ -140,7 +140,7 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
         [F, M, C] in the tokens' dtype, accumulated in fp32 (fp64 for fp64); empty groups are zero.
 
     Raises:
-        InputError: a shape that does not fit; on a CPU also counts that are not those of the labels.
+        InputError: a shape that does not fit; on a CPU also counts that do not match the labels.
     """
     meant("group_mean", tokens=tokens, labels=labels, counts=counts)
     require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))

@@ -35,7 +35,7 @@ class _OneHotMean(torch.autograd.Function):
 
 
 def _one_hot(labels: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """[F, M, N]: 1 where token n is in group m. A label of -1 is in no group (which one_hot cannot say)."""
+    """[F, M, N]: 1 where token n is in group m. A label of -1 means no group (torch's one_hot does not take it)."""
     groups = torch.arange(counts.shape[1], device=labels.device)
     return (labels[:, None, :] == groups[None, :, None]).to(dtype)
 

@@ -1,8 +1,8 @@
-"""The operations: what each takes, returns and means. `dispatch` picks the implementation. (merging.py has the two that
-merge tokens.)
+"""The operations: their arguments, results and meaning. `dispatch` picks the implementation. The two operations that
+merge tokens are in merging.py.
 
-All take `implementation=None`: the name of the implementation to use for this call (see `dispatch.using`), which raises
-ImplementationError if it cannot be used. Arguments that no implementation supports raise InputError (a ValueError).
+All take `implementation=None`. A name selects the implementation for this call (see `dispatch.using`), which raises
+ImplementationError if that one cannot be used. Arguments that no implementation supports raise InputError.
 """
 
 import torch
@@ -28,22 +28,22 @@ def attention(
     dropout: float = 0.0,
     implementation: str | None = None,
 ) -> Tensor:
-    """softmax(scale * query key^T) value, per head; key heads that several query heads share need no repeating.
+    """softmax(scale * query key^T) value, per head. Key heads that several query heads share need not be repeated.
 
     Args:
         query: [B, H, S, D], floating point.
         key, value: [B, Hkv, T, D], the same dtype; H is a multiple of Hkv, query head h reads key head h // (H / Hkv).
         mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
-            (some implementations round it to the inputs' dtype before).
+            (some implementations first round it to the inputs' dtype).
             A row that may attend to nothing (all False, or all -inf) gives zeros.
-        cu_seqlens: the borders of packed segments, a host list [0, ..., S] that never falls; then B = 1, S = T,
-            there is no mask, and every segment attends to itself only. Make it once per forward pass, not per layer.
-        cu_seqlens_k: other borders for keys, as many, [0, ..., T]: the queries of a segment attend to the keys of the
-            segment of the same number. A segment that has queries has keys, too. Not with causal.
-        causal: the last query sees all keys and each earlier one sees one key less (bottom-right alignment, as
-            decode with a cache needs it). Needs S <= T.
+        cu_seqlens: the borders of packed segments, a non-decreasing list [0, ..., S] on the host. Each segment attends
+            only to itself. Requires B = 1, S = T and no mask. Build it once per forward pass, not per layer.
+        cu_seqlens_k: separate borders for the keys, [0, ..., T], as many as in cu_seqlens: the queries of the i-th
+            segment attend to the keys of the i-th segment. A segment with queries must have keys. Not with causal.
+        causal: the last query sees all keys, and each earlier query sees one key fewer (bottom-right alignment, which
+            decoding with a cache needs). Requires S <= T.
         scale: 1/sqrt(D) if None.
-        dropout: probability with which a weight is dropped. Which ones differs between implementations.
+        dropout: probability of dropping an attention weight. Implementations do not drop the same ones.
 
     Returns:
         [B, H, S, D] in the inputs' dtype, not necessarily contiguous.
@@ -99,7 +99,7 @@ def _check_attention(
 def rotary(
     query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, implementation: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rotates pairs (x[i], x[i + D/2]) by an assembled table: x * cos + cat(-x2, x1) * sin, as in transformers.
+    """Rotates the pairs (x[i], x[i + D/2]) by the table's angles: x * cos + cat(-x2, x1) * sin, as in transformers.
 
     Args:
         query: [B, H, S, D]. key: [B, Hkv, S, D]. D is even.
@@ -127,7 +127,7 @@ def rotary(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | None = None) -> Tensor:
-    """weight * (x / sqrt(mean(x^2) + eps)) over the last dimension, as transformers' RMSNorm modules.
+    """weight * (x / sqrt(mean(x^2) + eps)) over the last dimension, as in transformers' RMSNorm modules.
 
     Args:
         x: [..., D], floating point; upcast to fp32 for the mean unless it is fp64.
@@ -147,7 +147,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
 
 
 def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Tensor:
-    """silu(gate) * up, elementwise; both are [..., D] with the same shape and dtype, and so is the result.
+    """silu(gate) * up, elementwise. Both arguments and the result are [..., D], of the same shape and dtype.
 
     Raises:
         InputError: shapes or dtypes differ.
@@ -189,7 +189,7 @@ def linear_cross_entropy(
     shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
     fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)
-    labels = labels.long()  # as 8 bits without a sign, -100 would be class 156
+    labels = labels.long()  # in uint8, -100 would be class 156
     dtypes = (hidden.dtype, weight.dtype)
     require(len(set(dtypes)) == 1, "linear_cross_entropy: hidden and weight must share a dtype, got", dtypes)
     require(reduction in ("mean", "sum"), "linear_cross_entropy: reduction must be 'mean' or 'sum', got", reduction)
@@ -200,7 +200,7 @@ def linear_cross_entropy(
 
 
 def _check_labels(labels: Tensor, classes: int, ignored: int) -> None:
-    """Raise InputError unless each label is that of a class, or the ignored one."""
+    """Raise InputError unless every label is a class or the ignored label. Checked where the host may read labels."""
     if not device.asks_freely(labels.device):
         return
     strange = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]

@@ -1,4 +1,4 @@
-"""fp32 that is fp32: the settings by which devices compute products in fewer bits, switched off and back."""
+"""Full fp32: turns off the settings by which devices compute fp32 products in fewer bits, and restores them."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ def exact_matmul() -> Iterator[None]:
     """fp32 products and convolutions keep all of fp32: TF32 (CUDA), HF32 (NPU) and bf16 or TF32 (oneDNN) are off.
 
     The settings belong to the process, so other threads see them while the context is open; it restores all of them.
-    A graph of torch.compile holds none of them: it is traced where products keep fp32 already, else it breaks here.
+    A graph of torch.compile cannot change them: the graph breaks here unless products already keep all of fp32.
     """
     if torch.compiler.is_compiling():
         if not _whole_products():
@@ -39,11 +39,11 @@ def _whole_products() -> bool:
 
 
 def _settings() -> list[tuple[Callable[[Any], None], Any, Any, bool]]:
-    """(set, its value, the value that keeps fp32 whole, whether it is of products) of every setting that torch tells:
-    it refuses to read a legacy one where fp32_precision alone was set.
+    """(setter, current value, value that keeps all of fp32, whether it is for matrix products) of every readable
+    setting. torch refuses to read a legacy setting if only fp32_precision was set.
 
-    torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the
-    legacy setters write both, so they come first, both on the way in and on the way out.
+    torch keeps a legacy setting beside fp32_precision and complains if the two disagree. Only the legacy setters write
+    both, so they come first, on entering the context and on leaving it.
     """
     attributes: list[tuple[Any, str, Any, bool]] = [(torch.backends.cudnn, "allow_tf32", False, False)]
     for library, name in itertools.product(("cuda", "cudnn", "mkldnn"), ("matmul", "conv", "rnn")):

@@ -1,7 +1,7 @@
-"""What operations take, and their implementations in order of preference: plain data that `dispatch` reads.
+"""The arguments of the operations, and their implementations in order of preference: plain data that `dispatch` reads.
 
-To add one: write `<device>/<op>.py` with a function of the op's name and signature and, if it has limits, a function
-`refusal` of the same signature; add a line here; run the parity cases on the device.
+To add an implementation: write `<device>/<op>.py` with a function of the op's name and signature and, if the function
+has limits, a function `refusal` of the same signature; add a line here; run the parity cases on the device.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 ANY = ("any",)
 
-ARGUMENTS = {  # what those of every operator are, but for what says which implementation is taken
+ARGUMENTS = {  # op -> argument -> its kind, which `dispatch.meant` checks
     "attention": {
         "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None", "causal": "flag",
         "scale": "number or None", "dropout": "number",
@@ -39,22 +39,22 @@ class Implementation:
 
     Attributes:
         op: the op's name, a function of `ppe_npu.backends`.
-        name: what `using(op=name)` and `implementation=name` ask for. Unique per op and device kind.
+        name: the name that `using(op=name)` and `implementation=name` request. Unique per op and device kind.
         devices: kinds of device that it runs on ("npu", "cuda", "cpu"), or ANY.
-        module: module in ppe_npu.backends that has it; imported when it is first considered.
+        module: module in ppe_npu.backends that contains it; imported when it is first considered.
         function: the function's name there; it takes the op's arguments.
         requires: package that must be importable, or None.
-        distribution: what pip installs to have that package, where that has another name; None where it has the same.
-        verify: name in `module` of a pure function of the op's arguments that returns None, or why this implementation
-            refuses them; None if it takes everything the op takes. Reasons are logged once each, so they state limits,
-            not the numbers of one call.
-        made_for: name in `module` of a pure function of the op's arguments: whether a call is of the kind that this
-            implementation is made for; None if all are. Other calls skip it silently, and it refuses them.
-        least_tokens: it is worth its while from so many tokens of a frame on (tokens [F, N, C] are the op's first
-            argument), and passed over for fewer unless it is requested by name; 0 for any call.
-        traced: whether it is worth its while under torch.compile, too.
+        distribution: the name under which pip installs that package; None if it is the package's name.
+        verify: name in `module` of a pure function of the op's arguments that returns why this implementation refuses
+            them, or None; None if the implementation takes everything that the op takes. Each reason is logged once,
+            so reasons state limits, not the numbers of one call.
+        made_for: name in `module` of a pure function of the op's arguments that returns whether this implementation is
+            made for such a call; None if it is for all. Other calls skip it silently, or fail if they request it.
+        least_tokens: smallest N for which it is worthwhile (the op's first argument is tokens [F, N, C]). For fewer
+            tokens per frame it is skipped unless it is requested by name. 0: no limit.
+        traced: whether it is also worthwhile under torch.compile; if not, it is skipped there unless requested by name.
         gradient: whether results can be differentiated; if not, calls that need a gradient are refused.
-        automatic: whether it is taken without being requested by name.
+        automatic: whether it is used without being requested by name.
     """
 
     op: str
@@ -72,7 +72,7 @@ class Implementation:
     automatic: bool = True
 
     def missing(self) -> str | None:
-        """Why the package that it requires cannot be used, or None. The first call imports that package."""
+        """Why the required package cannot be used, or None. The first call imports that package."""
         return None if self.requires is None else _import_problem(self.requires, self.distribution)
 
     def load(self) -> Callable:
@@ -80,7 +80,7 @@ class Implementation:
         return getattr(_module(self.module), self.function)
 
     def concerns(self, *args, **kwargs) -> bool:
-        """Whether a call is of the kind that it is made for, and worth it."""
+        """Whether the implementation is made for such a call, and worthwhile for it."""
         made_for = self.made_for is None or getattr(_module(self.module), self.made_for)(*args, **kwargs)
         return made_for and (self.least_tokens == 0 or args[0].shape[1] >= self.least_tokens)
 
@@ -92,7 +92,7 @@ def _module(name: str):
 
 @functools.cache
 def _import_problem(package: str, distribution: str | None = None) -> str | None:
-    # Not find_spec: a flash_attn that was built for another torch is installed but fails when it is imported.
+    # find_spec is not enough: a flash_attn that was built for another torch is installed but fails on import.
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -155,15 +155,15 @@ REGISTRY: tuple[Implementation, ...] = (
     _reference("rotary"),
     _triton_ascend("dpc_knn", "dpc_knn", gradient=False),
     _triton("dpc_knn", gradient=False),
-    # Of smaller frames the reference's batched products are quicker. One more than a power of two, as the frames that
-    # the engine groups together are of 33 to 64 tokens, or of 65 to 128: all of them take one way.
+    # For smaller frames the reference's batched products are faster. The limit is one more than a power of two because
+    # the engine batches frames of 33 to 64 tokens, or of 65 to 128: all frames of such a range get one implementation.
     _on_cpu("dpc_knn", gradient=False, least_tokens=65),
     _reference("dpc_knn", gradient=False),
     _triton_ascend("group_mean", "row_mean"),
     Implementation("group_mean", "onehot", ("npu",), "npu.group_mean", "group_mean", verify="refusal"),
     _triton("group_mean"),
     Implementation("group_mean", "onehot", ("cuda",), "onehot", "group_mean"),
-    _on_cpu("group_mean", traced=False),  # a compiler makes one loop of the reference
+    _on_cpu("group_mean", traced=False),  # torch.compile fuses the reference into one loop
     _reference("group_mean"),
     _torch_npu("rms_norm"),
     _liger("rms_norm"),

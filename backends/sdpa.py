@@ -1,4 +1,4 @@
-"""attention by torch.nn.functional.scaled_dot_product_attention: on the CPU, and on CUDA without flash-attn."""
+"""attention by torch's scaled_dot_product_attention: on the CPU, and on CUDA where flash-attn is missing or refuses."""
 
 import functools
 import importlib
@@ -37,7 +37,7 @@ def attention(
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scale, dropout) -> Tensor:
     queries, keys = query.shape[2], key.shape[2]
-    # torch aligns is_causal top-left, which is right for as many queries as keys only.
+    # torch aligns is_causal top-left, which is right only for equal numbers of queries and keys.
     square = causal and mask is None and queries == keys > 1
     if not square:
         mask = masks.join(mask, queries, keys, causal, query.device)
@@ -65,7 +65,7 @@ def _takes_segments(query: Tensor, dropout: float) -> bool:
 
 @functools.cache
 def _varlen_attn() -> Callable | None:
-    """torch's varlen_attn; None in releases without it or its arguments scale and enable_gqa (2.13 has all)."""
+    """torch's varlen_attn, or None in releases without it or without the arguments used here (2.13 has all of them)."""
     try:
         function = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except ImportError:
@@ -93,7 +93,7 @@ def _packed(
 def _takes_groups(where: torch.device, dtype: torch.dtype, width: int, masked: bool) -> bool:
     """Whether a fused kernel supports grouped heads without repeating them.
 
-    On CUDA only flash attention does. For anything that it refuses, torch would silently take the unfused path, which
+    On CUDA only flash attention does. For calls that it refuses, torch would silently use the unfused path, which
     stores S x T scores per head (pull requests pytorch 191085, transformers 46960). Repeating the heads is far cheaper.
     """
     fits_flash = dtype in (torch.float16, torch.bfloat16) and width <= 256 and not masked

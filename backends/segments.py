@@ -21,14 +21,14 @@ from ppe_npu.errors import shown
 
 @dataclass(frozen=True)
 class SegmentOrder:
-    """How packed tokens are sorted so that segments of equal length stand together.
+    """How packed tokens are sorted so that segments of equal length are adjacent.
 
     Attributes:
-        shapes: (number of segments, length, length of their keys) per distinct pair of lengths, in order of first
-            appearance; no segments without queries.
-        order: int64 [S], the packed index of each sorted token; None if the packed order is right already.
-        inverse: int64 [S], the sorted index of each packed token; None with `order`.
-        key_order: int64, the packed index of each sorted key; `order` itself where keys have the same borders.
+        shapes: (number of segments, queries in each, keys in each) per distinct pair of lengths, in order of first
+            appearance. Segments without queries are left out.
+        order: int64 [S], the packed index of each sorted token; None if the packed order is already right.
+        inverse: int64 [S], the sorted index of each packed token; None if `order` is None.
+        key_order: int64, the packed index of each sorted key; the same as `order` if keys have the same borders.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -39,13 +39,13 @@ class SegmentOrder:
 
 @functools.lru_cache(maxsize=16)
 def _rise(cu_seqlens: tuple[int, ...]) -> bool:
-    """Whether the borders never fall. Cached, because every layer asks it of the same borders."""
+    """Whether the borders never decrease. Cached, because every layer checks the same borders."""
     return all(start <= end for start, end in itertools.pairwise(cu_seqlens))
 
 
 @functools.lru_cache(maxsize=16)
 def _have_keys(queries: tuple[int, ...], keys: tuple[int, ...]) -> bool:
-    """Whether every segment that has queries has keys, too."""
+    """Whether every segment with queries also has keys."""
     sides = zip(itertools.pairwise(queries), itertools.pairwise(keys))
     return all(own[0] == own[1] or others[0] < others[1] for own, others in sides)
 
@@ -58,14 +58,14 @@ def check(
     cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
 ) -> None:
-    """Raise InputError unless cu_seqlens, and cu_seqlens_k, part the arguments of attention() in segments."""
+    """Raise InputError unless cu_seqlens and cu_seqlens_k, if given, divide the arguments of attention() validly."""
     if cu_seqlens is None:
         require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
         return
     length, keys = query.shape[2], key.shape[2]
     for borders in (cu_seqlens, cu_seqlens_k):
         host = borders is None or isinstance(borders, (list, tuple))
-        if host and borders is not None and not torch.compiler.is_compiling():  # then they may be symbols
+        if host and borders is not None and not torch.compiler.is_compiling():  # borders may be symbols then
             host = all(issubclass(kind, Integral) for kind in set(map(type, borders)))
         require(host, "attention: cu_seqlens must be a host list of int, got", shown(borders))
     fits = query.shape[0] == 1 and (keys == length or cu_seqlens_k is not None) and mask is None
@@ -88,14 +88,14 @@ def _check_borders(borders: list[int], length: int) -> None:
 
 
 def plan(cu_seqlens: list[int], device: torch.device, cu_seqlens_k: list[int] | None = None) -> SegmentOrder:
-    """The SegmentOrder of the segments between the borders in `cu_seqlens` (the first is 0), on `device`; keys have the
-    same borders unless others are given."""
+    """The SegmentOrder of the segments between the borders in `cu_seqlens` (the first is 0), on `device`. Keys have the
+    same borders unless `cu_seqlens_k` is given."""
     return _plan(tuple(cu_seqlens), None if cu_seqlens_k is None else tuple(cu_seqlens_k), device)
 
 
 @functools.lru_cache(maxsize=16)
 def _plan(cu_seqlens: tuple[int, ...], others: tuple[int, ...] | None, device: torch.device) -> SegmentOrder:
-    # Cached, because every layer asks for the same one, and making it copies from the host to the device.
+    # Cached, because every layer needs the same plan, and building it copies from the host to the device.
     starts: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for (start, end), (key, last) in zip(itertools.pairwise(cu_seqlens), itertools.pairwise(others or cu_seqlens)):
         if end > start:
@@ -104,7 +104,7 @@ def _plan(cu_seqlens: tuple[int, ...], others: tuple[int, ...] | None, device: t
     dense = others is None or (sum(count * keys for count, _, keys in shapes) == others[-1])
     if len(shapes) <= 1 and dense:
         return SegmentOrder(shapes, None, None, None)
-    # An index made under inference_mode could not be saved for a later backward pass.
+    # An index created in inference_mode could not be saved for a later backward pass.
     with torch.inference_mode(False):
         order, key_order = (_order(starts, side) for side in (0, 1))
         on_device = order.to(device)
@@ -113,29 +113,29 @@ def _plan(cu_seqlens: tuple[int, ...], others: tuple[int, ...] | None, device: t
 
 
 def _order(starts: dict[tuple[int, int], list[tuple[int, int]]], side: int) -> Tensor:
-    """The packed index of every token (side 0) or key (1) of segments that are sorted by their lengths."""
+    """int64, the packed index of every query (side 0) or key (side 1), with segments of equal lengths adjacent."""
     spans = [torch.tensor(group)[:, side, None] + torch.arange(lengths[side]) for lengths, group in starts.items()]
     return torch.cat([torch.empty(0, dtype=torch.long), *(span.flatten() for span in spans)])
 
 
 def borders(cu_seqlens: list[int], device: torch.device) -> tuple[Tensor, int]:
-    """What kernels for packed segments need: cu_seqlens as int32 on `device`, and the length of the longest segment."""
+    """Inputs of kernels for packed segments: cu_seqlens as int32 on `device`, and the length of the longest segment."""
     return _borders(tuple(cu_seqlens), device)
 
 
 @functools.lru_cache(maxsize=16)
 def _borders(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    # Cached, and made outside inference_mode, for the reasons given above.
+    # Cached, and created outside inference_mode, for the reasons given in _plan.
     with torch.inference_mode(False):
         on_device = torch.tensor(cu_seqlens, dtype=torch.int32, device=device)
     return on_device, max((end - start for start, end in itertools.pairwise(cu_seqlens)), default=0)
 
 
 def prepare(cu_seqlens: list[int], device: torch.device, dtype: torch.dtype) -> None:
-    """Uploads now what attention within these segments will need, so that no layer has to wait for the device.
+    """Uploads in advance what attention within these segments needs, so that no layer has to wait for the device.
 
     Args:
-        dtype: that of the model's weights; under autocast its dtype counts instead.
+        dtype: the dtype of the model's weights; under autocast, the autocast dtype is used instead.
     """
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
@@ -157,10 +157,10 @@ def attend(
     """Applies `dense(query, key, value, **options)` to each segment separately.
 
     Args:
-        dense: attention of [n, H, L, D] with [n, Hkv, M, D], giving [n, H, L, D].
+        dense: attention of queries [n, H, L, D] to keys and values [n, Hkv, M, D], returning [n, H, L, D].
         query: [1, H, S, D]. key, value: [1, Hkv, T, D].
         cu_seqlens: host list of segment borders; the first is 0 and the last is S.
-        cu_seqlens_k: those of keys and values, the last of which is T; None: the same.
+        cu_seqlens_k: the borders of keys and values; the last is T. None if they are the same.
 
     Returns:
         [1, H, S, D] in the order of the packed tokens.

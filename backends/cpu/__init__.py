@@ -1,1 +1,1 @@
-"""Faster ways for a CPU, where the host may look at what was computed."""
+"""Faster implementations for CPUs, where the host may read computed values."""

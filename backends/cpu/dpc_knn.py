@@ -1,8 +1,8 @@
-"""Clustering on a CPU: as ppe_npu.backends.reference.dpc_knn says, in half of the products and few passes over them.
+"""Clustering on a CPU by the rules of reference/dpc_knn.py, with half of its products and few passes over them.
 
-A frame's products are made once, on and above the diagonal (squares.py), and stay in a core's cache with the few frames
-beside them. Its nearest tokens are found by elementwise minima of halves, which a CPU does for sixteen numbers at a
-time. Every frame is computed by itself, whatever stands beside it.
+A few frames are processed at a time, so that their products, which are computed once, on and above the diagonal
+(squares.py), stay in a core's cache. Nearest tokens are found by elementwise minima of halves, of which a CPU computes
+sixteen at a time. The result of a frame does not depend on the other frames of its batch.
 """
 
 import math
@@ -16,8 +16,8 @@ from ppe_npu.backends.reference.dpc_knn import nearest_center, nearest_denser, r
 
 from .squares import Squares
 
-NEAREST = MAX_NEIGHBORS - 1  # beside the token itself
-LEAST_CLASSES = 512  # larger frames leave a core's cache when they are folded
+NEAREST = MAX_NEIGHBORS - 1  # without the token itself
+LEAST_CLASSES = 512  # frames of this many tokens would leave a core's cache in _folded
 DISTANCES_AT_ONCE = 2**18
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 
@@ -32,7 +32,7 @@ def dpc_knn(
     strict: bool = False,
     most_neighbors: int = MAX_NEIGHBORS,
 ) -> tuple[Tensor, Tensor]:
-    """See `ppe_npu.backends.dpc_knn`. The largest tensor is of a few frames' distances, or of one."""
+    """See `ppe_npu.backends.dpc_knn`. The largest tensor holds the distances of a few frames, or of one large frame."""
     frames, count, _ = tokens.shape
     centers = budgets.new_empty(frames, max_groups)
     labels = budgets.new_empty(frames, count)
@@ -50,7 +50,7 @@ def dpc_knn(
 
 
 def _smallest(squared: Tensor, most_neighbors: int = MAX_NEIGHBORS) -> Tensor:
-    """[NEAREST or more, f, N] the smallest of each column of [f, N, N], in order; infinite where there are fewer."""
+    """[NEAREST or more, f, N] the smallest of each column of [f, N, N], ascending; infinite where there are fewer."""
     count = squared.shape[1]
     if most_neighbors > MAX_NEIGHBORS:
         return squared.topk(min(most_neighbors - 1, count), largest=False).values.movedim(2, 0)
@@ -58,7 +58,8 @@ def _smallest(squared: Tensor, most_neighbors: int = MAX_NEIGHBORS) -> Tensor:
 
 
 def _of_classes(squared: Tensor) -> Tensor:
-    """By classes of places: the smallest lie in as many classes whose own smallest are the smallest."""
+    """[NEAREST, f, N] the smallest of each row, ascending. Columns are divided into classes: the four smallest values
+    of a row lie in the four classes with the smallest minima, so only these are searched."""
     width = max(NEAREST, 2 * math.isqrt(squared.shape[2]))
     given = _filled(squared, 2, width)
     classes = given.unflatten(2, (-1, width)).amin(2).topk(NEAREST, largest=False).indices
@@ -67,7 +68,8 @@ def _of_classes(squared: Tensor) -> Tensor:
 
 
 def _folded(squared: Tensor) -> Tensor:
-    """By halves: every row keeps, in order, the smallest of what it has met, and merges them with another's."""
+    """[NEAREST, f, N] the smallest of each column, ascending. The rows are halved until one is left: every row holds
+    the four smallest values so far, and is merged with a row of the other half."""
     four = _fours(_filled(squared, 1, NEAREST))
     while four.shape[2] > 1:
         half = four.shape[2] // 2
@@ -77,13 +79,13 @@ def _folded(squared: Tensor) -> Tensor:
 
 
 def _filled(squared: Tensor, dim: int, width: int) -> Tensor:
-    """With infinite numbers up to a multiple of `width` along a dimension."""
+    """`squared`, padded with infinity to a multiple of `width` along dimension `dim`."""
     missing = -squared.shape[dim] % width
     return functional.pad(squared, (0, 0) * (2 - dim) + (0, missing), value=torch.inf) if missing else squared
 
 
 def _fours(given: Tensor) -> Tensor:
-    """[4, f, n / 4, c] of [f, n, c]: every quarter's rows beside those of the others, in order."""
+    """[4, f, n / 4, c]: the corresponding values of the four quarters of [f, n, c], sorted in ascending order."""
     first, second = given.chunk(2, 1)
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     (low, other), (high, beside) = low.chunk(2, 1), high.chunk(2, 1)
@@ -97,9 +99,9 @@ def _fours(given: Tensor) -> Tensor:
 
 
 def _merge(one: Tensor, other: Tensor) -> None:
-    """Make `one` the four smallest, in order, of it and the other, which are both in order [4, ...]."""
+    """Replaces `one` by the four smallest values of `one` and `other`. All are [4, ...] and ascending."""
     for number in range(4):
-        torch.minimum(one[number], other[3 - number], out=one[number])  # they rise, then fall
+        torch.minimum(one[number], other[3 - number], out=one[number])  # the four smallest: a bitonic sequence
     low, high = torch.minimum(one[:2], one[2:]), torch.maximum(one[:2], one[2:])
     for first, pair in ((0, low), (2, high)):
         torch.minimum(*pair, out=one[first])
@@ -115,7 +117,7 @@ def _clustered(
     num_neighbors: Tensor,
     strict: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Centres [f, M] and labels [f, N] of a few frames, whose nearest distances are _smallest's."""
+    """Centres [f, M] and labels [f, N] of a few frames. nearest: the result of _smallest()."""
     count = squared.shape[1]
     absent = None
     if min(sizes) < count:
@@ -132,7 +134,7 @@ def _clustered(
 
 
 def _log_density(nearest: Tensor, num_neighbors: Tensor) -> Tensor:
-    """[f, N] minus the mean squared distance to the k nearest tokens, the token itself included, at distance zero."""
+    """[f, N] negative mean squared distance to the k nearest tokens, including the token itself at distance zero."""
     total = torch.zeros_like(nearest[0])
     for found, squared in enumerate(nearest, start=1):
         total += torch.where(found < num_neighbors[:, None], squared, 0)

@@ -1,4 +1,4 @@
-"""Means of groups on a CPU: rows are added where they stand, group by group, without a copy of the tokens."""
+"""Means of groups on a CPU: rows are summed group by group, without first copying the tokens into that order."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from torch.nn import functional
 
 
 def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """See `ppe_npu.backends.group_mean`. A group's rows are added in raster order, as by the reference, bit for bit."""
+    """See `ppe_npu.backends.group_mean`. Rows are added in raster order, so the bits are the reference's."""
     return _Means.apply(tokens, labels, counts)
 
 
 class _Means(torch.autograd.Function):
-    """A derivative of its own: that of torch's bags of rows can be taken once, and backward only."""
+    """Has its own derivative, because that of torch's embedding_bag exists only once, and only in backward mode."""
 
     @staticmethod
     def forward(tokens: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
         (frames, groups), channels = counts.shape, tokens.shape[2]
-        if not tokens.numel():  # torch makes no bags of them
+        if not tokens.numel():  # embedding_bag takes no empty tensor
             return tokens.new_zeros(frames, groups, channels)
         wide = tokens.to(torch.promote_types(tokens.dtype, torch.float32)).flatten(0, 1)
         first = functional.pad(counts.flatten().cumsum(0), (1, 0))
@@ -36,7 +36,7 @@ class _Means(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         labels, counts = ctx.saved_tensors
         wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        shares = functional.pad((wide / counts.clamp_min(1)[:, :, None]).flatten(0, 1), (0, 0, 0, 1))  # 0 for no group
+        shares = functional.pad((wide / counts.clamp_min(1)[:, :, None]).flatten(0, 1), (0, 0, 0, 1))  # 0: no group
         spread = shares.index_select(0, _slots(labels, counts.shape[1]))
         return spread.view(*labels.shape, gradient.shape[2]).to(gradient.dtype), None, None
 
@@ -46,6 +46,6 @@ class _Means(torch.autograd.Function):
 
 
 def _slots(labels: Tensor, groups: int) -> Tensor:
-    """[F N] int64 the group of each token among those of all frames; what is in no group comes last, in one more."""
+    """int64 [F * N], the group of each token, numbered over all frames; one number more for tokens in no group."""
     offsets = torch.arange(len(labels), device=labels.device)[:, None] * groups
     return torch.where(labels < 0, len(labels) * groups, labels + offsets).flatten()

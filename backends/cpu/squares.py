@@ -1,4 +1,4 @@
-"""Squared distances of all pairs of tokens of a few frames, in memory that is used again for the next few."""
+"""Squared distances of all pairs of tokens of a few frames, in buffers that are reused for the next few frames."""
 
 import math
 
@@ -15,21 +15,22 @@ from ppe_npu.backends.reference.dpc_knn import (
     share_rows,
 )
 
-LEAST_CUT = 160  # a frame of fewer tokens is multiplied as fast whole as in strips
-ROWS = 64  # of a strip, or a multiple: with other numbers a product is slower for the same work
-SAMPLE = 8  # tokens by which a frame's offset is judged
-# A token that is equal to token i within a bound of at most WIDEST has at most 1.35 times its norm: with r^2 the ratio
-# of norms, (r - 1)^2 <= 2 WIDEST (1 + r^2), the 2 for the rounding of the distance itself.
+LEAST_CUT = 160  # smallest frame, in tokens, that is faster to multiply in strips than whole
+ROWS = 64  # a strip's rows are a multiple of this; with other numbers, products are slower for the same work
+SAMPLE = 8  # tokens per frame from which its offset is judged
+# A token that equals token i within a bound of at most WIDEST has at most 1.35 times its squared norm: if r^2 is the
+# ratio of squared norms, (r - 1)^2 <= 2 WIDEST (1 + r^2), where 2 allows for the distance's own rounding. Their
+# sum is then at most NORMS times the squared norm of i.
 WIDEST, NORMS = 0.005, 2.35
 
 
 class Squares:
-    """Makes d_ij^2 = |x_i - x_j|^2 / C of `frames` frames at a time.
+    """Computes d_ij^2 = |x_i - x_j|^2 / C for up to `frames` frames at a time.
 
     Args:
         tokens: [F, N, C] floating point; distances are taken in fp32 (fp64 for fp64 tokens).
-        frames: at most so many at a time.
-        sizes: how many tokens each frame has, which come first.
+        frames: the largest number of frames at a time.
+        sizes: the number of tokens of each frame; they precede the padding.
     """
 
     def __init__(self, tokens: Tensor, frames: int, sizes: list[int]):
@@ -47,7 +48,7 @@ class Squares:
         """[part, N, N]: symmetric, infinite on the diagonal and where a frame has no token.
 
         Args:
-            sizes: how many tokens each of these frames has.
+            sizes: the number of tokens of each of these frames.
         """
         squared, norms = self._squared[: len(sizes)], self._norms[: len(sizes)]
         whole = all(size == squared.shape[1] for size in sizes)
@@ -64,14 +65,14 @@ class Squares:
         return squared
 
     def mended(self, part: slice, sizes: list[int], nearest: Tensor) -> bool:
-        """Whether any tokens of a frame are equal, by the reference's rules; then their distances were made so.
+        """Makes the distances of equal tokens equal, by the reference's rules; returns whether there were any.
 
         Args:
             nearest: [part, N] d^2 of each token to its nearest.
         """
         channels, norms = self.tokens.shape[-1], self._norms[: len(sizes)]
         widest, narrow = (bound(channels, self.dtype) for bound in (largest_error, probable_error))
-        # Not nearer: then no number is NaN either.
+        # "Greater", rather than "not less", is false for NaN.
         apart = (nearest > norms * (widest * NORMS)).all(1).tolist() if widest <= WIDEST else [False] * len(sizes)
         flat = (norms.amax(1) * channels <= flat_square(self.tokens[part])).tolist()
         found = any(flat)
@@ -88,7 +89,7 @@ class Squares:
         return found
 
     def _frame(self, number: int, size: int) -> Tensor:
-        """[n, C] tokens of one frame, from their mean where that is not small: it would cost products digits."""
+        """[n, C] tokens of one frame, centred on their mean if that is large, because it would cost products digits."""
         tokens = self.tokens[number, :size]
         if not self.offset[number]:
             return tokens.to(self.dtype).contiguous()
@@ -96,7 +97,7 @@ class Squares:
         return out.sub_(out.mean(0))
 
     def _finish(self, squared: Tensor, norms: Tensor) -> None:
-        """Squared distances [f, n, n] in place of _multiply's products; norms [f, n] are over C, too."""
+        """Turns _multiply's products [f, n, n] into squared distances, in place. Writes norms [f, n], also over C."""
         scale = 1 / self.tokens.shape[-1]
         torch.mul(squared.diagonal(dim1=1, dim2=2), scale, out=norms)
         for rows in _strips(squared.shape[1]):
@@ -104,7 +105,7 @@ class Squares:
             above = squared[:, rows, rows.start :]
             both = self._sums[: above.numel()].view(above.shape)
             torch.add(norms[:, rows, None], norms[:, None, rows.start :], out=both).add_(above, alpha=-2 * scale)
-            # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
+            # Products may be asymmetric in the last bit, but ties must not depend on which of the two sides is read.
             square = both[:, :, : both.shape[1]]
             square.copy_(torch.minimum(square, square.mT))
             above.copy_(both)
@@ -122,14 +123,14 @@ class Squares:
 
 
 def _multiply(x: Tensor, out: Tensor) -> None:
-    """The products of the tokens x [n, C] with each other, on and above the diagonal of out [n, n]."""
+    """Writes the products of the tokens x [n, C] with each other, on and above the diagonal of out [n, n]."""
     for rows in _strips(len(x)):
         torch.mm(x[rows], x[rows.start :].T, out=out[rows, rows.start :])
 
 
 def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
-    """Whether a sample of each frame points one way: the mean of its unit vectors, squared, is no less than a half. By
-    directions, because one massive token has a larger square than all others together."""
+    """Whether a sample of each frame's tokens points in one direction: the squared norm of their mean unit vector is at
+    least 1/2. Unit vectors are used because one massive token could outweigh all others."""
     sampled = [[size * number // SAMPLE for number in range(SAMPLE)] for size in sizes]
     places = torch.tensor(sampled, dtype=torch.long, device=tokens.device)
     frames = torch.arange(len(sizes), device=tokens.device)[:, None]
@@ -138,12 +139,12 @@ def _far_from_origin(tokens: Tensor, sizes: list[int]) -> list[bool]:
 
 
 def _step(count: int) -> int:
-    """Rows of a strip."""
+    """The number of rows of a strip."""
     return ROWS * max(1, round(4 * math.sqrt(count) / ROWS)) if count >= LEAST_CUT else count
 
 
 def _strips(count: int) -> list[slice]:
-    """Slices of rows: the more, the less is computed below the diagonal, and the slower is every product."""
+    """Slices of rows. With more slices, less is computed below the diagonal, but each product is slower."""
     step = _step(count)
     return [slice(start, min(start + step, count)) for start in range(0, count, step or 1)]
 

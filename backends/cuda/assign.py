@@ -11,9 +11,9 @@ from .tiles import Pairs, Tiling, distances
 
 
 def assign(pairs: Pairs, centers: Tensor, budgets: Tensor, labels: Tensor, channels: int, tiling: Tiling) -> None:
-    """Writes labels, int64 [F, N]: the rank of each token's nearest centre, of the first budgets[f]; -1 in padding.
+    """Writes labels, int64 [F, N]: the rank of the nearest of a frame's first budgets[f] centres; -1 in padding.
 
-    A centre gets its own rank, and a token between equally near centres the lowest of theirs.
+    A centre gets its own rank, and a token between equally near centres gets the lowest of their ranks.
     centers is int64 [F, M]; labels and centers are contiguous.
     """
     frames, count = labels.shape

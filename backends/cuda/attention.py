@@ -18,7 +18,7 @@ def refusal(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """flash-attn 2 takes fp16 and bf16, head widths up to 256, no mask; compute capability 8.0 or later."""
+    """Limits: fp16, bf16; head widths up to 256; no mask; compute capability 8.0 or later."""
     if mask is not None:
         return "flash-attn takes no mask"
     if reason := refused_dtype("flash-attn takes", query.dtype, narrow=True):

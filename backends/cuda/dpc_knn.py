@@ -2,13 +2,13 @@
 
     centred -> gram -> first_equal -> knn_density -> denser_distance -> (sort) -> assign
 
-Products are made once, half of them by symmetry, and read by the later passes: at [32, 768, 2048] in bf16 this takes 45
-GFLOP, 72 MiB of writes and at most 2.5 times as much of reads. Making them again in each pass would take 190 GFLOP. A
-product costs as much time as 20 bytes do (4,096 operations at 1 PFLOP/s, 4.8 TB/s), so 4 bytes are cheap beside it.
-Where a channel needs low parts (see gram.py), its block of 64 channels takes three more products, in a separate launch
-that ends at once if there are none; with all blocks flagged this takes 190 GFLOP as well.
-Memory is bounded by `tiles.STORED_AT_ONCE` for any batch: frames are processed in chunks. The products of frames too
-large for that, of more than 5,792 tokens, are not stored: each pass makes its tiles again.
+Dot products are computed once (only half of them, by symmetry) and read by the later passes. At [32, 768, 2048] in bf16
+this takes 45 GFLOP, 72 MiB of writes, and reads of at most 2.5 times as much; recomputing them in each pass would take
+190 GFLOP. A dot product takes as long as the transfer of 20 bytes (4,096 operations at 1 PFLOP/s, 4.8 TB/s), so storing
+its 4 bytes is cheap. Where a channel needs low parts (see gram.py), its block of 64 channels takes three more products,
+in a separate launch that exits at once if there are none; with all blocks flagged this takes 190 GFLOP as well.
+Memory is bounded by `tiles.STORED_AT_ONCE` for any batch, because frames are processed in chunks. Frames of more than
+5,792 tokens are too large to store their products: each pass recomputes its tiles.
 """
 
 import torch
@@ -35,7 +35,7 @@ def refusal(
     strict: bool = False,
     most_neighbors: int = MAX_NEIGHBORS,
 ) -> str | None:
-    """fp16, bf16, fp32; at most 5 neighbours; compute capability 8.0; frames of under 2**31 numbers when padded."""
+    """Limits: fp16, bf16, fp32; 5 neighbours; compute capability 8.0; padded frames of fewer than 2**31 numbers."""
     if reason := refused_clustering(tokens, most_neighbors):
         return reason
     frames, count, channels = tokens.shape
@@ -89,7 +89,7 @@ def _cluster(
     pairs = tiles.Pairs(found, *moved, norms, lengths, first, copies)
     density = knn_density(pairs, num_neighbors, channels, tiling)
     nearest = denser_distance(pairs, density, channels, strict, tiling)
-    # In padding the log of zero is -inf, so it comes last.
+    # In padding, nearest is 0 and its log -inf, so padding is sorted last.
     score = torch.add(density, nearest.log(), alpha=0.5)[:, :count]
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
     centers.copy_(order[:, : centers.shape[1]])

@@ -1,7 +1,7 @@
-"""Which tokens of a frame are equal: the third pass of the clustering, between the products and what reads them.
+"""Which tokens of a frame are equal: the third pass of the clustering, between the products and their readers.
 
-The rules are those of the specification (docs/numerics.md). On a GPU, copies of a token have products of the same bits
-wherever they stand in the frame. Tokens of a flat area do not: they differ by the rounding of earlier layers.
+The rules are those of the specification (docs/numerics.md). On a GPU, copies of a token have bitwise equal products at
+any position in the frame. Tokens of a flat area do not, because they differ by the rounding of earlier layers.
 """
 
 import torch
@@ -15,19 +15,19 @@ from .tiles import Centred, Tiling, products, stored
 
 
 def checksums(tokens: Tensor) -> Tensor:
-    """int32 [F, N]: a token's bits, as integers summed over its channels with wrap-around; no order changes it."""
+    """int32 [F, N]: each token's bits as integers, summed over channels with wrap-around, in any order."""
     return tokens.view(torch.int32 if tokens.dtype == torch.float32 else torch.int16).sum(-1, dtype=torch.int32)
 
 
 def first_equal(
     gram: Tensor, tokens: Centred, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, tiling: Tiling
 ) -> tuple[Tensor, Tensor]:
-    """For each token the first token of its frame at distance zero.
+    """Finds, for each token, the first token of its frame at distance zero.
 
-    d^2 counts as zero below `probable_error`, and up to `largest_error` where the two tokens have the same checksum.
+    d^2 counts as zero below `probable_error`, and up to `largest_error` if the two tokens have the same checksum.
 
     Args:
-        gram, norms: the results of `gram`. tokens: those of `centred`.
+        gram, norms: the results of `gram`. tokens: the result of `centred`.
         sums: int32 [F, N], contiguous, from `checksums`.
 
     Returns:
@@ -43,7 +43,7 @@ def first_equal(
 
 
 def share_flat(first: Tensor, copies: Tensor, norms: Tensor, lengths: Tensor, tokens: Tensor) -> None:
-    """In frames that are all flat token 0 is the first equal one of every token, in place. norms: those of `gram`."""
+    """Sets the first equal token to 0, in place, for all tokens of frames that are all flat. norms: from `gram`."""
     there = torch.arange(norms.shape[1], device=norms.device) < lengths[:, None]
     flat = norms.masked_fill(~there, 0).amax(1) <= flat_square(tokens)
     first.masked_fill_(flat[:, None], 0)

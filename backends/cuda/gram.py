@@ -1,18 +1,18 @@
 """Products of all pairs of tokens of a frame, centred where this matters: the first two passes of the clustering.
 
-The products are fp32-exact in one of two ways. fp32 tokens are centred as the specification does it and multiplied in
+The products are fp32-exact in one of two ways. fp32 tokens are centred as in the specification and multiplied in
 ordinary fp32 arithmetic. 16-bit tokens are multiplied on tensor cores, where the product of two numbers is exact and
-sums are fp32. What costs digits there is the offset c of a channel, its mean rounded to 16 bits:
+sums are fp32. What costs digits there is a channel's offset c, which is its mean rounded to 16 bits:
 
-* If x - c is a 16-bit number for all tokens of the frame, the channel is shifted, and nothing is lost. By Sterbenz's
-  lemma this is so if x/2 <= c <= 2x.
-* If |c| is at most FAR mean deviations (each deviation counts up to |c|, so that a few outliers do not make a channel
+* If x - c is exact in 16 bits for all tokens of the frame, the channel is shifted, and nothing is lost. By Sterbenz's
+  lemma this holds if x/2 <= c <= 2x.
+* If |c| is at most FAR mean deviations (each deviation is capped at |c|, so that a few outliers do not make a channel
   look wide), the channel stays as it is. The mean square of x is then at most 1 + FAR^2 = 17 times that of x - c, so
-  sums round by 17 * 2^-24 = 1e-6 of the spread, less than bf16 does under the next rule.
-* Otherwise the channel is a massive one with outliers, and x - c is split into two 16-bit parts, high + low. Their sum
-  misses at most 2^-17 of it in bf16, and at most 2^-23 in fp16, whose numbers are multiples of 2^-24. The channel's
+  the rounding of sums is 17 * 2^-24 = 1e-6 of the spread, less than that of bf16 under the next rule.
+* Otherwise the channel is a massive one with outliers, and x - c is split into two 16-bit parts, high + low. The error
+  of their sum is at most 2^-17 in bf16, and at most 2^-23 in fp16, whose numbers are multiples of 2^-24. The channel's
   block is flagged and takes four products instead of one. Without low x low, d^2 would lack |low_i - low_j|^2, which
-  is all of the distance between two outliers of the same high part.
+  is the whole distance between two outliers with the same high part.
 """
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .tiles import SPLIT_TILE, Centred, Tiling, any_flag, products, with_low
 
-FAR = tl.constexpr(4.0)  # mean deviations
+FAR = tl.constexpr(4.0)  # in mean deviations
 
 
 def centred(tokens: Tensor, lengths: Tensor, tiling: Tiling) -> Centred:
@@ -41,8 +41,8 @@ def centred(tokens: Tensor, lengths: Tensor, tiling: Tiling) -> Centred:
 def gram(tokens: Centred, lengths: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
     """Products of all pairs of centred tokens, fp32 [F, pitch, pitch], and squared norms, fp32 [F, pitch].
 
-    Tiles on and above the diagonal are made, and stored on both sides of it. Without `tiling.stored`, only those on the
-    diagonal are made, and the first result is empty. Tiles of padding alone are not written.
+    Tiles on and above the diagonal are computed, and stored on both sides of it. Without `tiling.stored`, only those on
+    the diagonal are computed, and the first result is empty. Tiles that contain only padding are not written.
     """
     frames, num_blocks, device = len(lengths), tiling.pitch // tiling.block_n, lengths.device
     shape = (frames, tiling.pitch, tiling.pitch) if tiling.stored else (0,)
@@ -55,7 +55,7 @@ def gram(tokens: Centred, lengths: Tensor, tiling: Tiling) -> tuple[Tensor, Tens
     split = tokens.split and not later
     _gram[grid](*arguments, SPLIT=split, LATER=False, **options, num_warps=tiling.warps, num_stages=tiling.stages)
     if later:
-        # A launch of its own with smaller tiles, because registers have to hold three tiles of sums at a time.
+        # A separate launch with smaller tiles, because registers have to hold three accumulator tiles.
         options["BLOCK_N"] = min(SPLIT_TILE, tiling.block_n)
         num_blocks = tiling.pitch // options["BLOCK_N"]
         grid, arguments = (frames * num_blocks**2,), (*arguments[:-1], num_blocks)
@@ -105,7 +105,7 @@ def _shift(
     x_ptr, mean, length, mask_c, stride_xn,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Offsets [BLOCK_C], 0 where a channel stays as it is, and 1 if any needs low parts, by the rules above."""
+    """Offsets [BLOCK_C], 0 for channels that stay as they are; and a flag, 1 if any channel needs low parts."""
     offset = mean.to(DTYPE).to(tl.float32)
     offs = tl.arange(0, BLOCK_N)
     lost = tl.zeros((BLOCK_C,), tl.float32)
@@ -127,7 +127,7 @@ def _gram(
     high_ptr, low_ptr, flags_ptr, lengths_ptr, gram_ptr, norms_ptr, pitch, width, num_blocks,
     STORED: tl.constexpr, SPLIT: tl.constexpr, LATER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program makes a square tile on or above the diagonal and its mirror image; if LATER, it adds low parts."""
+    """One program computes a square tile on or above the diagonal and mirrors it; if LATER, it adds the low parts."""
     pid = tl.program_id(0)
     if STORED:
         frame = (pid // (num_blocks * num_blocks)).to(tl.int64)

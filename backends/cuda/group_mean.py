@@ -1,8 +1,9 @@
-"""group_mean by Triton kernels without atomics: every sum is in raster order, so every run gives the same bits.
+"""group_mean by Triton kernels without atomics: every sum has a fixed order, so every run gives the same bits.
 
-A first kernel lists the token indices of each group. It does not sort: it counts how many tokens come before each one
-in the list, by N x N comparisons of labels in registers. A program of the second kernel reads the tokens of one group
-and writes their mean. Both passes read every token (or gradient) once and write every result once.
+The first kernel lists the token indices of each group. It does not sort: it counts how many tokens come before each one
+in the list, by N x N comparisons of labels in registers. In the second kernel, one program reads the tokens of one
+group and writes their mean. The forward and the backward pass read every token (or gradient) once and write every
+result once.
 """
 
 import math
@@ -16,11 +17,11 @@ from torch.autograd.function import once_differentiable
 from ppe_npu.backends import device
 from ppe_npu.backends.common import refused_dtype
 
-BLOCK_M, BLOCK_N = 128, 32  # labels that one program of _list_groups has; labels that it compares them with at a time
+BLOCK_M, BLOCK_N = 128, 32  # labels per program of _list_groups, and labels that it compares them with at a time
 
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
-    """fp16, bf16, fp32; compute capability 8.0 or later."""
+    """Limits: fp16, bf16, fp32; nothing empty; compute capability 8.0 or later."""
     if reason := refused_dtype("the Triton kernels take", tokens.dtype):
         return reason
     if tokens.numel() == 0 or counts.numel() == 0:
@@ -64,13 +65,13 @@ class _GroupMean(torch.autograd.Function):
 
 
 def block(tokens: float, channels: int) -> tuple[int, int]:
-    """(BLOCK_N, BLOCK_C), at most 4,096 numbers. `tokens`: how many a program reads in all, on average."""
+    """(BLOCK_N, BLOCK_C), at most 4,096 numbers per block. tokens: tokens that a program reads in all, on average."""
     width = min(1024, max(16, triton.next_power_of_2(channels)))
     return min(4096 // width, max(4, triton.next_power_of_2(math.ceil(tokens)))), width
 
 
 def _listed(labels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], where each group starts in them."""
+    """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], the start of each group in that list."""
     frames, count = labels.shape
     order = torch.empty(frames, count, dtype=torch.int32, device=labels.device)
     starts = torch.empty(frames, groups + 1, dtype=torch.int32, device=labels.device)
@@ -86,7 +87,7 @@ def _list_groups(
     labels_ptr, order_ptr, starts_ptr, num_tokens, num_groups, num_blocks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """One program finds the places of BLOCK_M tokens in the list, and the starts of as many groups."""
+    """One program finds the positions of BLOCK_M tokens in the list, and the starts of BLOCK_M groups."""
     pid = tl.program_id(0)
     frame = (pid // num_blocks).to(tl.int64)
     offs_m = (pid % num_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -112,7 +113,7 @@ def _mean(
 ):  # fmt: skip
     """One program averages BLOCK_C channels of one group."""
     pid = tl.program_id(0)
-    group = (pid // num_blocks).to(tl.int64)  # of all frames
+    group = (pid // num_blocks).to(tl.int64)  # counted over all frames
     frame = group // num_groups
     offs_c = (pid % num_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < num_channels
@@ -136,7 +137,7 @@ def _share(
     grad_ptr, labels_ptr, counts_ptr, out_ptr, num_tokens, num_groups, num_channels, num_blocks,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program gives BLOCK_N tokens, in BLOCK_C channels, their share of the gradient of their group's mean."""
+    """One program writes the gradient of BLOCK_N tokens in BLOCK_C channels: their group's gradient over its size."""
     pid = tl.program_id(0)
     num_blocks_n = tl.cdiv(num_tokens, BLOCK_N)
     frame = (pid // (num_blocks * num_blocks_n)).to(tl.int64)

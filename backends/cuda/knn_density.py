@@ -11,7 +11,7 @@ from .tiles import Pairs, Tiling, distances
 
 
 def knn_density(pairs: Pairs, num_neighbors: Tensor, channels: int, tiling: Tiling) -> Tensor:
-    """Log density, fp32 [F, pitch]: minus the mean d^2 from a token to its k nearest, itself included; 0 in padding.
+    """Log density, fp32 [F, pitch]: negative mean d^2 of a token to its k nearest, including itself; 0 in padding.
 
     num_neighbors is int64 [F], from 1 to 5. d^2 is divided by the number of channels.
     """

@@ -1,7 +1,7 @@
-"""linear_cross_entropy by liger-kernel, in an autograd function of ours: gradients are made in the forward pass.
+"""linear_cross_entropy by liger-kernel, in our own autograd function. Gradients are computed in the forward pass.
 
-Liger's own function scales the saved gradients in place, so a second backward pass would scale them twice, and it reads
-from the device whether it has to. Its forward pass waits for the device once, to count the labels.
+Liger's own autograd function scales the saved gradients in place, so a second backward pass would scale them twice, and
+it waits for the device to decide whether to scale. The forward pass waits for the device once, to count the labels.
 """
 
 import math
@@ -23,7 +23,7 @@ def refusal(
     chunk_size: int = 1024,
     reduction: str = "mean",
 ) -> str | None:
-    """fp16, bf16, fp32; nothing empty."""
+    """Limits: fp16, bf16, fp32; nothing empty."""
     if reason := refused_dtype("Liger's linear cross entropy takes", hidden.dtype):
         return reason
     if hidden.numel() == 0 or weight.numel() == 0:
@@ -42,13 +42,13 @@ def linear_cross_entropy(
 ) -> Tensor:
     """See `ppe_npu.backends.linear_cross_entropy`. No second derivative.
 
-    Liger's own chunks hold as many logits as `hidden` has numbers, so they get shorter with fewer labels: with 66
-    labels and a vocabulary size of 150,000, a chunk is one token, for which it reads all weights and adds to all
-    gradients.
+    The chunks are those of `chunk_size`. Liger's own chunks hold as many logits as `hidden` has numbers, so they get
+    shorter with fewer labels: with 66 labels and a vocabulary of 150,000, a chunk is one token, for which Liger reads
+    all weights and adds to all their gradients.
     """
     wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight)]
     chunks = math.ceil(len(labels) / chunk_size)
-    budget = math.ceil(weight.shape[0] / (weight.shape[1] * chunks))  # from which Liger derives as many chunks
+    budget = math.ceil(weight.shape[0] / (weight.shape[1] * chunks))  # from which Liger derives this number of chunks
     return _LinearCrossEntropy.apply(hidden, weight, labels, ignore_index, reduction, budget, wanted)
 
 

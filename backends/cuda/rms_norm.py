@@ -5,15 +5,15 @@ from torch import Tensor
 from ppe_npu.backends import device
 from ppe_npu.backends.common import refused_dtype
 
-WIDEST = 65536  # one program holds a row
+WIDEST = 65536  # because one program holds a whole row
 
 
 def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
-    """fp16, bf16, fp32, the weight in the same dtype; widths up to 65,536; nothing empty."""
+    """Limits: fp16, bf16, fp32, the weight in the same dtype; widths up to 65,536; nothing empty."""
     if reason := refused_dtype("Liger's rms_norm takes", x.dtype):
         return reason
     if weight.dtype != x.dtype:
-        # Liger returns the dtype of x where the specification returns the wider one.
+        # Liger returns the dtype of x, but the specification returns the wider one.
         return "Liger's rms_norm is not used where weight and input differ in dtype"
     if x.shape[-1] > WIDEST:
         return f"Liger's rms_norm takes widths up to {WIDEST:,}"

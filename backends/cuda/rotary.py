@@ -1,8 +1,8 @@
 """rotary by a Triton kernel: pairs (x[i], x[i + D/2]) of all heads of a token, rotated by its angles.
 
-It works in fp32 and rounds once, reads queries and keys where they are, whatever their strides, and writes new ones
-with the same strides. The backward pass is the same kernel with the rotation transposed: only the tables are saved
-for it.
+It computes in fp32 and rounds once. It reads queries and keys with any strides, without copying them, and writes new
+ones with the same strides. The backward pass is the same kernel with the rotation transposed, so only the tables are
+saved for it.
 """
 
 import torch
@@ -16,7 +16,7 @@ from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(query: Tensor, key: Tensor, *tables: Tensor) -> str | None:
-    """fp16, bf16, fp32; even head widths up to 1,024; nothing empty; no gradient for the tables."""
+    """Limits: fp16, bf16, fp32; even head widths up to 1,024; nothing empty; no gradient for the tables."""
     if reason := refused_dtype("the Triton kernel takes", query.dtype):
         return reason
     if query.shape[-1] % 2 or query.shape[-1] > 1024:

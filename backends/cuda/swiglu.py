@@ -1,7 +1,7 @@
-"""swiglu by liger-kernel's kernels, in an autograd function of ours.
+"""swiglu by liger-kernel's kernels, in our own autograd function.
 
-Liger's own function writes the gradients over gate and up without autograd's knowledge, so any other use of these
-tensors, or a second backward pass, gets wrong numbers. Here it writes over copies.
+Liger's own autograd function overwrites gate and up with their gradients behind autograd's back, so any other use of
+these tensors, or a second backward pass, gets wrong numbers. Here copies are overwritten.
 """
 
 import torch
@@ -11,11 +11,11 @@ from torch.autograd.function import once_differentiable
 from ppe_npu.backends import device
 from ppe_npu.backends.common import refused_dtype
 
-WIDEST = 65536  # one program holds a row
+WIDEST = 65536  # because one program holds a whole row
 
 
 def refusal(gate: Tensor, up: Tensor) -> str | None:
-    """fp16, bf16, fp32; widths up to 65,536; at least one dimension; nothing empty."""
+    """Limits: fp16, bf16, fp32; widths up to 65,536; at least one dimension; nothing empty."""
     if reason := refused_dtype("Liger's swiglu takes", gate.dtype):
         return reason
     if gate.dim() == 0 or gate.numel() == 0:

@@ -1,4 +1,4 @@
-"""What the clustering kernels share: how the work is cut into tiles, and how a tile of token-pair products is made.
+"""Shared by the clustering kernels: how work is cut into tiles, and how a tile of products of token pairs is computed.
 
 Block sizes follow from shape and dtype in plain Python; there is no autotuning. Tokens are copied once into a workspace
 that is padded with zeros to whole blocks, so that the inner loops of the kernels need no masks.
@@ -12,21 +12,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The frames that are processed at the same time have at most STORED_AT_ONCE products, 128 MiB in fp32 (32 frames of 768
-# tokens have 72 MiB); a frame of more than 5,792 tokens has its products not stored at all. They have at most
-# TOKENS_AT_ONCE padded token channels, 256 MiB in 16 bits, and low parts take as much again.
+# Limits for the frames that are processed at the same time. STORED_AT_ONCE: their products, 128 MiB in fp32 (72 MiB for
+# 32 frames of 768 tokens); a frame of more than 5,792 tokens exceeds it, so its products are not stored.
+# TOKENS_AT_ONCE: numbers in their padded tokens, 256 MiB in 16 bits; low parts take as much again.
 STORED_AT_ONCE, TOKENS_AT_ONCE = 2**25, 2**27
-SPLIT_TILE = 64  # tokens along a tile's sides where a program holds three tiles of sums, as `with_low` does
+SPLIT_TILE = 64  # tokens along the sides of a tile in programs with three accumulator tiles, such as `with_low`
 
 
 class Centred(NamedTuple):
-    """The tokens of all frames without their offset, as the sum high + low, in the order of the kernels' arguments.
+    """The centred tokens of all frames, as the sum high + low; the fields are in the order of the kernels' arguments.
 
     Attributes:
         high: [F, pitch, width] in the tokens' dtype, zero in padding.
-        low: the same for what rounding to `high` lost; written only where a flag is set.
-        flags: int32 [F, width / BLOCK_C], 1 where `low` counts in a block of channels. fp32 tokens have neither low
-            parts nor flags: `low` is then `high`, and `flags` the lengths; the kernels read neither.
+        low: what was lost in rounding to `high`, in the same layout; written only where a flag is set.
+        flags: int32 [F, width / BLOCK_C], 1 for blocks of channels that need `low`. fp32 tokens have neither low parts
+            nor flags: `low` is then `high`, and `flags` are the lengths; the kernels read neither.
     """
 
     high: Tensor
@@ -40,7 +40,7 @@ class Centred(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What `distances` reads, in the order of the kernels' arguments.
+    """The inputs of `distances`, in the order of the kernels' arguments.
 
     Attributes:
         gram: fp32 [F, pitch, pitch], the products of all pairs of tokens; empty if they are not stored.
@@ -67,11 +67,11 @@ class Tiling:
     Attributes:
         block_m: tokens that one program of the later passes compares with the others (BLOCK_M).
         block_n: tokens along both sides of a tile of products (BLOCK_N).
-        block_c: channels that a product adds at a time (BLOCK_C).
-        warps, stages: launch options of the programs that make products.
+        block_c: channels that a product accumulates at a time (BLOCK_C).
+        warps, stages: launch options of the programs that compute products.
         pitch, width: N and C, padded to whole blocks; the row strides of the products and of the tokens.
-        frames: how many frames are processed at the same time.
-        stored: whether products stay in memory between the passes; if not, each pass makes them again.
+        frames: number of frames that are processed at the same time.
+        stored: whether products stay in memory between the passes; if not, each pass recomputes them.
     """
 
     block_m: int
@@ -95,7 +95,7 @@ class Tiling:
 
     @property
     def launch(self) -> dict[str, int]:
-        """The launch options of a pass, which reads stored products or makes them again."""
+        """The launch options of a pass, which reads stored products or recomputes them."""
         return (
             {"num_warps": 4, "num_stages": 3} if self.stored else {"num_warps": self.warps, "num_stages": self.stages}
         )
@@ -105,8 +105,8 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     """The Tiling of [frames, count, channels] tokens.
 
     For 16 bits the blocks are 128 x 128 x 64: one warp group multiplies on tensor cores, and two programs share a
-    multiprocessor, so that one stores while the other multiplies. Where products are not stored they are 64 x 64 x 64.
-    For fp32, in ordinary arithmetic because TF32 is not exact, they are 64 x 64 x 32. Small inputs get smaller blocks.
+    multiprocessor, so that one stores while the other multiplies. If products are not stored, they are 64 x 64 x 64.
+    For fp32 they are 64 x 64 x 32, in ordinary arithmetic because TF32 is not exact. Small inputs get smaller blocks.
     """
     half = dtype in (torch.float16, torch.bfloat16)
     block_n = min(128 if half else 64, max(16, triton.next_power_of_2(count)))
@@ -117,7 +117,7 @@ def plan(frames: int, count: int, channels: int, dtype: torch.dtype, stored_at_o
     if not stored:
         block_n = min(SPLIT_TILE, block_n)
     block_m = min(32, block_n) if stored else block_n
-    warps = 8 if half and not stored else 4  # the registers of eight warps hold three tiles of sums at a time
+    warps = 8 if half and not stored else 4  # eight warps have the registers for three accumulator tiles
     return Tiling(block_m, block_n, block_c, warps, 3, pitch, width, max(1, min(frames, together)), stored)
 
 
@@ -142,7 +142,7 @@ def distances(
     if STORED:
         if has_copies != 0:
             d2 = stored(gram_ptr, first_m, first_n, pitch)
-        else:  # contiguous in memory, as the compiler can see
+        else:  # here the compiler sees that the loads are contiguous
             d2 = stored(gram_ptr, offs_m, offs_n, pitch)
     else:
         d2 = products(high_ptr, low_ptr, flags_ptr, first_m, first_n, width, SPLIT, BLOCK_C)
@@ -153,7 +153,7 @@ def distances(
 
 @triton.jit
 def stored(gram_ptr, offs_m, offs_n, pitch):
-    """fp32 [BLOCK_M, BLOCK_N], products x_i x_j that were stored. gram_ptr points to the frame.
+    """fp32 [BLOCK_M, BLOCK_N], the stored products x_i x_j. gram_ptr points to the frame.
 
     They are symmetric to the last bit, so they are read along offs_m, which is contiguous even if offs_n is not.
     """
@@ -162,7 +162,7 @@ def stored(gram_ptr, offs_m, offs_n, pitch):
 
 @triton.jit
 def products(high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, SPLIT: tl.constexpr, BLOCK_C: tl.constexpr):
-    """fp32 [BLOCK_M, BLOCK_N], products x_i x_j, made here. All pointers point to the frame."""
+    """fp32 [BLOCK_M, BLOCK_N], the products x_i x_j, computed here. All pointers point to the frame."""
     offs_c = tl.arange(0, BLOCK_C)
     left_ptrs = high_ptr + offs_m[:, None] * width + offs_c[None, :]
     right_ptrs = high_ptr + offs_n[None, :] * width + offs_c[:, None]
@@ -186,10 +186,10 @@ def any_flag(flags_ptr, num_flags):
 
 @triton.jit
 def with_low(values, high_ptr, low_ptr, flags_ptr, offs_m, offs_n, width, BLOCK_C: tl.constexpr):
-    """Adds to `values`, the products high x high, the other three products of the flagged blocks of channels.
+    """`values`, the products high x high, plus the other three products of the flagged blocks of channels.
 
-    high x low and low x high have sums of their own, which are added at the end. a + b = b + a to the last bit, so
-    (i, j) gets the bits of (j, i), and copies of a token get the same bits wherever they stand.
+    high x low and low x high have their own accumulators, whose sum is added at the end. a + b = b + a to the last bit,
+    so (i, j) gets the same bits as (j, i), and so do copies of a token at any position.
     """
     offs_c = tl.arange(0, BLOCK_C)
     left_offs = offs_m[:, None] * width + offs_c[None, :]

@@ -9,9 +9,9 @@ from .tiles import Tiling
 
 
 def assign(squared: Tensor, lengths: Tensor, centers: Tensor, budgets: Tensor, tiling: Tiling) -> Tensor:
-    """int32 [F, pitch]: the rank of each token's nearest centre, of the first budgets[f]; -1 in padding.
+    """int32 [F, pitch]: the rank of the nearest of a frame's first budgets[f] centres; -1 in padding.
 
-    A centre gets its own rank, and a token between equally near centres the lowest of theirs.
+    A centre gets its own rank, and a token between equally near centres gets the lowest of their ranks.
     centers is int32 [F, M] and contiguous, budgets int32 [F].
     """
     labels = torch.empty(squared.shape[:2], dtype=torch.int32, device=squared.device)
@@ -26,7 +26,7 @@ def assign(squared: Tensor, lengths: Tensor, centers: Tensor, budgets: Tensor, t
 def _assign(
     squared_ptr, lengths_ptr, centers_ptr, budgets_ptr, labels_ptr, tasks, parts, groups, pitch, LENGTH: tl.constexpr
 ):
-    """A task compares LENGTH tokens with the centres of their frame, one after another: each is one read of a row."""
+    """A task compares LENGTH tokens with the centres of their frame, one by one: each takes one read from a row."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // parts
         tokens = (task % parts) * LENGTH + tl.arange(0, LENGTH)

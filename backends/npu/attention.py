@@ -1,10 +1,10 @@
 """attention by torch_npu.npu_fusion_attention; decode.py has the operator for decode.
 
-What differs from other attention functions, by op-plugin's page of the operator:
+Differences from other attention functions, according to op-plugin's page of the operator:
 * `scale` is 1.0 unless passed.
 * In a mask True means masked out; the shapes are [B,N,S,T], [B,1,S,T], [1,1,S,T] and [S,T].
 * Causality is sparse_mode 3 (bottom-right) with a fixed, compressed 2,048 x 2,048 mask; without a mask the mode is
-  ignored and attention is full, silently.
+  silently ignored and attention is full.
 * Packed layout (TND): borders are a host list without the leading 0, of at most 1,024 entries.
 """
 
@@ -34,7 +34,7 @@ def refusal(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """fp16, bf16, fp32; head width up to 768, 256 query heads, lengths up to 2**20; bool masks; dropout below 1."""
+    """Limits: fp16, bf16, fp32; head widths to 768; 256 query heads; lengths to 2**20; bool masks; dropout below 1."""
     if reason := refused_dtype("npu_fusion_attention takes", query.dtype):
         return reason
     if not 1 <= query.shape[-1] <= 768 or value.shape[-1] != query.shape[-1]:
@@ -88,7 +88,7 @@ def attend(
     """Attention by an operator with the arguments of npu_fusion_attention.
 
     Segments of equal length are passed as a batch. Others are passed packed, in several calls if there are more than
-    1,024 of them: 64 frames of the released recipe have 1,536 vision windows.
+    1,024 of them, as in 64 frames of the released recipe, which have 1,536 vision windows.
     """
     options: dict[str, Any] = {"operator": operator, "causal": causal, "scale": scale, "keep_prob": 1.0 - dropout}
     if cu_seqlens is None:
@@ -101,10 +101,10 @@ def attend(
 
 @functools.lru_cache(maxsize=16)
 def _parts(queries: tuple[int, ...], keys: tuple[int, ...]) -> list[tuple[tuple[slice, list[int]], ...]] | None:
-    """Of queries and of keys (tokens, ends of the segments among them) for each call of the packed layout; None if all
-    segments are equal. Segments without queries are left out, their keys are nobody's.
+    """For each call of the packed layout, (slice of tokens, ends of the segments in it) of queries and of keys; None if
+    all segments have equal lengths. Segments without queries are left out, because no query attends to their keys.
 
-    Cached, because every layer asks for the same parts: for 1,537 borders, building takes 0.2 ms and a look-up 0.01 ms.
+    Cached, because every layer needs the same parts: for 1,537 borders, building takes 0.2 ms and a look-up 0.01 ms.
     """
     pairs = zip(itertools.pairwise(queries), itertools.pairwise(keys))
     runs = [(own, others) for own, others in pairs if own[1] > own[0]]
@@ -112,7 +112,7 @@ def _parts(queries: tuple[int, ...], keys: tuple[int, ...]) -> list[tuple[tuple[
         return None
     parts, at = [], 0
     while at < len(runs):
-        # One call takes keys that follow each other: a segment that was left out may have had some.
+        # One call takes contiguous keys, so it ends before a gap left by the keys of a segment that was left out.
         stop = at + 1
         while stop < min(at + MAX_SEGMENTS, len(runs)) and runs[stop][1][0] == runs[stop - 1][1][1]:
             stop += 1
@@ -165,12 +165,12 @@ def _packed(
 
 
 def without_blind_rows(output: Tensor, allowed: Tensor | None) -> Tensor:
-    """Zeros, as specified, in rows that may attend to nothing, where the operators average all values."""
+    """`output` with zeros, as specified, in rows that may attend to nothing; the operators average all values there."""
     return output if allowed is None else output.masked_fill(~allowed.any(dim=-1, keepdim=True), 0.0)
 
 
 def full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
-    """The mask in a shape that the operator takes: [B or 1, 1, S, T], or [B, N, S, T] if it differs between heads."""
+    """The mask in a shape that the operators take: [B or 1, 1, S, T], or [B, N, S, T] if it differs between heads."""
     batch, heads, queries, _ = query.shape
     mask = mask[(None,) * (4 - mask.dim())]
     per_head = mask.shape[1] > 1
@@ -179,6 +179,6 @@ def full_mask(mask: Tensor, query: Tensor, keys: int) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _compressed_causal(device: torch.device) -> Tensor:
-    # One per device, made outside inference_mode: an inference tensor cannot be saved for a later backward pass.
+    # One per device, created outside inference_mode: an inference tensor cannot be saved for a later backward pass.
     with torch.inference_mode(False):
         return torch.ones(2048, 2048, dtype=torch.bool, device=device).triu(1)

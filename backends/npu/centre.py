@@ -1,4 +1,4 @@
-"""Tokens without the offset of their channels: the first pass of the clustering."""
+"""Tokens centred on the mean of their frame: the first pass of the clustering."""
 
 import torch
 import triton

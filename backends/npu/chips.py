@@ -1,7 +1,7 @@
-"""What an Ascend chip has: how many cores, and how much memory beside each.
+"""The Ascend chips: how many cores they have, and how much memory each core has.
 
-The sizes are those that Huawei's compiler plans with for each name: `make test-ascend-compiler` compares them with
-what it writes into its last IR. Cores are counted on the device itself where torch_npu tells them.
+The sizes are those that Huawei's compiler assumes for each name; `make test-ascend-compiler` compares them with the
+compiler's last IR. Where torch_npu reports the numbers of cores, those of the device itself are used.
 """
 
 from dataclasses import dataclass, replace
@@ -19,8 +19,9 @@ class Chip:
 
     Attributes:
         name: as torch_npu and the compiler's --target spell it.
-        cubes, vectors: cores that multiply matrices, and cores that do all else.
-        ub: the buffer of a vector core. l1, l0, l0c: a cube core's: both operands, one operand's part, the sums.
+        cubes, vectors: numbers of cores that multiply matrices, and of cores that do all else.
+        ub: the buffer of a vector core. l1, l0, l0c: the buffers of a cube core, for both operands, for the current
+            part of one operand, and for the sums.
     """
 
     name: str
@@ -49,13 +50,13 @@ CHIPS = {
         Chip("Ascend910_9392", 24, 48),
     )
 }
-# Triton's interpreter has no cores and is fastest with few, large tiles. A grid shorter than the work shows that
-# programs go from task to task.
+# Triton's interpreter has no cores and is fastest with few, large tiles. The grid is smaller than the number of tasks,
+# so that tests show that a program runs several tasks.
 NONE = Chip("none", 2, 3, ub=1024 * KIB)
 
 
 def chip(where: torch.device) -> Chip:
-    """The chip of an NPU for which `problem` has none; `NONE` for other devices, where the interpreter runs."""
+    """The chip of an NPU that passes `problem`; `NONE` for other devices, where Triton's interpreter runs."""
     facts = device.ascend_cores(where)
     if facts is None:
         return NONE
@@ -65,7 +66,7 @@ def chip(where: torch.device) -> Chip:
 
 
 def problem(where: torch.device) -> str | None:
-    """Why our Triton kernels cannot run there, or None."""
+    """Why our Triton kernels cannot run on this device, or None."""
     facts = device.ascend_cores(where)
     if facts is not None and facts[0] not in CHIPS:
         return f"our Triton kernels are planned for chips of the 910B and 910C kinds, not {facts[0]}"

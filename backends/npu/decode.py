@@ -1,7 +1,7 @@
 """attention in decode by torch_npu.npu_fused_infer_attention_score, which has no gradient.
 
-npu_fusion_attention, the training operator, supports such a call as well; this one is made for it. By op-plugin's
-page of the operator, scale is 1.0 unless passed, and True in a mask means masked out.
+npu_fusion_attention, the training operator, supports such calls as well; this one is made for them. According to
+op-plugin's page of the operator, scale is 1.0 unless passed, and True in a mask means masked out.
 """
 
 import torch
@@ -28,7 +28,8 @@ def refusal(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """fp16, bf16; head widths to 512 in steps of 16; 256 query heads, 64 per key head; a bool mask for all heads."""
+    """Limits: fp16, bf16; head widths to 512 in steps of 16; 256 query heads, 64 per key head; one bool mask; no
+    dropout; nothing empty."""
     operator = "npu_fused_infer_attention_score"
     if reason := refused_dtype(f"{operator} takes", query.dtype, narrow=True):
         return reason

@@ -11,7 +11,7 @@ LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 def denser_distance(squared: Tensor, lengths: Tensor, density: Tensor, strict: bool, tiling: Tiling) -> Tensor:
-    """fp32 [F, pitch]: d^2 to the nearest denser token; the largest number if none is; 0 in padding.
+    """fp32 [F, pitch]: d^2 to the nearest denser token; the largest number without one; 0 in padding.
 
     Of two equally dense tokens the one with the lower index counts as denser; with `strict`, neither does.
     """

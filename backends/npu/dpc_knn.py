@@ -2,10 +2,10 @@
 
     centre -> products, distances -> first equal, shared rows -> knn_density -> denser_distance -> (sort) -> assign
 
-They follow the specification step by step: tokens are centred in fp32, multiplied in fp32, and distances are made
-once and read by the later passes. What differs from CUDA's kernels is what the chip is good at: a grid as large as
-the number of cores, a loop inside; rows of 32 bytes and more; int32 indices; nothing element by element; and no read
-of memory that a mask would hide afterwards. docs/npu.md says what of this was shown, and by which tool.
+They follow the specification step by step: tokens are centred in fp32 and multiplied in fp32, and distances are
+computed once and read by the later passes. Unlike the CUDA kernels, they are written for the strengths of this chip: as
+many programs as cores, each with a loop over tasks; rows of at least 32 bytes; int32 indices; no access to single
+elements; and no reads that a mask discards afterwards. docs/npu.md says what of this was verified, and by which tool.
 """
 
 import torch
@@ -35,8 +35,8 @@ def refusal(
     strict: bool = False,
     most_neighbors: int = MAX_NEIGHBORS,
 ) -> str | None:
-    """fp16, bf16, fp32; triton-ascend; at most 5 neighbours; frames of at most 5,760 tokens, and of fewer than 2**31
-    numbers when padded."""
+    """Limits: fp16, bf16, fp32; triton-ascend; at most 5 neighbours; frames of at most 5,760 tokens, and of fewer than
+    2**31 numbers when padded."""
     if reason := refused_clustering(tokens, most_neighbors):
         return reason
     reason = problem(tokens.device)
@@ -91,7 +91,7 @@ def _cluster(
     share_rows(squared, norms, lengths, sums, flat, channels, tiling)
     density = knn_density(squared, lengths, num_neighbors, tiling)
     nearest = denser_distance(squared, lengths, density, strict, tiling)
-    # In padding the log of zero is -inf, so it comes last.
+    # In padding, nearest is 0 and its log -inf, so padding is sorted last.
     score = torch.add(density, nearest.log(), alpha=0.5)[:, :count]
     order = torch.sort(score, dim=1, descending=True, stable=True).indices
     centers = order[:, :max_groups].contiguous()

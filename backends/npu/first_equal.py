@@ -21,13 +21,14 @@ def share_rows(
 ) -> None:
     """Gives every token the row and the column of the first token of its frame at distance zero, in place.
 
-    d^2 is d^2[first[i], first[j]] afterwards. Rows are copied, the matrix is turned, rows are copied again: a core
-    reads and writes whole rows, and single numbers only at a high price. Frames without equal tokens are left alone.
+    Afterwards d^2[i, j] is the former d^2[first[i], first[j]]. Rows are copied, the matrix is transposed, and rows are
+    copied again, because a core accesses whole rows fast and single numbers slowly. Frames without equal tokens are
+    left unchanged.
 
     Args:
         squared, norms: the results of `squared_distances`. lengths: int32 [F].
-        sums: int32 [F, pitch], a token's bits as integers summed over its channels; no order changes it.
-        flat: bool [F], where all tokens are one but for rounding; token 0 stands for them.
+        sums: int32 [F, pitch], each token's bits as integers, summed over channels with wrap-around.
+        flat: bool [F], frames whose tokens are all equal but for rounding; token 0 replaces all of them.
     """
     first = first_equal(squared, norms, lengths, sums, channels, tiling).masked_fill_(flat[:, None], 0)
     copies = (first != torch.arange(tiling.pitch, device=first.device, dtype=torch.int32)).any(1).to(torch.int32)
@@ -42,7 +43,7 @@ def share_rows(
 
 
 def first_equal(squared: Tensor, norms: Tensor, lengths: Tensor, sums: Tensor, channels: int, tiling: Tiling) -> Tensor:
-    """int32 [F, pitch], for each token the first of its frame at distance zero. Arguments as for `share_rows`."""
+    """int32 [F, pitch], for each token the first one of its frame at distance zero. Arguments as in `share_rows`."""
     first = torch.empty(norms.shape, dtype=torch.int32, device=norms.device)
     rows = tiling.rows["first_equal"]
     blocks, bound = tiling.pitch // rows, largest_error(channels, torch.float32)
@@ -83,9 +84,9 @@ def _first_equal(
 
 @triton.jit
 def _copy_rows(squared_ptr, first_ptr, copies_ptr, lengths_ptr, tasks, strips, pitch, LENGTH: tl.constexpr):
-    """A task gives every row of a frame, in LENGTH columns, what stands in the row of its first equal token.
+    """A task overwrites every row of a frame, in LENGTH columns, with the row of its first equal token.
 
-    From the last row to the first: first[i] <= i, so every row is read before it is written.
+    It proceeds from the last row to the first: first[i] <= i, so every row is read before it is written.
     """
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // strips
@@ -102,7 +103,7 @@ def _copy_rows(squared_ptr, first_ptr, copies_ptr, lengths_ptr, tasks, strips, p
 
 @triton.jit
 def _turn(squared_ptr, copies_ptr, lengths_ptr, tasks, per_frame, tiles, pitch, TILE: tl.constexpr):
-    """A task exchanges a tile above the diagonal with its mirror image."""
+    """A task transposes a tile on or above the diagonal and its mirror image, and exchanges them."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // per_frame
         row, column = corner(task % per_frame, tiles)

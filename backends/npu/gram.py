@@ -1,7 +1,7 @@
 """Squared distances of all pairs of tokens of a frame: the second pass of the clustering.
 
-The cube cores multiply fp32 by fp32, as the specification does it: no 16-bit parts, no bound of their own. They make
-the tiles on and above the diagonal; the vector cores turn products into distances and mirror them.
+The cube cores multiply in fp32, as the specification does, so there are no 16-bit parts and no separate error bound.
+They compute the tiles on and above the diagonal; the vector cores turn products into distances and mirror them.
 """
 
 import torch
@@ -41,8 +41,8 @@ def squared_distances(tokens: Tensor, lengths: Tensor, channels: int, tiling: Ti
 def corner(place, tiles):
     """(row, column) of the `place`-th tile on or above the diagonal of tiles x tiles.
 
-    Row p and the row that completes it to the same width are counted together: row tiles - 1 - p if tiles are even in
-    number, tiles - p if odd.
+    Row p is counted together with the row that completes it to a constant number of tiles: row tiles - 1 - p if `tiles`
+    is even, row tiles - p if it is odd.
     """
     odd = tiles % 2
     wide = tiles + 1 - odd
@@ -61,7 +61,7 @@ def _products(
     x_ptr, lengths_ptr, out_ptr, tasks, per_frame, tiles, pitch, width,
     TILE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """A task makes one tile of products on or above the diagonal. Tiles of padding alone are not written."""
+    """A task computes one tile of products on or above the diagonal. Tiles with only padding are not written."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // per_frame
         row, column = corner(task % per_frame, tiles)
@@ -73,7 +73,7 @@ def _products(
             values = tl.zeros((TILE, TILE), tl.float32)
             for start in range(0, width, STEP):
                 left = tl.load(source + rows[:, None] * width + (start + channel)[None, :])
-                # Loaded along its rows and turned: the cube cores take it so.
+                # Loaded along its rows and transposed, because cube cores take the operand in this form.
                 right = tl.load(source + columns[:, None] * width + (start + channel)[None, :])
                 values = tl.dot(left, tl.trans(right), values, input_precision="ieee")
             tl.store(out_ptr + frame * pitch * pitch + rows[:, None] * pitch + columns[None, :], values)
@@ -84,9 +84,9 @@ def _distances(
     values_ptr, norms_ptr, lengths_ptr, tasks, per_frame, tiles, pitch, scale, bound,
     SQUARE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A task makes distances of a square of products, in its place and in that of its mirror image.
+    """A task turns a square of products into distances, and stores them there and, transposed, in the mirror image.
 
-    What stands in the tiles that hold a token becomes infinite in padding; later passes read no others.
+    In tiles that contain a token, distances to padding become infinite; later passes read no other tiles.
     """
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // per_frame

@@ -9,5 +9,5 @@ __all__ = ["group_mean", "refusal"]
 
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
-    """fp16, bf16 and fp32 only: an Ascend device has no fp64 matrix product."""
+    """Limits: fp16, bf16, fp32, because an Ascend device has no fp64 matrix product."""
     return refused_dtype("matrix products take", tokens.dtype)

@@ -11,7 +11,7 @@ FAR = tl.constexpr(2.0**30)  # above any column of a tile
 
 
 def knn_density(squared: Tensor, lengths: Tensor, num_neighbors: Tensor, tiling: Tiling) -> Tensor:
-    """Log density, fp32 [F, pitch]: minus the mean d^2 from a token to its k nearest, itself included; 0 in padding.
+    """Log density, fp32 [F, pitch]: negative mean d^2 of a token to its k nearest, including itself; 0 in padding.
 
     num_neighbors is int32 [F], from 1 to 5.
     """
@@ -28,7 +28,7 @@ def _knn_density(
     squared_ptr, lengths_ptr, num_neighbors_ptr, density_ptr, tasks, blocks, pitch,
     ROWS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """A task compares ROWS tokens with all of their frame; the four smallest d^2 stay in the core."""
+    """A task compares ROWS tokens with all of their frame; the four smallest d^2 stay in the core's buffer."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
         frame = task // blocks
         row = (task % blocks) * ROWS
@@ -46,7 +46,7 @@ def _knn_density(
             values = tl.where(columns[None, :] == rows[:, None], float("inf"), values)
             for _ in tl.static_range(4):
                 near = tl.min(values, axis=1)
-                # The first of equal values, by a second minimum: an index beside a minimum is a scalar loop.
+                # A second minimum finds the first of equal values; tl.min with indices would be a scalar loop.
                 taken = tl.min(tl.where(values == near[:, None], place[None, :], FAR), axis=1)
                 values = tl.where(place[None, :] == taken[:, None], float("inf"), values)
                 four = tl.minimum(four, tl.maximum(three, near))

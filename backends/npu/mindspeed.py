@@ -1,8 +1,8 @@
 """attention and rotary by MindSpeed's operators, taken only when requested by name.
 
 They are the same CANN operators as torch_npu's. MindSpeed compiles them at the first call, which needs CANN, and no
-longer maintains them (its README: prefer torch_npu since the end of 2025). They are tested against their documented
-signatures alone, with a stand-in (tests/backends/fake_mindspeed.py).
+longer maintains them (its README: prefer torch_npu since the end of 2025). They are tested only against their
+documented signatures, with a stand-in (tests/backends/fake_mindspeed.py).
 """
 
 from torch import Tensor

@@ -6,7 +6,7 @@ from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(x: Tensor, weight: Tensor, eps: float) -> str | None:
-    """fp16, bf16, fp32, the weight in the same dtype; 2 to 8 dimensions; nothing empty."""
+    """Limits: fp16, bf16, fp32, the weight in the same dtype; 2 to 8 dimensions; nothing empty."""
     if reason := refused_dtype("npu_rms_norm takes", x.dtype):
         return reason
     if weight.dtype != x.dtype:

@@ -6,7 +6,8 @@ from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
-    """fp16, bf16, fp32; even head width below 896; fewer than 1,000 samples and heads; no gradient for the table."""
+    """Limits: fp16, bf16, fp32; even head widths below 896; fewer than 1,000 samples and heads; nothing empty; no
+    gradient for the table."""
     if reason := refused_dtype("npu_rotary_mul takes", query.dtype):
         return reason
     if query.shape[-1] % 2 or query.shape[-1] >= 896:
@@ -16,7 +17,7 @@ def refusal(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     if 0 in query.shape or 0 in key.shape:
         return "npu_rotary_mul takes no empty tensors"
     if cos.requires_grad or sin.requires_grad:
-        # The operator allows it up to batch * heads = 1,024, but would save more for it; nobody learns the table.
+        # The operator allows it up to batch * heads = 1,024, but saves more tensors then; tables are not trained.
         return "npu_rotary_mul is not used where cos or sin need a gradient"
     return None
 
@@ -30,9 +31,9 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
 
 
 def tables(query: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin as CANN takes them: [B, 1, S, D] even if one table serves the whole batch.
+    """cos and sin in the shape that CANN takes: [B, 1, S, D], even if one table serves the whole batch.
 
-    As [1, 1, S, D] with B > 1, CANN refuses batch * heads > 8 * S, as in short prompts, for all S but 1
+    With [1, 1, S, D] and B > 1, CANN refuses batch * heads > 8 * S, which short prompts have, for all S but 1
     (CheckBnsdBlockSkip in rope_rotate_half_tiling.cpp).
     """
     batch = query.shape[0]

@@ -1,7 +1,7 @@
 """group_mean by Triton kernels that are made for Ascend's cores: whole rows, one after another, in raster order.
 
-Every sum has one order, so every run gives the same bits, and in fp32 those of the specification on a CPU. Members are
-listed by a stable sort of torch's. Both passes read every token (or gradient) once and write every result once.
+The order of every sum is fixed, so every run gives the same bits; in fp32 they are those of the specification on a CPU.
+Members are listed by torch's stable sort. Both passes read every token (or gradient) once and write every result once.
 """
 
 import torch
@@ -16,11 +16,11 @@ from ppe_npu.backends.common import refused_dtype
 from .chips import chip, problem
 from .tiles import row_block
 
-LABELS = 2**24  # whole numbers that fp32 holds exactly: `listed` sorts labels in it
+LABELS = 2**24  # fp32, in which `listed` sorts labels, holds smaller whole numbers exactly
 
 
 def refusal(tokens: Tensor, labels: Tensor, counts: Tensor) -> str | None:
-    """fp16, bf16, fp32; triton-ascend; fewer than 2**31 numbers and 2**24 groups in a frame."""
+    """Limits: fp16, bf16, fp32; triton-ascend; nothing empty; fewer than 2**31 numbers and 2**24 groups in a frame."""
     if reason := refused_dtype("the Triton kernels take", tokens.dtype):
         return reason
     if tokens.numel() == 0 or counts.numel() == 0:
@@ -65,9 +65,9 @@ class _GroupMean(torch.autograd.Function):
 
 
 def listed(labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], where each group starts in them.
+    """int32 [F, N], token indices by group in raster order; int32 [F, M + 1], the start of each group in that list.
 
-    Labels are sorted as fp32, which a vector core sorts; `refusal` sees to it that they keep their order.
+    Labels are sorted as fp32, which vector cores can sort; `refusal` limits them to numbers that fp32 holds exactly.
     """
     groups = counts.shape[1]
     keys = torch.where(labels < 0, groups, labels).to(torch.float32)
@@ -86,7 +86,7 @@ def _mean(
 ):
     """A task averages WIDTH channels of one group."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        group = task // blocks  # of all frames
+        group = task // blocks  # counted over all frames
         frame = group // num_groups
         channel = (task % blocks) * WIDTH + tl.arange(0, WIDTH)
         inside = channel < num_channels
@@ -106,9 +106,9 @@ def _mean(
 def _share(
     grad_ptr, labels_ptr, counts_ptr, out_ptr, tasks, num_tokens, num_groups, num_channels, blocks, WIDTH: tl.constexpr
 ):
-    """A task gives one token, in WIDTH channels, its share of the gradient of its group's mean."""
+    """A task writes the gradient of one token in WIDTH channels: its group's gradient over the group's size."""
     for task in range(tl.program_id(0), tasks, tl.num_programs(0)):
-        token = task // blocks  # of all frames
+        token = task // blocks  # counted over all frames
         channel = (task % blocks) * WIDTH + tl.arange(0, WIDTH)
         inside = channel < num_channels
         label = tl.load(labels_ptr + token)

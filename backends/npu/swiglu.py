@@ -7,7 +7,7 @@ from ppe_npu.backends.common import refused_dtype
 
 
 def refusal(gate: Tensor, up: Tensor) -> str | None:
-    """fp16, bf16, fp32; 1 to 8 dimensions; nothing empty."""
+    """Limits: fp16, bf16, fp32; 1 to 8 dimensions; nothing empty."""
     if reason := refused_dtype("npu_swiglu takes", gate.dtype):
         return reason
     if not 1 <= gate.dim() <= 8:
@@ -18,7 +18,7 @@ def refusal(gate: Tensor, up: Tensor) -> str | None:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """See `ppe_npu.backends.swiglu`. gate and up come from two projections, hence the copy."""
+    """See `ppe_npu.backends.swiglu`. gate and up come from two projections, so they are copied into one tensor."""
     import torch_npu
 
     return torch_npu.npu_swiglu(torch.cat((gate, up), dim=-1), dim=-1)

@@ -1,7 +1,7 @@
 """The inputs on which implementations are compared.
 
 A case builds its tensors in fp64 on the CPU from a generator, so every device and dtype sees the same numbers; the run
-rounds floating-point tensors to the dtype under test. Sizes are odd and small: mistakes sit at edges.
+rounds floating-point tensors to the dtype under test. Sizes are odd and small, because mistakes occur at edges.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Case:
         op: name of a function of ppe_npu.backends.
         name: what is special about it, for the table.
         build: generator -> positional arguments; floating-point tensors in fp64, on the CPU.
-        options: keyword arguments that are no tensors.
+        options: keyword arguments other than tensors.
         grads: positions of the arguments whose gradients are compared; () if the op has none.
         clustering: whether results are (centers, labels), compared as partitions, not as numbers.
     """
@@ -42,7 +42,7 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
 def _attention(
     name: str, query: tuple, key: tuple, mask: Callable | None = None, grads: tuple = (0, 1, 2), **options: Any
 ) -> Case:
-    """query and key are shapes; mask: generator -> mask, passed by keyword through `options` by the run."""
+    """A case of attention. query, key: shapes. mask: generator -> mask, which the run passes by keyword."""
 
     def build(generator: Generator) -> tuple:
         tensors = tuple(_normal(generator, *shape) for shape in (query, key, key))
@@ -52,7 +52,7 @@ def _attention(
 
 
 def _transposed(query: tuple, key: tuple) -> Callable:
-    """Query, key and value that stand in memory as [B, S, H, D], as projections leave them."""
+    """Query, key and value that are [B, S, H, D] in memory, as projections return them."""
 
     def build(generator: Generator) -> tuple:
         return tuple(_normal(generator, b, s, h, d).transpose(1, 2) for b, h, s, d in (query, key, key))
@@ -61,12 +61,12 @@ def _transposed(query: tuple, key: tuple) -> Callable:
 
 
 def _left_padding(generator: Generator) -> Tensor:
-    """[3, 1, 1, 13]: none, four and twelve of the keys are padding. With causality, padded queries see nothing."""
+    """bool [3, 1, 1, 13]: none, four and twelve of the keys are padding. If causal, padded queries see nothing."""
     return torch.arange(13)[None, :] >= torch.tensor([0, 4, 12])[:, None, None, None]
 
 
 def _sparse(*shape: int, rows: slice = slice(None)) -> Callable[[Generator], Tensor]:
-    """A random mask that differs by head, with a row that sees nothing; of its rows, some."""
+    """A random mask that differs by head and has a row that sees nothing, cut to some of its rows."""
 
     def build(generator: Generator) -> Tensor:
         mask = torch.rand(shape, generator=generator) > 0.4
@@ -88,7 +88,7 @@ def _borders(lengths: list[int]) -> list[int]:
 
 
 _WINDOWS = _borders([16, 16, 4, 0, 16, 7, 4, 1])
-_SOME = _borders([5, 16, 0, 0, 3, 2, 1, 1])  # of these windows' tokens some
+_SOME = _borders([5, 16, 0, 0, 3, 2, 1, 1])  # queries for some of the tokens of these windows
 _MANY = _borders([1, 2, 1] * 367)  # 1,101 segments: more than one call of a fused operator takes
 
 ATTENTION = (
@@ -150,8 +150,8 @@ def _frames(lengths: list[int], width: int, offset: float = 0.0) -> Callable[[Ge
 def _dpc_knn(
     name: str, lengths: list[int], budgets: list[int], neighbors: list[int], offset: float = 0.0, **options: Any
 ) -> Case:
-    """With an option "copies" every third token is a copy of another; with "massive" every eighth channel stands there
-    in all tokens but the third; the other options are the op's."""
+    """With the option "copies", every third token is a copy of another; "massive" is added to every eighth channel of
+    all tokens but the third. All other options are the op's."""
     copies, massive = options.pop("copies", False), options.pop("massive", 0.0)
 
     def build(generator: Generator) -> tuple:

@@ -1,19 +1,19 @@
 """How far a result may be from the fp64 reference.
 
-Numbers are compared by the relative RMS error |actual - expected| / |expected| over a whole tensor. What is allowed:
+Numbers are compared by the relative RMS error |actual - expected| / |expected| over a whole tensor. Allowed errors:
 
-* for an implementation: twice the error of plain PyTorch, that is of the reference run on the CPU in the same dtype;
-  but never less than `floor`. In 16 bits that is eps/4, about one rounding of the result, for tensors where plain
-  PyTorch is nearly exact by chance. In fp32 it is 4 eps, and 8 eps for gradients: sums in another order scatter by
-  that much (measured: torch's own fused CPU attention has 3.7 eps in gradients where eager attention has 1.4).
-* for the reference on the CPU, which that would compare with itself: `own_bound`, 4 eps in fp32 and 1 eps in 16 bits,
-  where only a few roundings of inputs and results count, and twice that for gradients (measured: 2.7 and 0.5).
+* for an implementation: twice the error of plain PyTorch, that is, of the reference on the CPU in the same dtype,
+  but never less than `floor`. In 16 bits the floor is eps/4, about one rounding of the result, for tensors where plain
+  PyTorch is nearly exact by chance. In fp32 it is 4 eps, and 8 eps for gradients, because sums in another order vary by
+  that much (measured: torch's own fused CPU attention has 3.7 eps in gradients, eager attention 1.4).
+* for the reference on the CPU, which would otherwise be compared with itself: `own_bound`, 4 eps in fp32 and 1 eps in
+  16 bits, where only a few roundings of inputs and results matter; twice that for gradients (measured: 2.7 and 0.5).
 
 eps is the distance from 1 to the next number: 1.2e-7 in fp32, 7.8e-3 in bf16, 9.8e-4 in fp16. A wrong scale, mask or
-alignment is off by far more in either dtype.
+alignment is off by far more in every dtype.
 
-NaN and inf are errors, unless the fp64 reference has them at the same places; a bound that is not finite fails, because
-anything would keep it.
+NaN and inf are errors, unless the fp64 reference has them at the same places. A bound that is not finite fails, because
+it would allow anything.
 
 Clusterings are compared as partitions, without tolerance: where distances are fp32-exact the groups are the same.
 """
@@ -26,15 +26,15 @@ from torch import Tensor
 
 
 def within(error: float, bound: float) -> bool:
-    """Whether an error is allowed. What is not finite is neither an error that is small nor a bound that holds."""
+    """Whether an error is within its bound; False if either is not finite."""
     return math.isfinite(error) and math.isfinite(bound) and error <= bound
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
     """RMS of the difference over RMS of `expected` (or over 1 if that is zero); inf for a wrong shape.
 
-    Where `expected` is NaN or infinite, `actual` has to be just that, and the rest is compared; anywhere else a number
-    that is not finite makes the error inf.
+    Where `expected` is NaN or infinite, `actual` must be the same, and only the rest is compared. Anywhere else, a
+    number that is not finite makes the error inf.
     """
     if actual.shape != expected.shape:
         return math.inf
@@ -42,7 +42,7 @@ def relative_rms(actual: Tensor, expected: Tensor) -> float:
     finite = expected.isfinite()
     if not torch.equal(actual.isfinite(), finite):
         return math.inf
-    if not torch.equal(actual[~finite].nan_to_num(), expected[~finite].nan_to_num()):  # 0, and +- the largest number
+    if not torch.equal(actual[~finite].nan_to_num(), expected[~finite].nan_to_num()):  # NaN -> 0, inf -> largest
         return math.inf
     actual, expected = actual[finite], expected[finite]
     if expected.numel() == 0:
@@ -68,9 +68,9 @@ def own_bound(dtype: torch.dtype, gradient: bool) -> float:
 
 
 def partition_distance(first: Tensor, second: Tensor) -> float:
-    """1 - Jaccard index over pairs of tokens that share a group; labels are [F, N], -1 for tokens that are in none.
+    """1 - Jaccard index over pairs of tokens that share a group; labels are [F, N], -1 for tokens in no group.
 
-    0 for equal partitions, whatever the groups are called; 1 if the two disagree on which tokens are in any group.
+    0 for equal partitions, however groups are numbered; 1 if the two disagree on which tokens are in any group.
     """
     if first.shape != second.shape or not torch.equal(first < 0, second < 0):
         return 1.0
@@ -81,7 +81,7 @@ def partition_distance(first: Tensor, second: Tensor) -> float:
 
 
 def clustering_error(actual: Sequence[Tensor], expected: Sequence[Tensor], budgets: Tensor) -> float:
-    """Largest of: partition distance; share of centres that differ, as sets; 1 if a centre is not in its own group.
+    """Largest of: partition distance; fraction of centres that differ, as sets; 1 if a centre is not in its own group.
 
     Both clusterings are (centers [F, M], labels [F, N]) as `dpc_knn` returns them.
     """
@@ -89,7 +89,7 @@ def clustering_error(actual: Sequence[Tensor], expected: Sequence[Tensor], budge
         return math.inf
     (centers, labels), (true_centers, true_labels) = ([part.cpu() for part in pair] for pair in (actual, expected))
     if not all(part.min() >= 0 and part.max() < labels.shape[1] for part in (centers, true_centers)):
-        return math.inf  # a centre that is no token
+        return math.inf  # a centre that is not a token
     ranks = torch.arange(centers.shape[1])
     used = ranks < budgets.cpu()[:, None]
     if not torch.equal(labels.gather(1, centers)[used], ranks.expand_as(centers)[used]):

@@ -28,12 +28,12 @@ class Row:
 
     Attributes:
         op, case, implementation: names.
-        shapes: of the tensors that go in, as "2x4x7x16, ...".
+        shapes: of the input tensors, as "2x4x7x16, ...".
         dtype: "fp32", "bf16" or "fp16".
-        direction: "forward" or "grad".
-        error, allowed: relative RMS (see `compare`) of the tensor that is worst against what it is allowed; for
-            clusterings the partition distance. None if nothing was compared.
-        ok: within bounds, or refused (a refusal is no fault: dispatch takes the next implementation).
+        direction: "forward" or "grad"; for whole models also "5 steps" and "generate"; "-" if nothing was compared.
+        error, allowed: relative RMS (see `compare`) of the tensor with the largest error relative to its bound; for
+            clusterings `clustering_error`. None if nothing was compared, but error is inf for a failed computation.
+        ok: within bounds, or refused (a refusal is not a failure: dispatch takes the next implementation).
         note: why an implementation refused the case, or how it failed.
     """
 
@@ -56,7 +56,7 @@ class Row:
 
     @classmethod
     def absent(cls, op: str, case: str, dtype: str) -> "Row":
-        """Something that failed on the machine that recorded a bundle: without a comparison there is no parity."""
+        """A computation that failed on the machine that recorded a bundle: without a comparison there is no parity."""
         note = "not recorded: it failed on the recording machine"
         return cls(op, case, "-", dtype, "-", "-", math.inf, None, False, note)
 
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """What one call gave: its results, and the gradients of what the case differentiates, for some cotangents."""
+    """The results of one call, and the gradients of the arguments that the case differentiates, for `cotangents`."""
 
     forward: list[Tensor]
     grad: list[Tensor]
@@ -80,10 +80,10 @@ class CaseRun:
     """A case in a dtype: run it on a device, and measure the result against fp64.
 
     Args:
-        case, dtype: what; dtype is a name in DTYPES.
-        given: tensors to use instead of those that the case draws, in their order (from a recorded bundle).
-        cotangents: the same for those of the gradients. Normal numbers in fp32 differ in their last bits between CPUs
-            with and without AVX2 (on ARM, say), and now and then such a bit decides how one is rounded to bf16.
+        case, dtype: the case, and the name of the dtype in DTYPES.
+        given: tensors to use instead of those that the case draws, in the same order (from a recorded bundle).
+        cotangents: those of the gradients, likewise. They are recorded because normal numbers drawn in fp32 differ in
+            their last bits between CPUs with and without AVX2 (such as ARM), which can change their rounding to bf16.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CaseRun:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors that go in."""
+        """The input tensors."""
         return [value for value in _flat(self._inputs) if isinstance(value, Tensor)]
 
     @property
@@ -111,21 +111,21 @@ class CaseRun:
         return ("forward", "grad") if self.case.grads else ("forward",)
 
     def concerns(self, entry: Implementation) -> bool:
-        """Whether the case is a call of the kind that an implementation is made for."""
+        """Whether an implementation is made for calls like this case."""
         positional, keywords = _call(self._inputs)
         return entry.concerns(*positional, **keywords, **self.case.options)
 
     def on(self, device: torch.device, implementation: str | None = None) -> Results:
-        """The results on a device, by the implementation that dispatch takes, or by a named one."""
-        # Whatever a user may have turned on elsewhere, TF32 and HF32 are not what is compared here.
+        """The results on a device, from the implementation that dispatch chooses, or from a named one."""
+        # TF32 and HF32 are not compared here, even if the user has turned them on elsewhere.
         with devices.exact_matmul():
             return _evaluate(self.case, self._inputs, device, implementation, self.cotangents)
 
     def error(self, results: Results, direction: str, itself: bool = False) -> tuple[float, float]:
-        """(error, allowed) of the tensor that comes nearest to, or furthest over, what it is allowed.
+        """(error, allowed) of the tensor whose error is largest relative to its bound.
 
         Args:
-            itself: the results are those of the reference on the CPU, which is also what allows them their error.
+            itself: the results are those of the reference on the CPU, which otherwise determines the bound.
         """
         ours, plain, exact = (getattr(each, direction) for each in (results, self._plain, self._exact))
         if self.case.clustering:
@@ -141,7 +141,7 @@ class CaseRun:
         return max(pairs, key=lambda pair: (not compare.within(*pair), pair[0] / pair[1]))
 
     def distance(self, one: list[Tensor], two: list[Tensor]) -> float:
-        """How far two results are apart: relative RMS, of clusterings the partition distance."""
+        """The distance between two results: relative RMS, or the clustering error of clusterings."""
         if self.case.clustering:
             return compare.clustering_error(one, two, budgets=self._inputs[2])
         if len(one) != len(two):
@@ -156,8 +156,8 @@ def run_parity(
 
     Args:
         device: where the implementations run; the fp64 reference and plain PyTorch run on the CPU.
-        dtypes: of "fp32", "bf16", "fp16". One that the device lacks gives a single row that says so.
-        ops: which operators; None: all.
+        dtypes: some of "fp32", "bf16", "fp16". A dtype that the device lacks gives a single row that says so.
+        ops: the operators to compare; None for all.
 
     Returns:
         One row per case, dtype, implementation and direction. Parity holds if `row.ok` for all of them.
@@ -207,7 +207,7 @@ def _run_case(case: Case, dtype: str, device: torch.device) -> list[Row]:
 
 
 def case_tensors(case: Case, dtype: torch.dtype) -> list[Tensor]:
-    """The tensors that go into a case, in the order of its arguments."""
+    """The input tensors of a case, in the order of its arguments."""
     return [value for value in _flat(_inputs(case, dtype)) if isinstance(value, Tensor)]
 
 
@@ -217,7 +217,7 @@ def _inputs(case: Case, dtype: torch.dtype) -> tuple:
 
 
 def _cast(values: Any, dtype: torch.dtype, device: torch.device = CPU) -> Any:
-    """`values` with floating-point tensors in `dtype` and all tensors on `device`; tuples and dicts are walked."""
+    """`values` with floating-point tensors in `dtype` and all tensors on `device`, also inside tuples and dicts."""
     if isinstance(values, tuple):
         return tuple(_cast(value, dtype, device) for value in values)
     if isinstance(values, dict):
@@ -228,7 +228,7 @@ def _cast(values: Any, dtype: torch.dtype, device: torch.device = CPU) -> Any:
 
 
 def _replaced(values: Any, given: Iterator[Tensor]) -> Any:
-    """`values` with the given tensors in place of their tensors; tuples and dicts are walked."""
+    """`values` with the given tensors in place of its own tensors, also inside tuples and dicts."""
     if isinstance(values, tuple):
         return tuple(_replaced(value, given) for value in values)
     if isinstance(values, dict):
@@ -249,7 +249,7 @@ def _call(inputs: tuple) -> tuple[list, dict[str, Any]]:
 def _evaluate(
     case: Case, inputs: tuple, device: torch.device, implementation: str | None, cotangents: list[Tensor] | None
 ) -> Results:
-    """Results and gradients of one call; the gradients for these cotangents, which are drawn where none are given."""
+    """Results and gradients of one call. The gradients are for `cotangents`, which are drawn if it is None."""
     dtype = next(value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point())
     values, keywords = _call(_cast(inputs, dtype, device))
     for index in case.grads:
@@ -269,7 +269,7 @@ def _evaluate(
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """The rows as text, one line each under a heading, and a last line that counts them."""
+    """The rows as a text table with a heading, one line per row, and a last line that counts them."""
     heading = ("op", "case", "shapes", "dtype", "pass", "error", "allowed", "implementation", "ok")
     lines = [heading, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heading))]

@@ -19,7 +19,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """See `ppe_npu.backends.attention`. The rounding is that of transformers' eager attention; fp64 stays fp64."""
+    """See `ppe_npu.backends.attention`. Rounds as transformers' eager attention does; fp64 stays fp64."""
     options = {"causal": causal, "scale": scale, "dropout": dropout}
     if cu_seqlens is not None:
         return segments.attend(_dense, query, key, value, cu_seqlens, cu_seqlens_k, **options)
@@ -42,7 +42,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask=None, causal, scal
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
     if allowed is not None:
-        # This only changes rows that may attend to nothing, which softmax made uniform (and -inf would have made NaN).
+        # This changes only rows that may attend to nothing. softmax made them uniform; with -inf they would be NaN.
         weights = weights.masked_fill(~allowed, 0.0)
     return F.dropout(weights.to(query.dtype), dropout) @ value
 

@@ -2,7 +2,7 @@
 
 Source: Du et al. 2016; used on visual tokens by TCFormer and Chat-UniVi (arXiv 2311.08046, section 3.2).
 
-Only one matrix of distances per frame grows with N x N. It is made in place and read in slices.
+Only one matrix of distances per frame grows with N x N. It is computed in place and read in slices.
 """
 
 import math
@@ -12,12 +12,12 @@ import torch
 from ppe_npu.backends import device
 from ppe_npu.backends.common import MAX_NEIGHBORS
 
-FLAT = 32  # eps; what a deep tower rounds a flat frame's tokens by (docs/numerics.md)
+FLAT = 32  # in eps: how far rounding in a deep tower moves the tokens of a flat frame (docs/numerics.md)
 
-# Elements of a temporary tensor: a CPU is fastest if they stay in a core's cache, in memory that was written before.
+# Elements of a temporary tensor. A CPU is fastest if they fit in a core's cache and their memory is reused.
 TOKENS_AT_ONCE = 2**20
 DISTANCES_AT_ONCE = 2**18
-MOST_SLICES = 16  # per input of any size: every call costs an accelerator time
+MOST_SLICES = 16  # for inputs of any size, because an accelerator spends time on every call
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def dpc_knn(
     With d_ij^2 = |x_i - x_j|^2 / C, the density of token i is rho_i = exp(-mean of d_ij^2 over its k nearest tokens,
     itself included), and its delta is the distance to the nearest denser token (the largest distance of the frame where
     there is none). The tokens with the greatest delta * rho are centres; every other token joins its nearest centre.
-    All of it is ranked in log space, where nothing underflows. Ties go to the lower index: of two equally dense tokens
-    the first counts as the denser one. Between two equally near centres a token takes the one with the higher score.
+    Densities and scores are ranked in log space, where nothing underflows. Ties go to the lower index: of two equally
+    dense tokens the first counts as denser. Of two equally near centres a token joins the one with the higher score.
 
     Args:
         tokens: [F, N, C] floating point; distances are taken in fp32 (fp64 for fp64 tokens).
@@ -45,7 +45,7 @@ def dpc_knn(
         max_groups: M, at least the largest budget (a host number, so that no shape depends on device data).
         num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most most_neighbors.
         strict: if true, equally dense tokens do not count as denser than each other.
-        most_neighbors: at least the largest k (a host number, as max_groups).
+        most_neighbors: at least the largest k (a host number, like max_groups).
 
     Returns:
         centers: [F, M] int64, token index of each centre in descending score; entries from budgets[f] on are in range
@@ -66,11 +66,11 @@ def dpc_knn(
 def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     """[F, N, N] d_ij^2: symmetric, infinite where i or j is not valid; equal tokens have equal rows, to the last bit.
 
-    On some machines the rounding of a product depends on where its tokens are in the matrix, as it does in the features
-    of a picture's flat areas. So the computed distance of two equal tokens is not always zero, and their distances to a
-    third one may differ. Three rules mend this; their bounds are derived in docs/numerics.md. A d^2 below
-    `probable_error` is zero, and below `largest_error` where the tokens have one checksum. Each token takes the row and
-    the column of the first token that is at distance zero; in a frame that is all flat (`flat_square`) that is token 0.
+    On some machines the rounding of a product depends on the positions of its tokens in the matrix; so does that of the
+    features of a picture's flat areas. So the computed distance of two equal tokens is not always zero, and their
+    distances to a third token may differ. Three rules mend this (docs/numerics.md derives their bounds). A d^2 below
+    `probable_error` is zero; between tokens with the same checksum, so is one below `largest_error`. Each token takes
+    the row and column of the first token at distance zero: token 0 in a frame that is all flat (`flat_square`).
     """
     squared, sums = _gram(tokens, valid)
     scale, bound = 1 / tokens.shape[-1], probable_error(tokens.shape[-1], squared.dtype)
@@ -84,12 +84,12 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
         above, both = squared[:, rows, rows.start :], norms[:, rows, None] + norms[:, None, rows.start :]
         above.mul_(-2 * scale).add_(both)
         above.mul_(above >= both.mul_(bound))  # three times as fast as masked_fill_ on a CPU
-        # A product need not be symmetric to the last bit; ties must not depend on the side that they are read from.
+        # Products may be asymmetric in the last bit, but ties must not depend on which of the two sides is read.
         square = squared[:, rows, rows]
         square.copy_(square.triu() + square.triu(1).transpose(1, 2))
         squared[:, rows.stop :, rows] = squared[:, rows, rows.stop :].transpose(1, 2)
     if device.asks_freely(tokens.device) and not flat.any():
-        # Where no two tokens of a frame are at distance zero or have the same checksum, nothing is to be mended.
+        # If no two tokens of a frame are at distance zero or have the same checksum, there is nothing to mend.
         apart = all((squared[:, rows].count_nonzero(-1) >= squared.shape[1] - 1).all() for rows in _row_slices(squared))
         if apart and (sums.sort(dim=1).values.diff(dim=1) != 0).all():
             return squared
@@ -98,17 +98,17 @@ def _squared_distances(tokens: torch.Tensor, valid: torch.Tensor | None) -> torc
 
 
 def probable_error(channels: int, dtype: torch.dtype) -> float:
-    """Probable bound of d_ij^2's rounding error, per |x_i|^2 + |x_j|^2: 2 eps sqrt(C)."""
+    """Probable bound on the rounding error of d_ij^2, relative to |x_i|^2 + |x_j|^2: 2 eps sqrt(C)."""
     return 2 * torch.finfo(dtype).eps * math.sqrt(channels)
 
 
 def largest_error(channels: int, dtype: torch.dtype) -> float:
-    """Bound of d_ij^2's rounding error for any order of its sums, per |x_i|^2 + |x_j|^2: eps (C + 2)."""
+    """Bound on the rounding error of d_ij^2 in any order of summation, relative to |x_i|^2 + |x_j|^2: eps (C + 2)."""
     return torch.finfo(dtype).eps * (channels + 2)
 
 
 def flat_square(tokens: torch.Tensor) -> torch.Tensor:
-    """[F] of tokens [F, N, C], (32 eps |x_0|)^2: if none is farther from the mean, all are one but for rounding."""
+    """[F] (32 eps |x_0|)^2 of tokens [F, N, C]: if none is farther from the mean, all are equal but for rounding."""
     first = tokens[:, 0].to(torch.promote_types(tokens.dtype, torch.float32))
     return (FLAT * torch.finfo(first.dtype).eps) ** 2 * first.square().sum(-1)
 
@@ -120,14 +120,14 @@ def first_equal(squared: torch.Tensor, norms: torch.Tensor, sums: torch.Tensor, 
     for rows in _row_slices(squared):
         before = slice(0, rows.stop)
         block, limit = squared[:, rows, before], (norms[:, rows, None] + norms[:, None, before]).mul_(bound)
-        # Less, not as much: in padding both are infinite, and its checksum may be a token's.
+        # < instead of <=: in padding both sides are infinite, and its checksum may equal a token's.
         equal = (sums[:, rows, None] == sums[:, None, before]).logical_and_(block < limit).logical_or_(block == 0)
         first[:, rows] = torch.where(equal, places[before], places[rows, None]).amin(-1)
     return first
 
 
 def share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """squared [F, N, N] where every token has the row and the column of token first [F, N]; changed in place."""
+    """Gives every token i the row and the column of token first[i] in squared [F, N, N], in place; returns squared."""
     for rows in _row_slices(squared):
         block = squared[:, rows]
         block.copy_(block.gather(2, first[:, None].expand_as(block)))
@@ -138,10 +138,10 @@ def share_rows(squared: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
 
 
 def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """[F, N, N] products of all pairs of tokens, taken from the mean of their frame, and integer [F, N] checksums: the
-    sum of a token's bits, wrapped around, which no order of summation changes. Padding has some finite products.
+    """[F, N, N] products of all pairs of tokens, centred on the mean of their frame, and their [F, N] `checksums`.
+    Products with padding are finite but meaningless.
 
-    A common offset would cost the products digits, and distances do not depend on it.
+    Tokens are centred because a common offset would cost the products digits; distances do not depend on it.
     """
     frames, count, channels = tokens.shape
     dtype, bits = (torch.float64, torch.int64) if tokens.dtype == torch.float64 else (torch.float32, torch.int32)
@@ -163,13 +163,14 @@ def _gram(tokens: torch.Tensor, valid: torch.Tensor | None) -> tuple[torch.Tenso
 
 
 def checksums(x: torch.Tensor) -> torch.Tensor:
-    """[..., n] integers of contiguous fp32 or fp64 tokens [..., n, C]: the sum of a token's bits, wrapped around."""
+    """[..., n] integers of contiguous fp32 or fp64 tokens [..., n, C]: a token's bits as integers, summed over C with
+    wrap-around, so that the order of summation does not matter."""
     bits = torch.int64 if x.dtype == torch.float64 else torch.int32
     return x.view(bits).sum(-1, dtype=bits)
 
 
 def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor, most: int) -> torch.Tensor:
-    """[F, N] minus the mean squared distance to the k nearest tokens, the token itself included, at distance zero."""
+    """[F, N] negative mean squared distance to the k nearest tokens, including the token itself at distance zero."""
     total, count = squared.new_zeros(squared.shape[:2]), min(most, squared.shape[1]) - 1
     for rows in _row_slices(squared):
         others = squared[:, rows].clone()
@@ -179,7 +180,7 @@ def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor, most: int) 
         for found in range(count):
             if count >= MAX_NEIGHBORS:
                 nearest = others[:, :, found]
-            else:  # topk takes a CPU twice as long for so few of some hundred
+            else:  # on a CPU topk takes twice as long to find so few among some hundred
                 smallest, index = others.min(-1, keepdim=True)
                 others.scatter_(-1, index, torch.inf)
                 nearest = smallest[:, :, 0]
@@ -190,8 +191,8 @@ def _log_density(squared: torch.Tensor, num_neighbors: torch.Tensor, most: int) 
 def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: bool) -> torch.Tensor:
     """[F, N] squared distance to the nearest denser token.
 
-    The densest token has none. Its density and its delta, the largest distance, are the greatest of the frame, so it
-    comes first whatever stands for that distance: here it is the largest number.
+    The densest token has none. Its density and its delta, the largest distance, are the greatest of the frame, so its
+    score is the highest in any case, and its distance is set to the largest finite number.
     """
     order, rank = ranked(log_density)
     if strict:
@@ -202,8 +203,8 @@ def nearest_denser(squared: torch.Tensor, log_density: torch.Tensor, strict: boo
     rank = rank.to(squared.dtype)
     nearest, largest = torch.empty_like(log_density), torch.finfo(squared.dtype).max
     for rows in _row_slices(squared):
-        # 0 for a denser token, 1 for any other. Arithmetic, not torch.where, which branches at every element
-        # on a CPU; branches without a pattern take several times as long.
+        # 0 for a denser token, 1 for any other. Computed by arithmetic, because on a CPU torch.where branches at every
+        # element, and branches without a pattern take several times as long.
         not_denser = (rank[:, None, :] - (rank[:, rows, None] - 1)).clamp_(0, 1)
         nearest[:, rows] = torch.add(squared[:, rows], not_denser, alpha=largest).amin(-1)
     return nearest

@@ -19,8 +19,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """See `ppe_npu.backends.linear_cross_entropy`.
 
-    Each chunk's logits are made twice, in the forward and in the backward pass, and never kept: with a vocabulary size
-    of 150,000 and 8,192 tokens they would take 5 GB in fp32, several times over.
+    Each chunk's logits are computed twice, in the forward and in the backward pass, and never kept. With a vocabulary
+    of 150,000 and 8,192 tokens, all logits would take 5 GB in fp32, several times over.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=dtype, device=hidden.device)
@@ -31,7 +31,7 @@ def linear_cross_entropy(
     if reduction == "sum":
         return total
     counted = (labels != ignore_index).sum()
-    return total / counted.clamp(min=1)  # without labels that count the loss is 0, not 0/0
+    return total / counted.clamp(min=1)  # if all labels are ignored, the loss is 0, not 0/0
 
 
 def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The specification of rotary embedding: half rotation with an assembled table."""
+"""The specification of rotary embedding: the two halves of a head are rotated by full-width tables of cos and sin."""
 
 import torch
 from torch import Tensor

@@ -1,15 +1,14 @@
 """The motion task: clips of a board of squares, and questions about what changes on it.
 
-A board of 4 x 4 squares, each dark or light as a coin falls, stands still but for changes: for one frame, some of its
-dark squares are light and its light ones dark. A question is one word; the answer restates it and adds one ("towards
-left"):
+A board of 4 x 4 squares, each dark or light at random, is the same in all frames except for changes: for one frame,
+some of its squares are inverted. A question is one word; the answer restates it and adds one word ("towards left"):
 
     towards    four lines change, one after the other: where to?    left, right, up, down
     times      how often does the whole board change?               0..2
     changed    which quarter changes, once?                         northwest, northeast, southwest, southeast
 
-No frame alone holds an answer: whatever changes in it, it is a board of coins that fell. The first frame is the board
-itself; in which of the others something changes is drawn, and in some, if the board seldom does, nothing.
+No frame alone contains an answer, because every frame by itself is a random board, whatever changes in it. The first
+frame is the board without changes. The frames with changes are drawn from the others, and some may have none.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from ppe_npu.files import write_text, writing
 
-TASK = "board"  # what the clips are of; names the models that begin, too, for they know its words
+TASK = "board"  # names the clips, and also the untrained models, because they have its vocabulary
 FRAMES = 8
 RATE = 2  # frames per second
 SQUARES = 4  # along one side of the board
@@ -30,7 +29,7 @@ DARK, LIGHT = 0, 255
 
 
 def _lines() -> dict[str, np.ndarray]:
-    """Direction -> bool [SQUARES, SQUARES, SQUARES]: line by line, in the order in which they change, its squares."""
+    """Direction -> bool [SQUARES, SQUARES, SQUARES]: the squares of each line, in the order in which lines change."""
     columns = np.broadcast_to(np.eye(SQUARES, dtype=bool)[:, None], (SQUARES,) * 3)
     rows = columns.transpose(0, 2, 1)
     return {"left": columns[::-1], "right": columns, "up": rows[::-1], "down": rows}
@@ -52,8 +51,8 @@ WORDS = ("system", "user", "assistant", *QUESTION_TYPES, *(word for words in ANS
 
 @dataclass(frozen=True)
 class Clip:
-    """Which squares of the board are light, bool [SQUARES, SQUARES]; which change, bool [FRAMES, SQUARES, SQUARES]; and
-    the answers, by question."""
+    """The light squares of the board, bool [SQUARES, SQUARES]; the squares that are inverted in each frame, bool
+    [FRAMES, SQUARES, SQUARES]; and the answers by question."""
 
     board: np.ndarray
     changes: np.ndarray
@@ -70,10 +69,10 @@ class Clip:
 
 
 def make_clip(rng: np.random.Generator) -> Clip:
-    """A random clip: the board, the answers and the moments of all changes are drawn evenly and apart."""
+    """A random clip: the board, the answers, and a separate frame for every change, all drawn uniformly."""
     answers = {kind: str(rng.choice(words)) for kind, words in ANSWERS.items()}
     board = rng.integers(0, 2, (SQUARES, SQUARES)).astype(bool)
-    moments = 1 + rng.permutation(FRAMES - 1)  # each for one change at most
+    moments = 1 + rng.permutation(FRAMES - 1)  # a frame has at most one change
     changes = np.zeros((FRAMES, SQUARES, SQUARES), dtype=bool)
     changes[np.sort(moments[:SQUARES])] = LINES[answers["towards"]]
     changes[moments[SQUARES : SQUARES + int(answers["times"])]] = True
@@ -82,7 +81,7 @@ def make_clip(rng: np.random.Generator) -> Clip:
 
 
 def write_clip(file: str | Path, frames: np.ndarray) -> None:
-    """Frames, uint8 [T, H, W, 3], as a film that loses nothing; the same frames are the same bytes."""
+    """Write frames, uint8 [T, H, W, 3], as a lossless video; the same frames give the same bytes."""
     import av
 
     with av.open(str(file), "w", format="mov", container_options={"fflags": "+bitexact"}) as film:
@@ -109,7 +108,7 @@ def write_split(folder: str | Path, name: str, clips: int, seed: int, square: in
 
     Args:
         folder: the data folder, made if missing.
-        clips: records, one clip each, of three questions.
+        clips: number of records, with one clip and three questions each.
         seed: the same seed writes the same bytes.
         square: pixels along one side of a square.
 

@@ -1,5 +1,5 @@
-"""The demo's costs: the fine-tuned models of the first seed answer the same pictures in turns, in one process, after
-all scores are there. Workers that run side by side measure each other."""
+"""Measures the demo's costs: after all scores are computed, the fine-tuned models of the first seed answer the same
+pictures alternately, in one process, because workers that run side by side slow each other down."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds: int) -> None:
-    """Write the pass beside the results of the first job, where the report looks for it; once for the same models.
+    """Write the cost pass beside the results of the first job, where the report looks for it, unless it already exists
+    for the same models.
 
     Args:
-        jobs: of one seed, dense first; their models are there. controls: of that seed.
+        jobs: those of one seed, dense first; their models must exist. controls: those of the same seed.
         data: the test split.
     """
     from ppe_npu.checkpoints.loading import load_model, load_processor
@@ -48,6 +49,6 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of a file: where they differ from before, it is another file."""
+    """Size and modification time of a file; if they have changed, the file was replaced."""
     seen = file.stat()
     return [seen.st_size, seen.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""What the demo's numbers say, in words computed from them: nothing is said that the table does not show."""
+"""The demo's findings in words that are computed from its numbers, so that they state only what the table shows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LIMITS = (
     "designed so that positions matter; the vision tower is random, frozen and sees windows of 2x2 tokens, so that "
     "features hold nearly no position; the model has well under a million parameters."
 )
-_ALIKE = 0.02  # differences of at most so much are called no difference
+_ALIKE = 0.02  # differences of at most this much are called no difference
 
 
 def accuracy(results: Sequence[dict[str, Any]], method: str, kinds: Sequence[str]) -> list[float]:
@@ -33,7 +33,7 @@ def accuracy(results: Sequence[dict[str, Any]], method: str, kinds: Sequence[str
 
 
 def weak_seeds(results: Sequence[dict[str, Any]], gate: float) -> list[int]:
-    """Seeds whose dense model does not reach `gate` on rows or on columns: nothing can be compared on them."""
+    """Seeds whose dense model does not reach `gate` on rows or on columns, so that comparisons on them mean nothing."""
     dense = [result for result in results if result["name"] == "dense"]
     return [run["seed"] for run in dense if min(run["types"][kind]["accuracy"] for kind in LAYOUT) < gate]
 
@@ -83,7 +83,7 @@ def _extent(results: Sequence[dict[str, Any]], tail: str) -> str:
 
 
 def _verdict(least: float, most: float) -> str:
-    """What the smallest and the largest gain over all seeds allow to say."""
+    """The verdict that follows from the smallest and the largest gain over all seeds."""
     if least > _ALIKE:
         return "ahead"
     if most < -_ALIKE:
@@ -98,7 +98,7 @@ def _verdict(least: float, most: float) -> str:
 
 
 def _listings(results: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """How the ways of listing members compare; nothing if there is one way only."""
+    """A comparison of the ways of listing members; empty if there is only one way."""
     if len(names) < 2:
         return ""
     bars = ", ".join(f"{name} {_range(accuracy(results, name, ['barlen']))}" for name in names)

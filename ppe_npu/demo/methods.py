@@ -1,11 +1,12 @@
-"""`make demo METHODS="divprune tome"`: any methods, with one position and with PPE's, at several shares of the tokens,
-as they come (training-free) and after fine-tuning. METHODS=all: every method that `ppe-npu methods` lists.
+"""`make demo METHODS="divprune tome"`: compares any methods, with one position and with PPE's positions, at several
+fractions of the tokens, training-free and after fine-tuning. METHODS=all: every method that `ppe-npu methods` lists.
 
-The controls are rows of the same table: random, uniform and avg_pool where they are named, and always the dense model
-and the same picture made smaller before the model sees it.
+The controls are rows of the same table: random, uniform and avg_pool if they are named, and always the dense model and
+the same picture made smaller before the model sees it.
 
-The tiny model has two decoder layers: methods of layers stand at the second. Its vision tower attends in windows alone:
-methods that look at what a block attends to are shown its one block's attention taken over the whole picture.
+The tiny model has two decoder layers; methods that work at a layer are placed at the second. Its vision tower has one
+block, which attends only within windows; methods that need a block's attention get that block's attention computed
+over the whole picture.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from ppe_npu.methods.listing import default, grouping
 from ppe_npu.settings import fields_to_plain
 
 RATIOS = (0.5, 0.25, 0.1)
-_LAYER = 1  # of the tiny model's two: where methods of layers stand
-_ONLY_VIDEOS = {"events"}  # which leave pictures as they are
-FEW = 64  # pictures of the test that are asked about, where not all seeds are run; 12 questions each
-_PROMPTS = 64  # of the batch on which a method's cost is taken
+_LAYER = 1  # of the tiny model's two decoder layers, the one for methods that work at a layer
+_ONLY_VIDEOS = {"events"}  # methods that leave pictures as they are
+FEW = 64  # number of test pictures to use if not all seeds are run; 12 questions each
+_PROMPTS = 64  # size of the batch on which a method's cost is measured
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table at one share.
+    """A row of the table at one ratio.
 
     Attributes:
-        name: the method, as it was asked for; "dense", or "smaller picture".
+        name: the method, as the user named it; "dense", or "smaller picture".
         positions: "keep_one" or "ppe"; "" where nothing is merged.
-        ratio: asked share of the tokens. side: of a smaller picture, tokens along its side.
+        ratio: requested fraction of the tokens. side: tokens along the side of a smaller picture.
         tuned: whether the model was fine-tuned with it.
     """
 
@@ -90,7 +91,7 @@ def asked(names: Sequence[str]) -> list[str]:
     """The methods that METHODS names.
 
     Raises:
-        InputError: a name or key that is none, or a method that leaves pictures alone.
+        InputError: an unknown name or key, or a method that leaves pictures alone.
     """
     names = [name for each in names for name in each.split()]
     names = [name for name in grouping() if name not in _ONLY_VIDEOS] if names == ["all"] else names
@@ -99,12 +100,12 @@ def asked(names: Sequence[str]) -> list[str]:
             choices = ", ".join(one for one in grouping() if one not in _ONLY_VIDEOS)
             raise InputError(f"--methods {shown(name)}: give all, or some of {choices}")
         for ratio in RATIOS:
-            Row(name, "ppe", ratio, False).config  # noqa: B018  what is wrong with it is said before any work
+            Row(name, "ppe", ratio, False).config  # noqa: B018  raises before any work if a setting is wrong
     return list(dict.fromkeys(names))
 
 
 def rows(names: Sequence[str], tuned: Sequence[float]) -> list[Row]:
-    """Every row: as it comes at every share, then fine-tuned at those of `tuned`."""
+    """All rows: training-free at all ratios, then fine-tuned at those in `tuned`."""
     out, side = [], round(tiny.VISUAL_TOKENS**0.5)
     for after, ratios in ((False, RATIOS), (True, tuned)):
         if not ratios:
@@ -116,10 +117,10 @@ def rows(names: Sequence[str], tuned: Sequence[float]) -> list[Row]:
 
 
 def tuned_ratios(args: argparse.Namespace) -> Sequence[float]:
-    """The shares at which methods are fine-tuned, too.
+    """The ratios at which methods are fine-tuned, too.
 
     Raises:
-        InputError: one that is not asked about.
+        InputError: a ratio that the table does not have, or one beside --training-free.
     """
     if args.training_free and args.tune_ratios:
         raise InputError("--training-free leaves out what --tune-ratios asks for: give one of them")
@@ -130,7 +131,7 @@ def tuned_ratios(args: argparse.Namespace) -> Sequence[float]:
 
 
 def jobs(output: Path, chosen: Sequence[Row], seeds: Sequence[int], whole: bool, device: str, threads: int | None):
-    """What there is to do, row by row; asked of all test pictures if `whole`, else of the first FEW."""
+    """One job for each seed and row, on all test pictures if `whole`, else on the first FEW."""
     if not whole:
         lines = (output / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(output / "data" / "few.jsonl", "".join(lines[:FEW]))
@@ -139,7 +140,7 @@ def jobs(output: Path, chosen: Sequence[Row], seeds: Sequence[int], whole: bool,
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Evaluate one row for one seed, fine-tuned first if it asks for that; the runner's results and the row."""
+    """Evaluate one row for one seed, fine-tuning first if it is a tuned row; returns its fields, results and costs."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.demo import pipeline
@@ -166,8 +167,8 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def _cost(model: Any, processor: Any, benchmark: Any, times: int = 7) -> dict[str, float]:
-    """Of one batch, medians of one process: the share of its prefill in which tokens are chosen, merged and placed;
-    and its prefill over the dense one's, in turns."""
+    """Medians on one batch: the fraction of its prefill time in which tokens are chosen, merged and placed; and its
+    prefill time over the dense one's, measured alternately in one process."""
     import statistics
 
     import torch

@@ -1,4 +1,4 @@
-"""What the runs of many methods say: a table, and words that are computed from its numbers, whichever way they fall."""
+"""The page about runs of many methods: tables, and sentences that are computed from their numbers, for any outcome."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ppe_npu.evaluation.tables import markdown
 
 Result = dict[str, Any]
 CONTROLS = ("random", "uniform", "avg_pool", "smaller picture")
-_ALIKE = 0.02  # differences of at most so much are called no difference
+_ALIKE = 0.02  # differences of at most this much are called no difference
 
 
 def measured(results: Sequence[Result], command: str) -> str:
-    """The tables of accuracies and costs, and what they say."""
+    """The page: tables of accuracies and costs, and sentences about the accuracies."""
     parts = []
     for tuned in sorted({one["tuned"] for one in results}):
         own = [one for one in results if one["tuned"] == tuned]
@@ -71,7 +71,7 @@ def _accuracies(results: Sequence[Result], shares: Sequence[float]) -> str:
 
 
 def _cell(runs: Sequence[Result], value: Callable[[Result], float], brief: bool = False) -> str:
-    """The mean over seeds with its spread; of one seed the Wilson interval of its samples."""
+    """The mean over seeds with their range; for one seed, the Wilson interval over its samples."""
     if not runs:
         return "-"
     values = [value(one) for one in runs]
@@ -86,7 +86,7 @@ def _short(value: float) -> str:
 
 
 def says(results: Sequence[Result], shares: Sequence[float], head: str) -> list[str]:
-    """A sentence a share, and one on positions."""
+    """One list item per share: the best method against the best control, and PPE's positions against one position."""
     lines = []
     methods = [name for name, positions in _kinds(results) if positions == "ppe" and name not in CONTROLS]
     for share in shares:
@@ -126,7 +126,8 @@ def _named(key: tuple[str, str]) -> str:
 
 
 def _costs(results: Sequence[Result], shares: Sequence[float]) -> str:
-    """Of each method's smallest share what its work is of its prefill, and its prefill of the dense one's."""
+    """A table of each method with PPE: per share, its work as a fraction of its prefill, and its prefill over the dense
+    one's. Empty if no costs were measured."""
     rows = []
     for name, positions in _kinds(results):
         runs = [one for one in results if (one["row"], one["positions"]) == (name, positions) and "selection" in one]

@@ -1,8 +1,8 @@
-"""`ppe-npu demo --motion`: a tiny Qwen2.5-VL trained frame by frame, and with PVC's modules, on clips of a board.
+"""`ppe-npu demo --motion`: trains a tiny Qwen2.5-VL, frame by frame and with PVC's modules, on clips of a board.
 
-Both start from the same weights of a seed, see the same clips in the same order for as many steps at the same rates,
-and are given as many tokens of a frame, 1 or (--tokens) 64; the one has PVC's modules beside. A killed run goes on
-where it was.
+Both models start from the same weights of a seed, see the same clips in the same order for the same number of steps at
+the same learning rates, and get the same number of tokens per frame, 1 or (--tokens) 64. They differ only in PVC's
+modules. A killed run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ KINDS = (*clips.QUESTION_TYPES, "all")
 
 @dataclass(frozen=True)
 class Shown:
-    """How large a board is shown: pixels along one side of a square, and patches along one side of a token; and for how
-    many steps models of it learn."""
+    """The size at which a board is shown (pixels along one side of a square, patches along one side of a token), and
+    the number of steps for which models are trained on it."""
 
     square: int
     merge: int
@@ -45,7 +45,7 @@ class Shown:
 
     @property
     def name(self) -> str:
-        """Of the clips, and of a seed's untrained model."""
+        """The name of the clips, and of the folder of a seed's untrained model."""
         return clips.TASK if self.tokens == 1 else f"{clips.TASK}-{self.tokens}"
 
     @property
@@ -55,7 +55,7 @@ class Shown:
 
     @property
     def patches(self) -> int:
-        """Along one side of a frame."""
+        """Patches along one side of a frame."""
         return self.side // tiny.PATCH
 
     @property
@@ -65,7 +65,7 @@ class Shown:
 
     @property
     def tokens(self) -> int:
-        """Of a frame."""
+        """Tokens of a frame."""
         return self.across**2
 
 
@@ -75,13 +75,13 @@ SHOWN = {shown.tokens: shown for shown in (SMALL, LARGE)}
 
 @dataclass(frozen=True)
 class MotionRecipe:
-    """Of both models; the field names are TrainConfig's. All parts learn, from random weights."""
+    """The training settings of both models, named as in TrainConfig. All parts are trained from random weights."""
 
     max_steps: int = SMALL.steps
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 40
-    schedule: str = "constant"  # what is learned late is not learned at a rate that has fallen
+    schedule: str = "constant"  # with a decayed rate, models do not learn what they learn late
     betas: tuple[float, float] = (0.9, 0.98)
     logging_steps: int = 100
     save_steps: int = 20
@@ -100,7 +100,7 @@ class Job:
 
 
 RECIPE = MotionRecipe()
-_BATCH, _NEW_TOKENS = 128, 4  # of answering: the restated question, the word, and the end of the turn
+_BATCH, _NEW_TOKENS = 128, 4  # for answering; new tokens are the restated question, the word, and the end of the turn
 
 
 def main(args: argparse.Namespace) -> int:
@@ -131,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def make_data(folder: Path, shown: Shown) -> None:
-    """Draw the splits where they are not there, or are of other numbers; raises InputError for other frames."""
+    """Draw the splits unless they exist with the same numbers; raises InputError if the folder has other frames."""
     held = json_or_none(folder / "train.recipe.json")
     if isinstance(held, list) and held and held[-1] != shown.name:
         raise InputError(f"{folder} holds clips of {held[-1]}, not of {shown.name}: name another folder as output")
@@ -147,7 +147,7 @@ def build(folder: Path, seed: int, shown: Shown) -> None:
     """A model with weights drawn from the seed, and its processor for frames of this size."""
     vocabulary = tiny.vocabulary_of(clips.WORDS)
     vision: dict[str, Any] = {"depth": 2, "tokens_per_second": clips.RATE}
-    vision |= {"temporal_patch_size": 1, "spatial_merge_size": shown.merge}  # a frame is a time of its own
+    vision |= {"temporal_patch_size": 1, "spatial_merge_size": shown.merge}  # every frame is a time step
     with new_folder(folder) as start:
         tiny.build_model(seed, vocabulary, **vision).save_pretrained(start)
         processor = tiny.build_processor(vocabulary, shown.side, temporal_patch_size=1, merge_size=shown.merge)
@@ -155,7 +155,7 @@ def build(folder: Path, seed: int, shown: Shown) -> None:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train and ask one model of one seed; what the runner says of it, with the seed."""
+    """Train and evaluate one model of one seed; returns the runner's scores, the seed and the settings."""
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig
     from ppe_npu.evaluation import benchmarks
@@ -180,8 +180,8 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def squares_told(folder: Path, shown: Shown, boards: int | None = None) -> float:
-    """Of a fifth of random boards, the share of squares that a linear layer, fitted on the others, tells from a token
-    that shows them: whether a model, before any training, sees what it is to compare."""
+    """The fraction of squares that a linear layer reads correctly from the token that shows them, on a fifth of random
+    boards after a fit on the others. It says whether an untrained model sees what it has to compare."""
     import torch
 
     from ppe_npu.checkpoints.loading import load_model
@@ -212,7 +212,7 @@ def _blocks(rows: torch.Tensor, parts: int) -> torch.Tensor:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Both models' accuracy, of each seed and question type with its 95 % interval."""
+    """A table of both models' accuracy for each seed and question type, with 95 % intervals."""
     lines = [f"| seed | model | {' | '.join(clips.QUESTION_TYPES)} | all |", "|---|---|" + "---|" * 4]
     for found in results:
         cells = [_cell(_of(found, kind)) for kind in KINDS]
@@ -222,7 +222,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def findings(results: list[dict[str, Any]]) -> str:
-    """What the numbers say, in words: who is ahead, and who has learned anything."""
+    """The results in words: which model is ahead, and which models have learned anything."""
     seeds, one = len({found["seed"] for found in results}), results[0]
     ahead, _ = _compared(results, "all")
     verdict = "PVC is clearly ahead" if ahead == seeds else "PVC is not clearly ahead"
@@ -244,7 +244,7 @@ def _of(found: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _chance(found: dict[str, Any], kind: str) -> float:
-    """Of a question type, or of all questions of a result as often as each was asked."""
+    """Chance accuracy on a question type, or on all questions of a result, weighted by how often each was asked."""
     counts = {name: found["types"][name]["count"] for name in clips.QUESTION_TYPES}
     kinds = counts if kind == "all" else {kind: 1}
     return sum(number * clips.CHANCE[name] for name, number in kinds.items()) / sum(kinds.values())
@@ -255,13 +255,13 @@ def _cell(found: dict[str, Any]) -> str:
 
 
 def _pairs(results: list[dict[str, Any]], kind: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(PVC's, the other's) numbers of each seed."""
+    """(PVC's numbers, the frame-by-frame model's numbers) for each seed."""
     of = {(found["name"], found["seed"]): _of(found, kind) for found in results}
     return [(of["PVC", seed], of[FRAMEWISE, seed]) for seed in sorted({seed for _, seed in of})]
 
 
 def _compared(results: list[dict[str, Any]], kind: str) -> tuple[int, int]:
-    """On how many seeds PVC is clearly (ahead, behind)."""
+    """(number of seeds on which PVC is clearly ahead, number on which it is clearly behind)."""
     pairs = _pairs(results, kind)
     ahead = sum(pvc["low"] > plain["high"] for pvc, plain in pairs)
     return ahead, sum(pvc["high"] < plain["low"] for pvc, plain in pairs)
@@ -275,6 +275,6 @@ def _verdict(results: list[dict[str, Any]], kind: str) -> str:
 
 
 def _learned(name: str, own: list[dict[str, Any]]) -> str:
-    """On how many seeds a model's interval lies above chance, by question."""
+    """A sentence with the number of seeds on which a model's interval is above chance, by question type."""
     above = (f"{kind} {sum(_of(f, kind)['low'] > _chance(f, kind) for f in own)}" for kind in KINDS)
     return f"Seeds of {len(own)} on which {name} is above chance: {', '.join(above)}."

@@ -1,8 +1,8 @@
 """`make demo`: data -> a dense base model -> every method fine-tuned from it, alike -> answers, table, plot.
 
 Everything goes through the parts that a real model uses: transformers' Qwen2.5-VL and its processor, compress(), the
-trainer, the evaluation runner. A killed run goes on where it was: what is finished
-lies in the output folder and is not made again.
+trainer, the evaluation runner. A killed run resumes where it stopped: finished results are kept in the output folder
+and are not computed again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the demo and write <output>/report.md and report.png; returns 1 if a base model is too weak to compare on."""
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
-    if args.methods:  # what is wrong with them is said first
+    if args.methods:  # reports a wrong name or ratio before anything else
         chosen: list = many.rows(many.asked(args.methods), many.tuned_ratios(args))
     else:
         chosen = methods(RATIOS if args.full else RATIOS[:1], listings=args.full)
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
     output = Path(args.output)
     seeds = list(SEEDS) if args.full else list(range(args.seeds))
     _make_data(output / "data")
-    # One process per core, of one thread each, does more in a minute than one process of many: tensors are tiny.
+    # One process per core with one thread each is faster than one process with many threads, because tensors are tiny.
     workers = min(os.cpu_count() or 1, len(seeds) * len(chosen)) if devices.on_cpu(device) else 1
     threads = 1 if workers > 1 else None
     base_threads = max((os.cpu_count() or 1) // len(seeds), 1) if devices.on_cpu(device) else None
@@ -98,8 +98,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
-    """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, PPE's other ways of listing members at the
-    smallest, where a merged token has the most members."""
+    """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, also PPE's other ways of listing members at
+    the smallest ratio, where a merged token has the most members."""
     out = [Method("dense", CompressionConfig.preset("dense"))]
     for ratio in ratios:
         tail = f" {ratio:.0%}" if len(ratios) > 1 else ""
@@ -120,7 +120,8 @@ def _make_data(folder: Path) -> None:
 
 
 def draw_once(folder: Path, name: str, asked: Sequence[Any], what: str, write: Callable[..., Any]) -> None:
-    """Draw a split by write(folder, name, *asked), unless it is there as asked: how many, and what else it hangs on."""
+    """Draw a split by write(folder, name, *asked), unless it was already drawn with the same `asked`: the number of
+    items, and everything else that the split depends on."""
     drawn = folder / f"{name}.recipe.json"
     if json_or_none(drawn) != json.loads(json.dumps(asked)):
         print(f"drawing {asked[0]:,} {what} for {name}", flush=True)
@@ -143,7 +144,7 @@ def _train_base(task: tuple[str, int, str, int | None]) -> None:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Fine-tune and evaluate one method for one seed; the runner's results, with the seed."""
+    """Fine-tune and evaluate one method for one seed; returns the runner's results, with method, seed and ratio."""
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import evaluate
@@ -164,8 +165,8 @@ def run_job(job: Job) -> dict[str, Any]:
 def train_once(recipe, model: Path, data: Path, output: Path, compression, seed: int, device: str, **more) -> None:
     """Train with a recipe's settings, unless output/final was made with the same ones.
 
-    Data and starting weights count as settings, by their sizes and times, wherever they lie and however their paths are
-    spelled: a model that was trained on others is dropped and trained again.
+    Data and starting weights count as settings, identified by size and modification time and not by path. A model that
+    was trained with other settings is deleted and trained again.
     """
     from ppe_npu.training.args import TrainConfig
     from ppe_npu.training.trainer import train
@@ -187,7 +188,7 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
     )
     made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
     note = output / "made_from.json"
-    default = TrainConfig(config.model, config.data, config.output).identity()  # of what an earlier edition had not
+    default = TrainConfig(config.model, config.data, config.output).identity()  # values that older notes lack
     noted, now = (_without_paths(found, default) for found in (json_or_none(note), made_from))
     same = noted == now
     if same and (output / "final" / "compression.json").is_file():
@@ -199,7 +200,7 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
 
 
 def _without_paths(made_from: Any, default: dict[str, Any]) -> Any:
-    """What a model was made from, but for where that lay. default: the settings of who says nothing."""
+    """`made_from` without paths, or None if it is not a valid note. default: settings for those that it lacks."""
     settings = made_from.get("settings") if isinstance(made_from, dict) else None
     if not isinstance(settings, dict):
         return None
@@ -208,7 +209,7 @@ def _without_paths(made_from: Any, default: dict[str, Any]) -> Any:
 
 
 def _stamp(file: Path) -> list[int]:
-    """Size and time of a file: where they differ from before, it is another file."""
+    """Size and modification time of a file; if they have changed, the file was replaced."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -224,7 +225,7 @@ def set_up_process(threads: int | None) -> None:
 
 
 def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """Worker processes that start clean: a forked copy of a process that has used torch's threads may hang."""
+    """A pool of spawned workers, because a forked copy of a process that has used torch's threads may hang."""
     context = get_context("spawn")
     slots = context.Queue()
     for slot in range(workers):
@@ -235,11 +236,11 @@ def worker_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _set_up_worker(slots, aside: bool) -> None:
-    """Give this worker's progress bars a line of their own (tqdm reads the variable when it is first imported), and let
-    it end when the process that started it has.
+    """Give this worker's progress bars a line of their own (tqdm reads the variable when it is first imported), and
+    make the worker end when its parent process ends.
 
     Args:
-        aside: what is printed goes to stderr, as it does in that process.
+        aside: whether to print to stderr, as the parent process does.
     """
     os.environ["TQDM_POSITION"] = str(slots.get())
     if aside:

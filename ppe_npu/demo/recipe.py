@@ -10,9 +10,9 @@ class BaseRecipe:
     """The dense model that every method is fine-tuned from."""
 
     images: int = 8_000  # 55 KB each as fp32 patches: about 0.45 GB when they stay in memory
-    simple: float = 0.3  # share of scenes with shapes only, where colours and places can be learned without clutter
+    simple: float = 0.3  # fraction of scenes with shapes only, where colours and places can be learned without clutter
     questions: int = 12  # of a full scene's 12, packed as independent blocks behind one image
-    # Small steps on small batches: at 2.5e-3 on 32 scenes columns are half as far after the same time, at 4e-3 nowhere.
+    # Small steps on small batches: in the same time, 2.5e-3 on 32 scenes learns columns half as well, 4e-3 not at all.
     max_steps: int = 2_600
     batch_size: int = 16
     learning_rate: float = 1.2e-3
@@ -20,8 +20,9 @@ class BaseRecipe:
     schedule: str = "cosine"
     betas: tuple[float, float] = (0.9, 0.98)
     logging_steps: int = 100
-    # The vision tower stays as drawn. Trained, its features grow (RMS 6.5 after 500 steps) until figures are no cluster
-    # centres any more, and they move while the heads try to match them; frozen, their scale is that of build_model.
+    # The vision tower keeps its random weights. If it is trained, its features grow (RMS 6.5 after 500 steps) until
+    # figures are no longer cluster centres, and they change while attention heads learn to match them. If it is frozen,
+    # features keep the scale that build_model sets.
     frozen: tuple[str, ...] = ("model.visual",)
 
 
@@ -59,4 +60,4 @@ EVAL = EvalRecipe()
 RATIOS = (0.45, 0.25)  # 17 and 9 of 36 tokens; .45 is the paper's setting, .25 shows what K > 1 positions are for
 K = 4  # divides every section of build_model's rotary embedding
 SEEDS = range(5)
-GATE = 0.95  # a comparison on a base whose rows and columns are below this says little: flag it
+GATE = 0.95  # accuracy on rows and columns below which comparisons on a base model say little and are flagged

@@ -107,7 +107,7 @@ class Scene:
 
 
 def _bar_cells(rng: np.random.Generator, length: int, free: np.ndarray) -> tuple[str, list[tuple[int, int]]]:
-    """A glyph and the cells of a bar of `length` cells, drawn evenly from the places that free [GRID, GRID] leaves."""
+    """A glyph and the cells of a bar of `length` cells, drawn uniformly from the places where all cells are free."""
     steps = range(length)
     across = [[(r, c + s) for s in steps] for r in range(GRID) for c in range(GRID - length + 1)]
     down = [[(r + s, c) for s in steps] for r in range(GRID - length + 1) for c in range(GRID)]
@@ -141,8 +141,8 @@ def make_record(identity: str, image: str, questions: list[tuple[str, str, str]]
     turns = []
     for number, (_, question, answer) in enumerate(questions):
         turns.append({"from": "human", "value": question if number else f"<image>\n{question}"})
-        # The answer restates the question. Then the word that decides is said at the colour itself, right behind the
-        # type: without it, seeds 0 and 2 had not bound colours to figures after 750 steps; with it, both had after 300.
+        # The answer restates the question, so that the model gives the answer at the colour itself, right after the
+        # type. Without this, seeds 0 and 2 had not bound colours to figures after 750 steps; with it, both had by 300.
         turns.append({"from": "gpt", "value": f"{question} {answer}"})
     return {
         "id": identity,
@@ -160,10 +160,10 @@ def write_split(
 
     Args:
         folder: the data folder, made if missing.
-        num_images: records, one image each.
+        num_images: number of records, with one image each.
         seed: the same seed writes the same bytes.
-        questions_per_image: at most so many, drawn at random without repetition (a full scene has 12).
-        simple: the share of simple scenes, spread evenly over the split.
+        questions_per_image: the most questions per image, drawn without repetition (a full scene has 12).
+        simple: the fraction of simple scenes, spread evenly over the split.
 
     Returns:
         The path of the .jsonl file.

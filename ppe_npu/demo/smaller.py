@@ -1,5 +1,5 @@
-"""The demo's control: the dense model of every seed on pictures that were made smaller before it saw them, of as many
-tokens as the methods keep. What a method gains must be more than this gives for nothing."""
+"""The demo's control: the dense model of every seed on pictures that are made smaller, to as many tokens as the methods
+keep, before the model sees them. A method is worthwhile only if it gains more than this, which costs nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Control:
     name: str
 
     def answers(self) -> SmallerInput:
-        """What answers: the job's fine-tuned model on smaller pictures."""
+        """The job's fine-tuned model, which answers on smaller pictures."""
         from ppe_npu.checkpoints.loading import load_model, load_processor
         from ppe_npu.evaluation.downsampling import SmallerInput
         from ppe_npu.models import compress
@@ -36,14 +36,14 @@ class Control:
 
 
 def controls(jobs: Sequence[Job], shares: Sequence[float]) -> list[Control]:
-    """One for each dense model and share; with several shares, named as the methods are."""
+    """A control for each dense model and share; with several shares, their names have the same endings as methods'."""
     dense = [job for job in jobs if job.method.config.is_dense]
     tails = [f" {share:.0%}" if len(shares) > 1 else "" for share in shares]
     return [Control(job, share, f"smaller input{tail}") for job in dense for share, tail in zip(shares, tails)]
 
 
 def run(control: Control) -> dict[str, Any]:
-    """The runner's results, with the seed, as of a method."""
+    """Evaluate a control; returns the runner's results, with method, seed and ratio."""
     from ppe_npu.demo.pipeline import set_up_process
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import Evaluation

@@ -4,7 +4,7 @@
     model = build_model(seed=0)          # Qwen2_5_VLForConditionalGeneration, about 0.6 M parameters
 
 An image of 48x48 pixels becomes 12x12 patches of 4 pixels and 6x6 = 36 visual tokens. The vision tower sees windows of
-2x2 visual tokens and has no full attention, so a token's features do not say where in the picture it stands.
+2x2 visual tokens and has no full attention, so a token's features do not say where in the picture it is.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PATCH = 4  # pixels along one side of a patch
 MERGE = 2  # patches along one side of a visual token
 WINDOW = 2  # visual tokens along one side of an attention window of the vision tower
 HIDDEN, LAYERS, HEADS = 128, 2, 2  # of the language model; 64 channels per head, 32 of them rotary
-SECTIONS = (8, 12, 12)  # rotary channels of t, h and w: four positions of a merged token share each evenly
-ROPE_THETA = 1.5  # six rows and columns need fast channels: at 4 columns learn late, at 1e6 never
+SECTIONS = (8, 12, 12)  # rotary channels of t, h and w, each divisible by a merged token's four positions
+ROPE_THETA = 1.5  # six rows and columns need fast channels: with 4, columns are learned late, with 1e6 never
 VISUAL_TOKENS = (IMAGE_SIZE // (PATCH * MERGE)) ** 2
 END, PAD, UNKNOWN = "<|im_end|>", "<|endoftext|>", "<unk>"
 SPECIAL_TOKENS = (
@@ -46,7 +46,7 @@ WORDS = ("system", "user", "assistant", *QUESTION_TYPES, *COLOURS, *SHAPES, *(st
 
 
 def vocabulary_of(words: Sequence[str]) -> dict[str, int]:
-    """The numbers of special tokens and of these words."""
+    """word -> token id, of the special tokens and of these words."""
     return {word: number for number, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *words))}
 
 
@@ -93,13 +93,13 @@ def build_processor(
     """A Qwen2_5_VLProcessor for this vocabulary: 48x48 images stay as they are and become 36 <|image_pad|> tokens.
 
     Args:
-        vocabulary: of the tokenizer. side: of images and frames in pixels. more: settings of the image processors.
+        vocabulary: the tokenizer's. side: pixels along a side of images and frames. more: settings of both processors.
     """
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    except ImportError:  # before transformers gave the Pillow processor a name of its own
+    except ImportError:  # releases of transformers in which the Pillow processor has no name of its own
         from transformers import Qwen2VLImageProcessor as Qwen2VLImageProcessorPil
 
     settings = {
@@ -127,7 +127,7 @@ def build_model(
     Vision: 1 block, width 48, 2 heads, window attention only. Text: 2 layers, hidden 128, 2 heads of 64 channels.
 
     Args:
-        vocabulary: of the tokenizer. vision: settings of the vision tower in place of these.
+        vocabulary: the tokenizer's. vision: settings of the vision tower that replace these.
     """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -184,9 +184,9 @@ def _config(vocabulary: Mapping[str, int], changed: Mapping[str, Any]) -> Qwen2_
 
 @torch.no_grad()
 def _set_scales(model: Qwen2_5_VLForConditionalGeneration) -> None:
-    """Visual features of RMS ~0.6: clustering works on their distances, and its density saturates when they are large.
+    """Scale visual features to RMS ~0.6: clustering uses their distances, and its density saturates if they are large.
 
-    The words start at about the same size; nothing in the text layers depends on it but the residual stream.
+    Word embeddings start at about the same scale; in the text layers only the residual stream depends on it.
     """
     model.model.visual.merger.mlp[2].weight.normal_(0.0, 0.05)
     model.model.language_model.embed_tokens.weight.normal_(0.0, 0.3)

@@ -5,9 +5,9 @@
 
 A bundle is a folder (files.py): manifest.json (format, versions, device, seed, errors against fp64, what failed, and
 hashes) and tensors.safetensors (inputs, results and gradients of every operator's cases; the tiny model's weights,
-inputs and results under every setting). The machine that checks needs no random numbers of the one that recorded.
-Bundles of the first edition hold no cotangents: they are drawn, which gives the same numbers on CPUs with AVX2.
-A computation that fails is a row, here and there; the others go on.
+inputs and results under every setting). The checking machine does not have to draw the same random numbers.
+Bundles of the first edition hold no cotangents; these are drawn again, which gives the same numbers on CPUs with AVX2.
+A computation that fails gives a row, when recording and when checking; the others continue.
 """
 
 import math
@@ -38,13 +38,13 @@ from ppe_npu.parity.files import (
 from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
 
 SEED = 0
-_GRADIENTS = 2048  # so many of a model's gradients are kept, evenly spread
+_GRADIENTS = 2048  # elements of a model's gradients that a bundle keeps, evenly spread
 
 
 def record(device: torch.device, folder: str | Path) -> list[Row]:
-    """Compute everything on a device and write the bundle; gives the rows of errors against fp64.
+    """Compute everything on a device and write the bundle; returns the rows of errors against fp64.
 
-    What fails is a row, and is named in the manifest's not_recorded.
+    A computation that fails gives a row and is listed in the manifest's not_recorded.
 
     Raises:
         InputError: the folder exists and is no bundle.
@@ -52,7 +52,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
     """
     folder = Path(folder)
     check_replaceable(folder)
-    check_writable(folder)  # before all is computed
+    check_writable(folder)  # before anything is computed
     tensors: Tensors = {}
     missing: list[str] = []
     rows: list[Row] = []
@@ -81,12 +81,12 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
 
 
 def check(folder: str | Path, device: torch.device) -> list[Row]:
-    """Compute everything anew on a device and compare it with what the bundle holds.
+    """Compute everything again on a device and compare it with the bundle.
 
-    Two devices may differ by what each may differ from fp64.
+    Two devices may differ by twice the error that each is allowed against fp64.
 
     Raises:
-        InputError: no bundle, a damaged one, or one that other cases were recorded in.
+        InputError: not a bundle, a damaged one, one with other cases, or one with no dtype that the device supports.
     """
     manifest, tensors = load(folder)
     missing, rows = manifest["not_recorded"], []
@@ -114,7 +114,7 @@ def _record_case(case: Case, dtype: str, device: torch.device, tensors: Tensors,
     try:
         dispatch.reset()
         results = run_.on(device)
-        # Copied here: what went wrong on a device is often said only when its results are read.
+        # Copied inside the try, because devices often report an error only when results are read.
         values = {"inputs": run_.tensors, "forward": results.forward, "grad": results.grad}
         kept = {f"{place}/{kind}/{n}": value.detach().cpu() for kind in values for n, value in enumerate(values[kind])}
     except Exception as error:
@@ -138,7 +138,7 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
             recorded = _listed(tensors, f"{place}/{direction}/")
             own, bound = run_.error(results, direction)
             apart = _apart(run_, getattr(results, direction), recorded)
-            # Both may be off by the bound, to either side; ours has to keep it by itself.
+            # Both may be off by the bound, in opposite directions; ours has to keep it by itself as well.
             rows.append(_row(case, dtype, direction, shapes, max(apart / 2, own), bound))
     except Exception as error:
         return [Row.failed(case.op, case.name, shapes, dtype, "-", error)]
@@ -146,13 +146,13 @@ def _check_case(case: Case, dtype: str, device: torch.device, tensors: Tensors) 
 
 
 def _apart(run_: CaseRun, ours: list[torch.Tensor], recorded: list[torch.Tensor]) -> float:
-    """How far two machines' results are apart: no distance holds between numbers of different dtypes."""
+    """The distance between the results of two machines; infinite if their dtypes differ."""
     same = [value.dtype for value in ours] == [value.dtype for value in recorded]
     return run_.distance(ours, recorded) if same else math.inf
 
 
 def _json(number: float | None) -> float | None:
-    """Errors for JSON, which has no infinity (the error of what failed)."""
+    """The number for JSON, or None for infinity (the error of a failed computation), which JSON does not have."""
     return number if number is None or math.isfinite(number) else None
 
 

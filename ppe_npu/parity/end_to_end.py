@@ -1,10 +1,10 @@
 """A tiny model on a device against the same model in fp64: logits, loss, gradients, optimizer steps, generated ids.
 
-The allowed error is that of backends/parity/compare.py: twice the error of plain PyTorch (transformers as it is,
-on the CPU, in the same dtype), with a floor. In fp32 the images and videos go through the vision tower; in 16 bits its
-features are given (see model.with_features), cascades, whose groups come from 16-bit hidden states, are left out, and
-greedy ids, which hang on the last bit of two close logits, are not compared. fp16 gradients overflow without a loss
-scale: there, logits alone are compared.
+The allowed error is that of backends/parity/compare.py: twice the error of plain PyTorch (unchanged transformers on the
+CPU, in the same dtype), with a floor. In fp32, images and videos go through the vision tower. In 16 bits its features
+are given (see model.with_features); cascades are left out, because their groups come from 16-bit hidden states, and
+greedy ids are not compared, because they depend on the last bit of two close logits. In fp16 only logits are compared,
+because gradients overflow without a loss scale.
 """
 
 import copy
@@ -22,7 +22,7 @@ from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_featu
 
 STEPS, NEW_TOKENS, LEARNING_RATE = 5, 6, 1e-3
 CPU = torch.device("cpu")
-# Losses after a few steps scatter more than one operator's result does.
+# Losses after a few optimizer steps vary more than the result of one operator.
 _LOSS_FLOOR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
@@ -31,9 +31,9 @@ class Results:
     """The results of one run, on the CPU.
 
     Args:
-        logits: [n, vocab] of all text. gradients: of each parameter that has one.
-        losses: [STEPS + 1] before each optimizer step and after the last.
-        ids: [B, NEW_TOKENS] greedy, or None.
+        logits: [n, vocab] of all text tokens. gradients: of each parameter that has one, by name.
+        losses: [STEPS + 1], before each optimizer step and after the last.
+        ids: [B, NEW_TOKENS], generated greedily, or None.
     """
 
     logits: torch.Tensor
@@ -55,7 +55,7 @@ def run_end_to_end(device: torch.device, dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
 def settings(dtype: str) -> list[str]:
-    """The settings that are compared in a dtype."""
+    """The names of the settings that are compared in a dtype."""
     return [name for name, config in SETTINGS.items() if dtype == "fp32" or not config.layers]
 
 
@@ -74,7 +74,7 @@ def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
 
 
 def run_references(model, inputs: dict[str, torch.Tensor], setting: str, dtype: str) -> tuple[Results, Results]:
-    """What a device's results are compared with: of plain transformers on the CPU, and of the same in fp64."""
+    """Results to compare a device's with: those of plain transformers on the CPU in `dtype`, and the same in fp64."""
     plain = run(model, inputs, SETTINGS[setting], CPU, DTYPES[dtype], fused=False, answers=False)
     exact = run(model, inputs, SETTINGS[setting], CPU, torch.float64, fused=False)
     return plain, exact
@@ -107,15 +107,16 @@ def errors(ours: Results, plain: Results, exact: Results, dtype: torch.dtype) ->
 
 
 def _error(mine, usual, true, dtype: torch.dtype) -> tuple[float, float]:
-    if not true.isfinite().all():  # weights that no machine can compute with
+    if not true.isfinite().all():  # no machine gets finite results with such weights
         return float("inf"), 0.0
     return compare.relative_rms(mine, true), compare.allowed(compare.relative_rms(usual, true), dtype, gradient=False)
 
 
 def _worst_gradient(mine: dict, usual: dict, true: dict, dtype: torch.dtype) -> tuple[float, float]:
-    """(error, allowed) of the parameter that is worst, by that of plain PyTorch which is worst: their errors are one
-    pass's rounding, seen through different weights, and each by itself scatters by more than twice. A gradient that is
-    zero but for rounding (of a key's bias, which no attention sees) has no error to speak of."""
+    """(error, allowed) over all parameters: the largest error, and the bound from plain PyTorch's largest error. They
+    are not compared one by one, because the errors of all parameters stem from the same rounding, and that of a single
+    one varies by more than a factor of two. A gradient that is zero but for rounding (such as that of a key's bias,
+    which does not change attention) has no meaningful relative error and is left out."""
     if mine.keys() != true.keys() or not all(gradient.isfinite().all() for gradient in true.values()):
         return float("inf"), 0.0
     sizes = {name: gradient.square().mean().sqrt() for name, gradient in true.items()}
@@ -136,9 +137,9 @@ def run(
     """Compute everything that is compared, with a copy of the model on a device in a dtype.
 
     Args:
-        inputs: of build_inputs or with_features, with labels.
-        fused: through ppe_npu.backends, or as transformers does it.
-        answers: generate greedy ids, too, where inputs have pixels.
+        inputs: those of build_inputs or with_features, with labels.
+        fused: whether to compute through ppe_npu.backends instead of plain transformers.
+        answers: whether to also generate greedy ids, if the inputs have pixels.
     """
     model = copy.deepcopy(model).to(device, dtype)
     compress(fuse(model) if fused else model, config)

@@ -1,7 +1,7 @@
-"""A bundle's two files: written together, and refused unless they are whole and hold what this version compares.
+"""Writes the two files of a bundle together, and refuses them unless they are intact and match this version's cases.
 
-The manifest holds the hash of the tensors, and one of its own other values. Both tell damage, not forgery: whoever can
-write the files can write hashes. So names and shapes are compared with this version's cases, too.
+The manifest holds a hash of the tensors, and a hash of its own other values. They detect damage, but not forgery,
+because anyone who can write them can write hashes; so names and shapes are compared with this version's cases too.
 """
 
 import hashlib
@@ -23,31 +23,31 @@ from ppe_npu.utils.reading import json_or_none
 
 FORMAT = "ppe_npu parity bundle 2"
 RECORDED = ("fp32", "bf16")
-LARGEST = 256 * 2**20  # bytes of a file; a bundle has 5 MB
+LARGEST = 256 * 2**20  # bytes of a file, at most; a bundle has 5 MB
 Tensors = dict[str, torch.Tensor]
-_RESULTS = {"rotary": 2, "dpc_knn": 2}  # tensors that an op returns, where it is not one
-# Inputs that are not drawn: what they are changed to may be too little for bf16 to show.
+_RESULTS = {"rotary": 2, "dpc_knn": 2}  # number of tensors that an op returns, if not one
+# Inputs that are not drawn. They are compared exactly, because bf16 results may not show small changes to them.
 _FIXED = ("attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 _RETIRED = "rotary_rows"  # an op of earlier versions: bundles that hold its cases are read without them
 
 
 def case_place(case: Case, dtype: str) -> str:
-    """What the names of a case's tensors begin with."""
+    """The prefix of the names of a case's tensors."""
     return f"{case.op}/{case.name}/{dtype}"
 
 
 def cotangents_place(case: Case) -> str:
-    """What the names of the cotangents begin with that a case's gradients are for, in every dtype."""
+    """The prefix of the names of a case's cotangents, which are the same in every dtype."""
     return f"{case.op}/{case.name}/cotangents/"
 
 
 def model_place(setting: str, dtype: str) -> str:
-    """What the names of the tiny model's results begin with."""
+    """The prefix of the names of the tiny model's results."""
     return f"model/{dtype}/{setting}"
 
 
 def compared() -> dict:
-    """The part of the manifest that has to be as this version would write it."""
+    """The part of the manifest that must equal what this version writes."""
     return {
         "cases": [f"{case.op}: {case.name}" for case in CASES],
         "settings": {name: config.to_dict() for name, config in SETTINGS.items()},
@@ -55,7 +55,7 @@ def compared() -> dict:
 
 
 def save(folder: Path, manifest: dict, tensors: Tensors) -> None:
-    """Write a bundle, or nothing."""
+    """Write a whole bundle, or nothing."""
     with new_folder(folder) as new:
         save_file({name: value.contiguous().clone() for name, value in tensors.items()}, new / "tensors.safetensors")
         manifest = manifest | {"format": FORMAT, "sha256": _digest((new / "tensors.safetensors").read_bytes())}
@@ -63,7 +63,7 @@ def save(folder: Path, manifest: dict, tensors: Tensors) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raise InputError for a folder, or a file, that is there and is no bundle: nothing else is written over."""
+    """Raise InputError for an existing folder or file that is not a bundle, because only bundles are overwritten."""
     if not folder.exists():
         return
     try:
@@ -81,7 +81,7 @@ def load(folder: str | Path) -> tuple[dict, Tensors]:
     """The manifest and tensors of a bundle.
 
     Raises:
-        InputError: no bundle, a damaged one, or one that holds something else than this version compares.
+        InputError: not a bundle, a damaged one, or one whose contents differ from what this version compares.
     """
     folder = Path(folder)
     for name in ("manifest.json", "tensors.safetensors"):
@@ -112,14 +112,14 @@ def load(folder: str | Path) -> tuple[dict, Tensors]:
 
 
 def manifest_digest(manifest: dict) -> str:
-    """Hash of all of a manifest but this hash, whatever the order of its keys and its spaces."""
+    """Hash of a manifest without this hash, independent of the order of keys and of white space."""
     values = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return _digest(json.dumps(values, sort_keys=True, separators=(",", ":")).encode())
 
 
 def expected(dtypes: list[str], not_recorded: list[str]) -> dict[str, torch.Tensor | None]:
-    """name -> a tensor of the shape, dtype and kind of numbers of every one that a bundle has to hold; None for
-    results, which are compared later."""
+    """name -> an example of the tensor's shape, dtype and values, for every tensor that a bundle must hold; None for
+    results and cotangents, which are checked later."""
     model, inputs = build_model(), build_inputs()
     names: dict[str, torch.Tensor | None] = {f"model/weights/{key}": value for key, value in model.state_dict().items()}
     for dtype in dtypes:
@@ -162,7 +162,7 @@ def _check_manifest(folder: Path, manifest: dict) -> None:
 
 
 def _check_size(folder: Path, name: str) -> None:
-    """Raise InputError unless a file is there, is one, and is no larger than one of a bundle can be."""
+    """Raise InputError unless the path is an existing file that is no larger than a bundle's file can be."""
     file = folder / name
     try:
         size = file.stat().st_size if file.is_file() else None
@@ -190,7 +190,7 @@ def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, torch.Tensor
                 raise InputError(f"bundle {folder} has {name} of {is_}, not {shall}: record it again")
         if name.startswith("model/") and name.rpartition("/")[2] in _FIXED and not found.equal(wanted):
             raise InputError(f"bundle {folder} has another {name} than this version of ppe_npu has: record it again")
-        # A mask of ours is -inf where nothing is to be seen; nothing else that goes in is not finite.
+        # Our additive masks are -inf where attention is forbidden; all other inputs must be finite.
         masked = wanted.isinf().any()
         _check_finite(folder, name, found.masked_fill(found == -torch.inf, 0) if masked else found)
     for name, found in tensors.items():

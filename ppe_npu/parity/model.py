@@ -68,7 +68,7 @@ def build_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
         "second_per_grid_ts": torch.ones(len(grids[VIDEO])),
     }
     real = inputs["attention_mask"] > 0
-    predicted = torch.nn.functional.pad(real, (1, -1))  # not from padding
+    predicted = torch.nn.functional.pad(real, (1, -1))  # tokens that do not follow padding
     text = (inputs["input_ids"] < WORDS) & real & predicted
     return inputs | {"labels": torch.where(text, inputs["input_ids"], IGNORED)}
 
@@ -77,8 +77,8 @@ def build_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
 def with_features(model, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inputs with the vision tower's features in inputs_embeds, and without pixels.
 
-    In 16 bits two devices' towers differ by a rounding, and so may the groups. Given one tower's features, the groups
-    are the same everywhere, and everything after them can be compared.
+    In 16 bits the towers of two devices differ by a rounding, so their groups may differ. With the features of one
+    tower, the groups are the same everywhere, and everything after them can be compared.
     """
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     for token, name in ((IMAGE, "image"), (VIDEO, "video")):

@@ -109,5 +109,5 @@ def test_what_lies_on_the_host_is_chosen_there_and_only_what_is_kept_goes_to_the
 def test_grids_that_are_none_are_refused_before_pixels_are_cut(family):
     inputs = inputs_of(family, painted([1, ("image", (1, 3, 3)), 2], seed=1))
     inputs["image_grid_thw"] = torch.tensor([[1, 4, 9]])
-    with pytest.raises(InputError, match=r"image_grid_thw \(1, 4, 9\): frames must be 1 or more, height and width positive multiples"):
+    with pytest.raises(InputError, match=r"image_grid_thw \(1, 4, 9\): .* height and width positive multiples"):
         logits(compress(MODELS[family], config_of("alone")), inputs)
