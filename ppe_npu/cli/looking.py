@@ -42,7 +42,7 @@ class Looking:
         """From the values of --show and --token; None without --show.
 
         Raises:
-            InputError: the file cannot be written, or the compression cannot be drawn.
+            InputError: --token without --show, a file that cannot be written, or a compression that cannot be drawn.
         """
         if show is None:
             if token is not None:

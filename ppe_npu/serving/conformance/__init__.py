@@ -1,6 +1,6 @@
 """Test cases for the positions that an engine must assign when a prompt's images and videos were compressed.
 
-    python -m ppe_npu.serving.conformance transformers      # or vllm, vllm_evs, ours: which cases an engine gets right
+    python -m ppe_npu.serving.conformance transformers      # or ours, vllm_plug_in, vllm, vllm_evs
 
 positions.json holds the cases; docs/positions.md explains the rule and lists the engines that follow it. A case is a
 prompt and the tokens that stay of its images and videos. The right answer is what Qwen-VL models were trained with:
