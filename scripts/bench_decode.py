@@ -1,11 +1,11 @@
-"""What compression costs a step of decoding: a compressed model against an untouched one whose cache is as long.
+"""The cost of compression in a decoding step: compressed models compared with an untouched one with as long a cache.
 
-A model is given 16 frames of 128 visual tokens, of which preset ppe keeps 45 %; the others are given as many tokens of
-text as it has in its cache. All generate() in one process, one thread each, token by token in turns, so that what
-disturbs the machine meets all of them; a token's time is what its thread computed, and a share is the median over
-tokens of how much longer one took than the untouched model's in the same turn. "staged" merges before and inside the
-decoder, "fused" goes through fuse(), too. Beside the time stands what a step is made of: Python functions that are
-called, and operators of torch.
+The models "ppe" and "ppe, fused" are given 16 frames of 128 visual tokens, of which preset ppe keeps 45 %; the others
+are given as many tokens of text as those have in their cache. All run generate() in one process, one thread each, and
+alternate token by token, so that disturbances of the machine affect all of them. A token's time is its thread's CPU
+time; "longer by" is the median, over tokens, of the extra time relative to the untouched model's token in the same
+turn. "staged" has steps before and inside the decoder; "fused" is also passed through fuse(). The table also gives the
+number of Python function calls and of torch operators in a step.
 
     python scripts/bench_decode.py [--sizes tiny cpu] [--steps 60] [--output FILE]
 """
@@ -30,14 +30,14 @@ from ppe_npu.files import write_json
 from ppe_npu.models.fused import fuse, unfuse
 
 UNTOUCHED, PPE, STAGED, FUSED, CASE = "untouched", "ppe", "ppe, staged", "ppe, fused", "video-16x128"
-COUNTED = 5  # tokens, after so many of which functions and operators are counted in another one
+COUNTED = 5  # the token in which functions are counted; operators are counted in the next one
 
 
 class Turn:
-    """A streamer of generate(): after each token it lets the next one in the ring go on, and waits to be let on.
+    """A streamer for generate(): after each token it lets the next model in the ring continue, and waits for its turn.
 
     Args:
-        own, following: semaphores, of which the first is released when it may go on.
+        own, following: semaphores that are released when this model, or the next one, may continue.
     """
 
     def __init__(self, own: threading.Semaphore, following: threading.Semaphore):
@@ -45,7 +45,7 @@ class Turn:
         self.ms: list[float] = []
 
     def put(self, _) -> None:
-        """Called with the prompt, and then with every token."""
+        """Called by generate() with the prompt, and then with every token."""
         self.ms.append((time.thread_time() - self.start) * 1e3)
         self.following.release()
         self.own.acquire()
@@ -56,7 +56,7 @@ class Turn:
 
 
 class Counts:
-    """A streamer that counts the Python functions of one token, and the operators of the next."""
+    """A streamer that counts the Python function calls of one token, and the operators of the next."""
 
     def __init__(self):
         self.tokens, self.calls, self.operators = 0, 0, Counter()
@@ -75,11 +75,11 @@ class Counts:
         self.calls += event == "call"
 
     def end(self) -> None:
-        """Nothing is left to count."""
+        """Called by generate() at the end; nothing is left to do."""
 
 
 def contenders(size: str) -> dict[str, tuple]:
-    """Name -> (model, what it is given): models of their own modules that share one set of parameters."""
+    """{name: (model, inputs)}: models with their own modules, which share one set of parameters."""
     model = unfuse(build(size, torch.device("cpu"), torch.float32))
     layers = model.config.text_config.num_hidden_layers
 
@@ -118,10 +118,10 @@ def in_turns(made: dict[str, tuple], steps: int) -> dict[str, Times]:
         turns[name].start = time.thread_time()
         try:
             generate(*made[name], steps, turns[name])
-        except BaseException as error:  # it is raised below
+        except BaseException as error:  # raised below, in the main thread
             faults.append(error)
             for gate in gates:
-                gate.release(steps + 2)  # nobody waits for a turn of this one
+                gate.release(steps + 2)  # so that no thread waits for this one any more
 
     faults: list[BaseException] = []
     threads = [threading.Thread(target=run, args=(name,)) for name in made]
@@ -132,11 +132,11 @@ def in_turns(made: dict[str, tuple], steps: int) -> dict[str, Times]:
         thread.join()
     if faults:
         raise faults[0]
-    return {name: Times(tuple(turn.ms[3:])) for name, turn in turns.items()}  # the prompt, the prefill, a first step
+    return {name: Times(tuple(turn.ms[3:])) for name, turn in turns.items()}  # without prompt, prefill and first step
 
 
 def measure(size: str, steps: int) -> dict[str, dict]:
-    """Rows by contender."""
+    """Rows by model."""
     made, rows = contenders(size), {}
     times = in_turns(made, steps)
     for name, (model, inputs) in made.items():

@@ -1,20 +1,21 @@
-"""From a picture's pixels to the first token: which combination of steps is fastest at equal tokens.
+"""From a picture's pixels to the first token: which combination of steps is fastest with equally many tokens.
 
-Qwen2.5-VL-3B and -7B at their real widths, with random weights, a drawn page as the picture (a quarter as many visual
-tokens as patches) and 66 tokens of text. Everything is in the time: choosing cells, the tower, merging, the decoder,
-the last place's logits. All settings but "dense" and "ipcv" give the decoder the same number of visual tokens.
+Qwen2.5-VL-3B and -7B at their real widths, with random weights, a drawn page as the picture (with a quarter as many
+visual tokens as patches) and 66 tokens of text. The time covers choosing cells, the tower, merging, the decoder, and
+the last token's logits. All settings but "dense" and "ipcv" give the decoder the same number of visual tokens.
 
-Of the depth only what differs is built: seven blocks of the tower, one of each kind that IPCV makes of the 32 (before
-patches leave; in it; while those that left are still looked at, and after, both with windows and with the whole
-picture; the last, where they come back), and --layers decoder layers, which are all alike. Each is measured in its
-place, and the whole depth's time is the sum with each block as often as the 32 have it, each layer as often as the
-decoder has it, and all the rest once. The same sum is made of FLOPs, as torch counts them (a causal mask's zeros, too).
+Only what differs in depth is built: seven blocks of the tower, one of each kind that IPCV makes of the 32 (before
+patches leave; where they leave; while those that left still serve as keys, and after that, each both with windows and
+with the whole picture; the last, where they come back), and --layers decoder layers, which are all alike. Each module
+is timed in its place. The time of the whole depth is the sum in which each block counts as often as its kind occurs in
+the 32, each layer as often as the decoder has layers, and the rest once. The same sum is taken of FLOPs, as torch
+counts them (with the zeros of a causal mask).
 
-Settings take turns, round after round; of one thread of a CPU the clock is the time that it computed.
+Settings are measured alternately in each round; on one thread of a CPU the clock is its CPU time.
 
     python scripts/bench_first_token.py [--sizes 3b 7b] [--patches 4096] [--layers 2] [--rounds 3] [--output FILE]
 
-The file is written after every pass, and a run that was cut short goes on with it: rounds are those of the file in all.
+The file is written after every pass, and an interrupted run resumes from it: --rounds includes the rounds in the file.
 """
 
 import argparse
@@ -45,14 +46,14 @@ RATIO, GOAL, ENOUGH, SHORT = 0.45, 0.45, 3, "short"
 DENSE, PPE, WARM = "dense", "ppe", "pixelprune + ipcv"
 # Each block that is built: how many of the 32 it stands for, and whether it attends to the whole picture.
 BLOCKS = ((3, False), (1, False), (5, False), (1, True), (19, False), (2, True), (1, True))
-IPCV_HERE = IPCV(prune_block=1, stabilized_blocks=3)  # of these blocks what IPCV() is of the 32
+IPCV_HERE = IPCV(prune_block=1, stabilized_blocks=3)  # acts on BLOCKS as IPCV() does on the 32 blocks
 
 
 def settings(tokens: int) -> dict[str, CompressionConfig | None]:
-    """What is compared on a picture of so many tokens."""
+    """The settings that are compared on a picture of `tokens` tokens."""
     few = DPCKNN(RATIO).kept(tokens)
-    more = round((few * tokens) ** 0.5)  # cells that pixels leave where the merge takes the rest, as large a share
-    merge, rest = DPCKNN(RATIO), DPCKNN((few - 0.5) / more)  # of which the next whole number is few
+    more = round((few * tokens) ** 0.5)  # cells kept at the pixels, so that the merge after it keeps the same share
+    merge, rest = DPCKNN(RATIO), DPCKNN((few - 0.5) / more)  # the latter keeps `few` of `more`
     prune, half = (PixelPrune(max_kept=most, fill=True) for most in (few, more))
     steps = {
         PPE: [merge],
@@ -70,7 +71,7 @@ def settings(tokens: int) -> dict[str, CompressionConfig | None]:
 def model_of(
     size: str, layers: int, device: torch.device, dtype: torch.dtype, kinds: tuple[tuple[int, bool], ...] = BLOCKS
 ):
-    """The model, its vocabulary cut: only the last place's logits are asked for."""
+    """The model with a small vocabulary, as only the last token's logits are computed."""
     text, vision, _ = SIZES[size]
     narrow = {name: value for name, value in vision.items() if name != "depth"}
     whole = [number for number, (_, full) in enumerate(kinds) if full]
@@ -80,7 +81,7 @@ def model_of(
 
 
 def page(model, patches: int) -> dict[str, torch.Tensor]:
-    """Inputs with a page of so many patches."""
+    """Inputs with a page of this many patches."""
     side, vision = isqrt(patches), model.config.vision_config
     if side * side != patches or side % vision.spatial_merge_size:
         raise InputError(f"patches={patches}: give the square of an even number")
@@ -90,8 +91,8 @@ def page(model, patches: int) -> dict[str, torch.Tensor]:
 def spent(
     model, inputs: dict, read: Callable[[], float], depth: int, kinds: tuple[tuple[int, bool], ...] = BLOCKS
 ) -> dict[str, float]:
-    """What one pass spends of whatever `read` reads: in all, and if the model were as deep as the checkpoint, there
-    also in its tower's blocks, which are of these kinds, and in its decoder's layers."""
+    """What one pass adds to the counter that `read` reads: by the model as built ("built"), and by one as deep as the
+    checkpoint ("deep"), which is split into the tower's blocks, of these kinds, the decoder's layers, and the rest."""
     blocks, layers = list(model.model.visual.blocks), list(model.model.language_model.layers)
     used = dict.fromkeys((*blocks, *layers), 0.0)
 
@@ -117,14 +118,14 @@ def spent(
 
 
 def counted(model, inputs: dict, depth: int, kinds: tuple[tuple[int, bool], ...] = BLOCKS) -> dict[str, float]:
-    """FLOPs of a pass, as spent()."""
+    """FLOPs of a pass, split as by spent()."""
     with flop_counter() as counter:
         return spent(model, inputs, counter.get_total_flops, depth, kinds)
 
 
 def passed(model, inputs: dict, read: Callable[[], float], depth: int) -> list[dict[str, float]]:
-    """Seconds and FLOPs of a pass, both as spent(). The counter sees operators, of which there are few and large ones:
-    it takes less than a hundredth of the time."""
+    """[seconds, FLOPs] of a pass, both split as by spent(). Counting FLOPs takes less than 1 % of the time, because the
+    pass has few and large operators."""
     with flop_counter() as counter:
         both = spent(model, inputs, lambda: np.array([read(), counter.get_total_flops()]), depth)
     return [{part: float(value[which]) for part, value in both.items()} for which in (0, 1)]
@@ -141,8 +142,9 @@ def measure(
     found: dict,
     save: Callable[[], None],
 ) -> dict:
-    """Add to what was found earlier (or {}) until there are so many rounds: by setting "tokens", "flops" as spent(),
-    "passes" as spent(), one a round. One pass that is not measured warms up. save() is called after each pass."""
+    """Add passes to `found`, an earlier result or {}, until it has `rounds` rounds: for each setting, "tokens", "flops"
+    and "passes" (seconds, one pass a round), both split as by spent(). A first pass is only a warm-up. save() is called
+    after each pass."""
     model, depth = model_of(size, layers, device, dtype), SIZES[size][0]["num_hidden_layers"]
     inputs, now = page(model, patches), clock(device)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
@@ -168,7 +170,7 @@ def measure(
 
 
 def row_of(own: dict, dense: dict) -> dict:
-    """Of a setting seconds are medians over rounds; shares of dense those of the rounds: their median, least, most."""
+    """A setting's row: median seconds over rounds, and the median, least and most of the rounds' ratios to dense."""
     deep, all_of = (Times(tuple(one["deep"] for one in each["passes"])) for each in (own, dense))
     shares = [mine / theirs for mine, theirs in zip(deep.rounds, all_of.rounds)]
     row = {f"{part}_s": statistics.median(one[part] for one in own["passes"]) for part in own["passes"][0]}
@@ -197,8 +199,8 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def verdict(rows: dict[str, dict]) -> str:
-    """Which setting is fastest, and has the fewest FLOPs, among those that give the decoder as many tokens as PPE alone
-    does, in words. Which of two is faster is said where no round of one is as slow as one of the other."""
+    """A sentence on which setting is fastest, and which has the fewest FLOPs, of those that give the decoder as many
+    tokens as "ppe". One setting counts as faster than the next only if their rounds do not overlap."""
     equal = {name: row for name, row in rows.items() if row["tokens"] == rows[PPE]["tokens"]}
     least = min(equal, key=lambda name: equal[name]["flops_share"])
     best, second = sorted(equal, key=lambda name: equal[name]["share"])[:2]

@@ -1,10 +1,10 @@
-"""The whole merge of a frame's tokens (clustering, means, K positions), against the released code's operators.
+"""The whole merge of a frame's tokens (clustering, means, K positions), compared with the released code's operators.
 
-All take turns in one process, on one thread, by its CPU time, medians: "released", scripts/bench/released_loop.py,
-which has one rule of members; "gram", the products of all tokens with all others, which is what a merge cannot do
-without; ours, as engine/merge.py does it, once for each rule of members: "nearest" is the default of presets, "spread"
-needs no distances; and "reference", ours by the first of these rules with the clustering and the means of
-backends/reference. Tokens are normal numbers; --offset adds a number to all channels, as features have.
+All contenders alternate in one process, on one thread; times are medians of its CPU time. "released" is
+scripts/bench/released_loop.py, which has a single rule of members; "gram" is the product of all pairs of tokens, which
+every merge needs; each rule of members is timed with this package's merge, as in engine/merge.py ("nearest" is the
+default of presets, "spread" needs no distances); "reference" is the first of these rules with the clustering and the
+means of backends/reference. Tokens are normally distributed; --offset adds a constant to them, as real features have.
 
     python scripts/bench_merge.py [--rounds 5] [--members nearest spread] [--offset 0] [--output merge.json]
 """
@@ -48,7 +48,7 @@ def by_reference(call: Callable[[], object]) -> object:
 
 @torch.no_grad()
 def measure(shape: tuple[int, int, int], rounds: int, rules: list[str], offset: float) -> dict:
-    """One row of the table: milliseconds of each, and what ours by each rule is of the others, medians over rounds."""
+    """One row: milliseconds of each contender, and the ratios of each rule to the others, all medians over rounds."""
     frames, tokens, _ = shape
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + offset
     rows = torch.arange(tokens).expand(frames, 3, -1).contiguous()
@@ -74,7 +74,7 @@ def measure(shape: tuple[int, int, int], rounds: int, rules: list[str], offset: 
 
 
 def line(row: dict, rules: list[str]) -> str:
-    """A row of the table: milliseconds, then ours by each rule of each of the others."""
+    """A line of the table: milliseconds, then the ratio of each rule to each of the others."""
     numbers = [f"{row['ms'][name]:>14.1f}" for name in (*OTHERS, *rules)]
     numbers += [f"{row['of'][rule][other]:>22.2f}" for rule in rules for other in OTHERS]
     return "".join([f"{'x'.join(map(str, row['shape'])):<20}", *numbers])

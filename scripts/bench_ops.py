@@ -1,16 +1,17 @@
-"""Every op, by every implementation that the device can run: against the reference, a loop over frames, and the chip.
+"""Times every op in every implementation that the device can run, relative to the reference, a loop, and a limit.
 
-One table: milliseconds (medians of rounds in which all take turns), how many times as fast as the plain torch reference
-and as the released code's operators frame by frame (where there is such a loop), and the share of the limit: the least
-time in which the chip could do the op's counted FLOPs and bytes (scripts/bench/counting.py), at the product and copy
-speed measured in the same run. "step" is forward and backward together. "device ms", on CUDA, is the GPU's own time
-with all launches queued before and its cache cold: where ms is more, the host is what is waited for; where it is less,
-the cache has helped. "none stored" is clustering by Triton without a matrix of products in memory.
+One table: milliseconds (medians of rounds in which all implementations alternate), the speedup over the plain torch
+reference and over the released code's loop over frames (if the op has one), and the fraction of the limit that is
+reached: the limit is the least time in which the chip could do the op's counted FLOPs and bytes
+(scripts/bench/counting.py) at the matrix-product and copy speeds measured in the same run. "step" is forward and
+backward together. "device ms", on CUDA, is the GPU's own time with all launches queued beforehand and a cold cache: if
+"ms" is larger, the GPU waits for the host; if it is smaller, the cache has helped. "none stored" is Triton's clustering
+without a matrix of products in memory.
 
     python scripts/bench_ops.py [--device cpu] [--ops dpc_knn group_mean] [--rounds 5] [--output FOLDER/ops.json]
-    python scripts/bench_ops.py --count 790e12 4.3e12      # counting alone: FLOP/s and bytes/s of a chip; runs nothing
+    python scripts/bench_ops.py --count 790e12 4.3e12      # only counts, for a chip's FLOP/s and bytes/s; runs nothing
 
-Beside the JSON, which grows by every case, stands a plot of the same name.
+The JSON is written after every case, and a plot of the same name beside it at the end.
 """
 
 import argparse
@@ -42,8 +43,8 @@ BEST, REFERENCE, LOOP, UNSTORED = "best", "reference", "released loop", "none st
 
 
 def merge(tokens: torch.Tensor, budgets: torch.Tensor, most: int, implementation: str | None = None) -> tuple:
-    """Clustering, means and the choice of positions, as a stage of the engine does them; the ops by one
-    implementation, or each by the device's best."""
+    """Clustering, means and the choice of positions, as in a stage of the engine; all ops with one implementation, or
+    each with the device's best."""
     neighbors = torch.full_like(budgets, NEIGHBORS)
     centers, labels = backends.dpc_knn(tokens, None, budgets, most, neighbors, implementation=implementation)
     grouping = Grouping.from_centers(centers, labels, budgets, "raster")
@@ -52,7 +53,7 @@ def merge(tokens: torch.Tensor, budgets: torch.Tensor, most: int, implementation
 
 
 def values(case: Case, training: bool) -> list:
-    """The arguments of a call; in a step, leaves for which gradients are asked."""
+    """The arguments of a call; in training, those that are differentiated are leaves that require gradients."""
     out = list(case.arguments)
     for place in case.gradients if training else ():
         out[place] = out[place].detach().requires_grad_()
@@ -60,7 +61,7 @@ def values(case: Case, training: bool) -> list:
 
 
 def implementations(case: Case, arguments: list, device: torch.device) -> tuple[list[str], dict[str, str]]:
-    """Names of those that take the call here, best first; and of all others why not."""
+    """(names of the implementations that can run the call here, best first; {other name: why it cannot})."""
     if case.op == "merge":
         return [BEST, REFERENCE], {}
     able, elsewhere, refused = [], {}, {}
@@ -78,7 +79,7 @@ def implementations(case: Case, arguments: list, device: torch.device) -> tuple[
 
 
 def call(case: Case, arguments: list, name: str, training: bool) -> Callable[[], object]:
-    """One call, or one with its backward pass."""
+    """A function that makes the call, with its backward pass if `training`."""
     if case.op == "merge":
         return lambda: merge(*arguments, implementation=None if name == BEST else name)
     function = getattr(backends, case.op)
@@ -95,7 +96,7 @@ def call(case: Case, arguments: list, name: str, training: bool) -> Callable[[],
 
 
 def products_made_again(clustering: Callable[[], object]) -> Callable[[], object]:
-    """Clustering by Triton as it is for frames too large to store their products: every pass makes them again."""
+    """Triton's clustering as it runs for frames whose products are too large to store: each pass recomputes them."""
     from ppe_npu.backends.cuda import tiles
 
     def run():
@@ -106,7 +107,7 @@ def products_made_again(clustering: Callable[[], object]) -> Callable[[], object
 
 
 def measure(case: Case, training: bool, device: torch.device, rounds: int, chip: Peaks) -> dict:
-    """One row of the table: a case, forward or a step."""
+    """The results of a case, for the forward pass or a step."""
     work: Work = WORK[case.op](*case.arguments, **case.options, training=training)
     with torch.set_grad_enabled(training):
         arguments = values(case, training)
@@ -133,7 +134,7 @@ def measure(case: Case, training: bool, device: torch.device, rounds: int, chip:
         "best": best,
         "times": {name: _entry(name, times, limit) for name in times},
         "not_measured": not_measured,
-        "failed": faults({name: why for name, why in failed.items() if name != LOOP}),  # which no NPU needs to run
+        "failed": faults({name: why for name, why in failed.items() if name != LOOP}),  # the loop need not run on NPUs
     }
 
 
@@ -154,7 +155,7 @@ HEAD += f"{'x reference':>13}{'x loop':>9}{'of limit':>10}"
 
 
 def lines(row: dict) -> list[str]:
-    """The table's lines of one row; first its limit."""
+    """The table's lines for one row, beginning with the limit."""
     start = f"{row['op']:<22}{row['shape']:<42}{row['pass']:<9}"
     out = [f"{start}{'(limit)':<16}{row['limit_ms']:>10.3f}"]
     for name, entry in row["times"].items():
@@ -172,7 +173,7 @@ def lines(row: dict) -> list[str]:
 
 
 def count_alone(chip: Peaks) -> None:
-    """The limits of the device's sizes by counting, on a chip that need not be there."""
+    """Print the limits of the sizes "device" for a chip with these peaks, which need not be present."""
     print(f"{'op':<22}{'shape':<42}{'pass':<9}{'GFLOP':>12}{'MB':>10}{'limit ms':>12}")
     for op in cases.OPS:
         for make in cases.makers(op, "device", torch.device("meta"), torch.bfloat16):

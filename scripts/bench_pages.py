@@ -1,10 +1,10 @@
-"""PixelPrune on pages and screens that are drawn here: how many cells it keeps, and what that saves.
+"""PixelPrune on drawn pages and screens: how many cells it keeps, and how much time that saves.
 
-First the share of cells that is kept, and the time of choosing them, of every kind of picture at every threshold: as
-drawn, as JPEG of quality 75, and resized. Then, of pictures as drawn, the tower, the decoder's prefill, and all of it
-(choosing, tower, merging, decoder) of one prompt with each picture: dense, PixelPrune, dpc_knn, and ToMe in the tower,
-the latter two at the number of tokens that PixelPrune keeps. Weights are random; settings take turns, round after
-round.
+The first table has the share of cells that is kept and the time for choosing them, for each kind of picture (as drawn,
+as JPEG of quality 75, and resized) at each threshold. The second has the times of the tower, of the decoder's prefill
+and of the whole (choosing, tower, merging, decoder) for one prompt with a picture as drawn: dense, PixelPrune, dpc_knn,
+and ToMe in the tower, the latter two with as many tokens as PixelPrune keeps. Weights are random; settings alternate in
+each round.
 
     python scripts/bench_pages.py [--size 3b] [--blocks 32] [--layers 36] [--pixels 1120 1568] [--output FILE]
     python scripts/bench_pages.py --show docs       # draws what is dropped of a small page and a small screen
@@ -31,15 +31,15 @@ from ppe_npu.inspect.show import draw_visual
 from ppe_npu.models.pixels import chosen_cells
 
 KINDS = ("page", "screen")
-SHOWN = (420, 560), (560, 420)  # pixels of a page and a screen that are drawn with what is dropped of them
+SHOWN = (420, 560), (560, 420)  # (width, height) of the page and the screen that --show draws
 SIZE = "pages"
-PARTS = {"tower": "tower_ms", "decoder": "decoder_ms", "all": "prefill_ms"}  # a column's name, and the file's
+PARTS = {"tower": "tower_ms", "decoder": "decoder_ms", "all": "prefill_ms"}  # column of the table -> key in the file
 
 
 def model_of(size: str, blocks: int | None, layers: int | None, device: torch.device, dtype: torch.dtype):
-    """A model of that size, with fewer blocks and layers if so many are asked for."""
+    """A model of that size, with `blocks` blocks and `layers` layers unless these are None."""
     text, vision, tied = SIZES[size]
-    # Of a decoder that is cut short the words' embeddings would be most.
+    # A small vocabulary, because embeddings would dominate a decoder of few layers.
     text = text if layers is None else text | {"num_hidden_layers": layers, "vocab_size": 1000}
     if blocks is not None:
         full = list(range(7, blocks, 8)) or [blocks - 1]
@@ -54,7 +54,7 @@ def pixelprune(threshold: float, **settings) -> CompressionConfig:
 
 @torch.no_grad()
 def shares(model, pixels: tuple[int, int], thresholds: list[float], device: torch.device) -> list[dict]:
-    """Of every kind, variant and threshold the share of cells that is kept, and the milliseconds of choosing."""
+    """The kept cells, and the milliseconds for choosing them, for every kind, variant and threshold."""
     rows = []
     for kind in KINDS:
         for variant in VARIANTS:
@@ -77,11 +77,11 @@ def _turned(kind: str, pixels: tuple[int, int]) -> tuple[int, int]:
 
 
 def settings_of(kept: dict[float, int], cells: int, blocks: int) -> dict[str, CompressionConfig]:
-    """What is compared. kept: of each threshold how many cells PixelPrune keeps."""
+    """The settings that are compared. kept: for each threshold, the number of cells that PixelPrune keeps."""
     out = {"dense": CompressionConfig.preset("dense")}
     joins = sorted({blocks // 8, blocks // 4, blocks * 3 // 8})
     for threshold, count in kept.items():
-        ratio = (count - 0.5) / cells  # of which the next whole number is count
+        ratio = (count - 0.5) / cells  # ceil(ratio * cells) is count
         out[f"pixelprune {threshold}"] = pixelprune(threshold)
         out[f"dpc_knn, {count}"] = CompressionConfig.preset("keep_one", ratio=ratio)
         out[f"tome_tower, {count}"] = CompressionConfig.preset("tome_tower", ratio=ratio, merge_blocks=joins)
@@ -90,7 +90,7 @@ def settings_of(kept: dict[float, int], cells: int, blocks: int) -> dict[str, Co
 
 @torch.no_grad()
 def timed(model, inputs: dict, device: torch.device) -> tuple[float, float, float]:
-    """Milliseconds of the tower, of the decoder, and of all from pixels to the first token's logits."""
+    """Milliseconds of the tower, of the decoder, and of everything from pixels to the first token's logits."""
     now, marks = clock(device), []
 
     def mark(*_) -> None:
@@ -106,7 +106,7 @@ def timed(model, inputs: dict, device: torch.device) -> tuple[float, float, floa
 
 
 def compare(model, kind: str, pixels: tuple[int, int], rows: list[dict], rounds: int, device: torch.device) -> dict:
-    """Of every setting its tokens, and the medians of tower, decoder and all."""
+    """{setting: its tokens, and median milliseconds of tower, decoder and everything}."""
     inputs = inputs_of(picture(kind, "png", *_turned(kind, pixels)), model)
     own = [row for row in rows if (row["kind"], row["variant"]) == (kind, "png")]
     kept, cells = {row["threshold"]: row["kept"] for row in own}, own[0]["cells"]
@@ -131,7 +131,7 @@ def compare(model, kind: str, pixels: tuple[int, int], rows: list[dict], rounds:
 
 
 def show(model, folder: Path, threshold: float) -> None:
-    """Draw the dropped cells of a small page and a small screen, and the cells that they lean on."""
+    """Draw the dropped cells of a small page and a small screen, and the cells in whose groups they are."""
     for kind, size in zip(KINDS, SHOWN):
         image = picture(kind, "png", *size)
         compress(model, pixelprune(threshold, positions="ppe", k=4)).compression.keep_groups = True

@@ -1,10 +1,10 @@
-"""PixelPrune's choice of cells against the released code's: `python scripts/bench_pixels.py`.
+"""Compares PixelPrune's choice of cells with the released code's: `python scripts/bench_pixels.py`.
 
-The released rule is written anew (OPPO-Mente-Lab/PixelPrune, 2026-04), with its way of comparing: at threshold 0 all
-cells with their shifted neighbours at once, five comparisons; above, one cell after the other, the host reading back
-each of three comparisons. Both choose on a drawn page, in turns, on one thread; what they keep must be the same. Then
-the work of choosing is counted, every number that an operator reads or writes, and told as a share of the operations
-that the decoder of Qwen2.5-VL-3B needs to prefill the kept cells alone.
+The released rule (OPPO-Mente-Lab/PixelPrune, 2026-04) is reimplemented with its way of comparing: at threshold 0, all
+cells are compared with their shifted neighbours at once, in five comparisons; above 0, cells are compared one by one,
+and the host reads back each of three comparisons. Both run alternately on a drawn page, on one thread, and must keep
+the same cells. Then the work of choosing is counted as the numbers that operators read or write, and printed relative
+to the operations that the decoder of Qwen2.5-VL-3B needs to prefill the kept cells alone.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from torch.utils._pytree import tree_leaves
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.methods import get
 
-GOALS = {0.0: 15, 0.02: 6}  # times as fast
+GOALS = {0.0: 15, 0.02: 6}  # threshold -> least speedup
 
 
 def page(height: int, width: int, values: int) -> torch.Tensor:
-    """Cells [H, W, D] of a white page: lines of text, some grey panels, and a picture with noise of one level."""
+    """[H, W, D] cells of a white page with lines of text, grey panels, and a picture with noise of one grey level."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.full((height, width, values), 250.0)
     cells[height // 8 : height // 3, width // 2 :] = 200.0
@@ -43,7 +43,7 @@ def _alike(one: torch.Tensor, other: torch.Tensor, threshold: float) -> torch.Te
 
 
 def released_shifted(cells: torch.Tensor) -> torch.Tensor:
-    """[H, W] bool, what the released code keeps at threshold 0."""
+    """[H, W] bool, the cells that the released code keeps at threshold 0."""
     kept = torch.ones(cells.shape[:2], dtype=torch.bool)
     kept[0, 1:] = ~_alike(cells[0, 1:], cells[0, :-1], 0)
     kept[1:, 0] = ~_alike(cells[1:, 0], cells[:-1, 0], 0)
@@ -54,7 +54,7 @@ def released_shifted(cells: torch.Tensor) -> torch.Tensor:
 
 
 def released_loop(cells: torch.Tensor, threshold: float) -> torch.Tensor:
-    """[H, W] bool, what the released code keeps above threshold 0."""
+    """[H, W] bool, the cells that the released code keeps above threshold 0."""
 
     def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
         return _alike(one[None], other[None], threshold).item()
@@ -77,12 +77,12 @@ def released_loop(cells: torch.Tensor, threshold: float) -> torch.Tensor:
 
 
 def released(cells: torch.Tensor, threshold: float) -> torch.Tensor:
-    """[H, W] bool, what the released code keeps of cells [H, W, D]."""
+    """[H, W] bool, which of the cells [H, W, D] the released code keeps."""
     return released_loop(cells, threshold) if threshold else released_shifted(cells)
 
 
 class Numbers(TorchDispatchMode):
-    """Counts the numbers that operators read or write: of each the largest of its tensors."""
+    """Counts the numbers that operators read or write, as the size of each operator's largest tensor."""
 
     total = 0
 
@@ -94,7 +94,7 @@ class Numbers(TorchDispatchMode):
 
 
 def prefill(tokens: int) -> int:
-    """Operations of the decoder's layers of Qwen2.5-VL-3B on so many tokens."""
+    """Operations of all decoder layers of Qwen2.5-VL-3B for a prompt of `tokens` tokens."""
     text = SIZES["3b"][0]
     width, heads = text["hidden_size"], text["num_attention_heads"]
     keys = width // heads * text["num_key_value_heads"]
@@ -104,14 +104,14 @@ def prefill(tokens: int) -> int:
 
 
 def seconds(call: Callable, *args) -> tuple[float, Any]:
-    """How long call(*args) takes of this thread's time, whatever else the machine does, and what it returns."""
+    """The CPU time of this thread for call(*args), in seconds, and its result."""
     start = time.thread_time()
     result = call(*args)
     return time.thread_time() - start, result
 
 
 def compare(cells: torch.Tensor, rounds: int) -> dict[float, float]:
-    """How many times as fast ours is at each threshold: the median of rounds."""
+    """{threshold: median speedup of this package's choice over the released one}."""
     ratios: dict[float, list[float]] = {threshold: [] for threshold in GOALS}
     for threshold in rounds * list(ratios):
         method = get("pixelprune", threshold=threshold)
@@ -125,7 +125,7 @@ def compare(cells: torch.Tensor, rounds: int) -> dict[float, float]:
 
 
 def counted(cells: torch.Tensor, threshold: float) -> tuple[int, float]:
-    """How many cells are kept, and the numbers that choosing them touches, of the operations of their prefill."""
+    """The number of kept cells, and the ratio of numbers touched by choosing them to operations of their prefill."""
     with Numbers() as numbers:
         kept, _ = get("pixelprune", threshold=threshold).select(cells)
     return int(kept.sum()), numbers.total / prefill(int(kept.sum()))

@@ -1,8 +1,9 @@
-"""What planning a prompt takes the host: finding its spans, numbering it, laying out what will be kept at each stage.
+"""The host's time for planning a prompt: finding its spans, numbering it, laying out what each stage will keep.
 
-Layouts of the last eight prompts are kept: "known" are prompts that stand as the one before, with other words; "new"
-have one word more than the one before. Milliseconds that the thread computed, medians. What is sent to a device is not
-in them, nor what is laid out only when features are known: of events that is the second stage.
+The layouts of the last eight prompts are cached. "known": each prompt has the layout of the one before, with other
+words; "new": each prompt is one word longer than the one before. Times are medians of the thread's CPU time in
+milliseconds. They include neither transfers to a device nor what can be laid out only once features are known (the
+second stage of the setting "events").
 
     python scripts/bench_planning.py [--rounds 20]
 """
@@ -36,7 +37,7 @@ def compression(config: CompressionConfig) -> Compression:
 
 
 def planned(made: Compression, prompt: Prompt, seed: int) -> float:
-    """Milliseconds of planning a prompt whose words hang on the seed."""
+    """Milliseconds of planning a prompt whose words depend on the seed."""
     frames, height, width = prompt.grid
     ids = torch.randint(*WORDS, (1, prompt.text + prompt.visual), generator=torch.Generator().manual_seed(seed))
     first = prompt.text // 2
@@ -47,7 +48,7 @@ def planned(made: Compression, prompt: Prompt, seed: int) -> float:
 
 
 def measure(setting: str, case: str, rounds: int) -> dict[str, float]:
-    """Median milliseconds, by whether the layout is known."""
+    """Median milliseconds for known and for new layouts."""
     made, prompt = compression(SETTINGS[setting]), PROMPTS[case]
     longer = [dataclasses.replace(prompt, text=prompt.text + more) for more in range(1, rounds + 1)]
     new = [planned(made, one, seed) for seed, one in enumerate(longer)]

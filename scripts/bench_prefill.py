@@ -1,19 +1,19 @@
 """Prefill, decoding and a training step, with and without compression: milliseconds, tokens/s, memory.
 
 Models have random weights and are built from the public configs of Qwen2.5-VL-3B and -7B (scripts/bench/models.py), or
-scaled down for a CPU. Batch 1; settings take turns, round after round; medians are shown.
+scaled down for a CPU. The batch size is 1; settings are measured alternately in each round, and medians are shown.
 
-prefill: pixels to the last token's logits. The vision tower is measured alone in the same rounds, and `decoder` is the
-    rest (not where patches are dropped before the tower, or in it); `merge` is the share of all compression in the
-    whole, of planning on the host too. Peak memory is what torch holds above model and inputs.
-decode: 32 tokens after that prompt, one by one; there is nothing to compress. Peak memory is above model and cache.
-train: forward, backward and AdamW, with gradient checkpointing where the size needs it; the vision tower is frozen.
+prefill: from pixels to the last token's logits. The vision tower is also measured alone in the same rounds, and
+    `decoder` is the rest (left out if patches are dropped before or in the tower); `merge` is the share of the time
+    spent on compression, including planning on the host. Peak memory is what torch allocates beyond model and inputs.
+decode: 32 tokens after that prompt, one by one, with nothing to compress. Peak memory is beyond model and cache.
+train: forward, backward and AdamW, with gradient checkpointing for 3b and 7b; the vision tower is frozen.
 
     python scripts/bench_prefill.py [--device cpu] [--sizes 3b 7b] [--cases video-64x256] [--parts prefill decode train]
                                     [--rounds 5] [--seconds 60] [--output FOLDER/prefill.json]
 
-The JSON is written after every part of every case, and one that is there already is added to: a long run may be cut
-into several, or killed. Beside it stands a plot of the same name.
+The JSON is written after every part of every case, and an existing file is extended, so that a long run may be split
+into several, or killed. A plot of the same name is written beside it.
 """
 
 import argparse
@@ -61,7 +61,7 @@ COLUMNS = {
 
 
 def table(part: str, rows: dict[str, dict]) -> str:
-    """One part of one case; a setting that could not run says why."""
+    """The table of one part of one case; for a setting that could not run, the reason."""
     columns = COLUMNS[part]
     head = f"{part:<20}" + "".join(f"{title:>11}" for title, *_ in columns)
     lines = [head, "-" * len(head)]

@@ -1,12 +1,12 @@
-"""How time and memory of the merge grow: with a frame's tokens, with frames, with samples. A table and one picture.
+"""How time and memory of the merge grow with a frame's tokens, with frames, and with samples: tables and one picture.
 
-The merge is the engine's, as a prompt has it (clustering, means, K positions, the prompt put together; preset ppe at
-ratio 0.45, K = 8), by the time that its thread computed, the sizes of an axis in turns. Memory is the most that torch
-holds above the features. Beside each curve stands the order that theory says: a frame's tokens are compared with each
-other, so that time and memory grow by their square; frames and samples are merged by themselves, so that time grows
-with their number, and memory with the merged tokens alone: distances are held for a few frames at a time.
+The merge is the engine's for a whole prompt (clustering, means, K positions, assembling the prompt; preset ppe at ratio
+0.45, K = 8). Time is the thread's CPU time, with the sizes of an axis measured alternately; memory is torch's peak
+beyond the features. Each curve is compared with the order that theory predicts. The tokens of a frame are compared with
+each other, so time and memory grow with their square. Frames and samples are merged independently, so time grows with
+their number, and memory only with the merged tokens, as distances are held for a few frames at a time.
 
-"order" is what the curve has between its last two sizes: the exponent of the size.
+"order" is the exponent of the size between the last two sizes of a curve.
 
     python scripts/bench_scaling.py [--channels 2048] [--rounds 2] [--output docs/scaling.png]
 """
@@ -30,7 +30,7 @@ from ppe_npu.engine.spans import VisionTokens
 from ppe_npu.files import write_json
 
 VIDEO, FRAME = 9, 256
-# axis -> sizes; (samples, frames, tokens of a frame) of a size; the order of time and of memory.
+# axis -> (sizes, function from a size to (samples, frames, tokens per frame), expected order of time and memory)
 AXES: dict[str, tuple[tuple[int, ...], Callable[[int], tuple[int, int, int]], int]] = {
     "tokens of a frame": ((256, 1024, 4096, 16384), lambda size: (1, 1, size), 2),
     "frames of 256 tokens": ((1, 4, 16, 64, 256), lambda size: (1, size, FRAME), 1),
@@ -39,7 +39,7 @@ AXES: dict[str, tuple[tuple[int, ...], Callable[[int], tuple[int, int, int]], in
 
 
 def merging(samples: int, frames: int, tokens: int, channels: int) -> Callable[[], object]:
-    """The merge of so many prompts, each a word and a video."""
+    """A function that merges `samples` prompts of one word and one video each."""
     height = 2 ** (int(math.log2(tokens)) // 2)
     vision = VisionTokens(image_token_id=8, video_token_id=VIDEO, merge_size=2, tokens_per_second=2)
     compression = Compression(CompressionConfig.preset("ppe"), vision, contiguous_channels([16, 24, 24]), 12)
@@ -55,11 +55,11 @@ def merging(samples: int, frames: int, tokens: int, channels: int) -> Callable[[
 
 @torch.no_grad()
 def measure(axis: str, channels: int, rounds: int, count: int | None = None) -> list[dict]:
-    """Of every size (of the first `count`) milliseconds, their median over rounds, and MiB."""
+    """A row for each of the first `count` sizes: median milliseconds over rounds, and peak MiB."""
     sizes, shape, _ = AXES[axis]
     sizes = sizes[:count]
     runs = {size: merging(*shape(size), channels) for size in sizes}
-    peaks = {size: peak_mib(run) for size, run in runs.items()}  # and all is warm
+    peaks = {size: peak_mib(run) for size, run in runs.items()}  # also the warm-up
     times = [{size: thread_ms(run) for size, run in runs.items()} for _ in range(rounds)]
     return [{"size": n, "ms": statistics.median(one[n] for one in times), "mib": peaks[n]} for n in sizes]
 

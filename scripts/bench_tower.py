@@ -1,12 +1,12 @@
-"""The vision tower of Qwen2.5-VL-7B at its real width: dense, IPCV, and ToMe that joins to the share that IPCV keeps.
+"""The vision tower of Qwen2.5-VL-7B at its real width: dense, IPCV, and ToMe merging to the share that IPCV keeps.
 
-"ipcv_released" does as the published code: its borders, and where patches that have left are keys and values, they are
-queries, too, and what they hear is thrown away. "ipcv" asks the patches that stay alone.
+"ipcv_released" works as the published code: it uses that code's frame borders, and where dropped patches serve as keys
+and values, they are queries, too, whose results are discarded. In "ipcv" only the patches that stay are queries.
 
-Weights are random, and there are as many blocks as --blocks says (32 in the checkpoint). They take turns, round
-after round; of one thread of a CPU the clock is the time that it computed. "share" is the median of the rounds' ratios
-to the dense tower's time, "counted" the share of its blocks' operations, which no program that does the same can beat
-but by working faster. More than 4,096 patches are measured in one round that nothing goes before.
+Weights are random, and --blocks is the number of blocks (32 in the checkpoint). Methods alternate in each round; on one
+thread of a CPU the clock is its CPU time. "share" is the median over rounds of the ratio to the dense tower's time;
+"counted" is the ratio of the blocks' operations, below which the time can only fall by faster execution. Above 4,096
+patches, a single round is measured without a warm-up.
 
     python scripts/bench_tower.py --methods ipcv ipcv_released --output tower.json      # 10 to 15 minutes of a core
 
@@ -45,14 +45,14 @@ SIZE, METHODS, LONG = "tower", ("ipcv", "ipcv_released", "tome"), 4096
 
 
 def model_of(blocks: int, device: torch.device, dtype: torch.dtype):
-    """The tower with a decoder that is next to nothing. One block in eight attends to all, as in the checkpoint."""
+    """The tower with a minimal decoder. One block in eight attends to the whole picture, as in the checkpoint."""
     text, _, tied = SIZES["tiny"]
     SIZES[SIZE] = text, {"depth": blocks, "fullatt_block_indexes": list(range(7, blocks, 8))}, tied
     return build(SIZE, device, dtype)
 
 
 class AllAsk(TowerBlock):
-    """One whose rows that have left are asked for queries, too, as the published code has it."""
+    """A block in which patches that have left are queries, too, as in the published code."""
 
     spares_queries = False
 
@@ -63,7 +63,7 @@ class AllAsk(TowerBlock):
 
 @contextlib.contextmanager
 def all_asking(wanted: bool) -> Iterator[None]:
-    """Have the blocks of a pass run so."""
+    """Within this context, if `wanted`, the tower's passes use AllAsk blocks."""
     if wanted:
         tower_blocks.TowerBlock = AllAsk
     try:
@@ -73,7 +73,7 @@ def all_asking(wanted: bool) -> Iterator[None]:
 
 
 def run(model, pixels: torch.Tensor, grid: torch.Tensor) -> float:
-    """A pass of the tower; the operations of its blocks as a share of the dense tower's, by formula."""
+    """Run a pass of the tower; returns the operations of its blocks relative to the dense tower's, by formula."""
     compression = vars(model).get("compression")
     if compression is None:
         model.model.visual(pixels, grid_thw=grid)
@@ -87,7 +87,7 @@ def run(model, pixels: torch.Tensor, grid: torch.Tensor) -> float:
     report = passing.report
     if released:
         for number, work in report.blocks.items():
-            if work.ran[0] == work.whole[0]:  # all rows are asked, and all that they hear is projected
+            if work.ran[0] == work.whole[0]:  # all rows are queries, and all of their outputs are projected
                 ran = (*work.ran[:2], work.whole[2])
                 report.blocks[number] = replace(work, ran=ran, lost=work.ran[0] - work.ran[1])
     return report.flops / report.dense_flops
@@ -97,8 +97,8 @@ def run(model, pixels: torch.Tensor, grid: torch.Tensor) -> float:
 def measure(
     model, patches: int, keep: float, device: torch.device, rounds: int, methods: Sequence[str], cold: bool = False
 ) -> dict[str, float]:
-    """Milliseconds of the dense tower and of each method, and its ratio to the dense tower: by time the median of the
-    rounds, with the least and the most, and counted."""
+    """Median milliseconds of the dense tower and of each method, and each method's ratio to the dense tower: in time
+    ("share", "least" and "most" over rounds) and in operations ("counted")."""
     side, vision = isqrt(patches), model.config.vision_config
     if side * side != patches or side % vision.spatial_merge_size:
         raise InputError(f"patches={patches}: give the square of an even number")

@@ -1,13 +1,13 @@
-"""A training step with and without compression: time, memory and FLOPs, the vision tower frozen and trained.
+"""A training step with and without compression: time, memory and FLOPs, with the vision tower frozen and trained.
 
-Qwen2.5-VL at its real widths, with random weights: a tower of two blocks, of which one attends to the whole picture, a
-decoder of two layers (32 and 36 in 3B, 32 and 28 in 7B), a drawn page as the picture and 66 tokens of text, which are
-labelled. A step is the forward pass, the loss, the backward pass and AdamW. Memory is the most that a step holds above
-weights, gradients and the optimizer's state, which no compression makes less: all of torch's allocations, added up.
+Qwen2.5-VL at its real widths, with random weights: a tower of two blocks, one of which attends to the whole picture, a
+decoder of two layers (the 3B has 32 blocks and 36 layers, the 7B 32 and 28), a drawn page as the picture, and 66 tokens
+of text, which are the labels. A step is the forward pass, the loss, the backward pass and AdamW. Memory is the peak of
+a step, computed from all of torch's allocations, beyond weights, gradients and optimizer state, which compression
+cannot reduce.
 
-FLOPs are counted by torch as the step runs; those of the whole depth are made of what a block and a layer cost in the
-forward pass: three times that where weights are trained, once where they are not. --checkpointing runs each decoder
-layer's forward pass once more.
+torch counts the FLOPs as the step runs. FLOPs of the whole depth follow from the forward pass of a block and a layer:
+three times that if weights are trained, once if not. --checkpointing runs each decoder layer's forward pass once more.
 
     python scripts/bench_training.py [--size 3b] [--patches 2304] [--rounds 3] [--dtype bf16] [--output FILE]
     python scripts/bench_training.py --formula --patches 4096      # shares of 3B and 7B by formula; runs nothing
@@ -35,11 +35,11 @@ from ppe_npu.methods import DPCKNN, PixelPrune
 from ppe_npu.models.forward_pass import ForwardPass
 
 RATIO, TIME_GOAL, MEMORY_GOAL, DENSE, LAYERS = 0.45, 0.40, 0.50, "dense", 2
-KINDS = ((28, False), (4, True))  # of the tower's blocks, as bench_first_token.BLOCKS
+KINDS = ((28, False), (4, True))  # kinds of the tower's blocks, as in bench_first_token.BLOCKS
 
 
 def settings(tokens: int) -> dict[str, CompressionConfig]:
-    """What is compared on a picture of so many tokens; all but "dense" leave the same number of them."""
+    """The settings that are compared on a picture of `tokens` tokens; all but "dense" keep equally many tokens."""
     few = DPCKNN(RATIO).kept(tokens)
     more = round((few * tokens) ** 0.5)
     steps = {
@@ -55,7 +55,7 @@ class Step:
     """A training step of one model.
 
     Args:
-        frozen: whether the vision tower is. checkpointing: gradient checkpointing in the decoder.
+        frozen: whether the vision tower is frozen. checkpointing: use gradient checkpointing in the decoder.
     """
 
     def __init__(self, model, inputs: dict, frozen: bool, checkpointing: bool):
@@ -68,21 +68,21 @@ class Step:
         placeholder = inputs["input_ids"] == model.config.image_token_id
         self.labels = inputs["input_ids"].masked_fill(placeholder, IGNORED)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # A rate of 0: it computes as any other does, and the next setting meets the same weights.
+        # A learning rate of 0 costs the same as any other, and leaves the weights unchanged for the next setting.
         self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        self.optimizer.step()  # whose state, as the gradients, is there before a step's memory is measured
+        self.optimizer.step()  # allocates the optimizer state, so that it is not part of a step's memory
 
     def run(self) -> None:
         loss = self.model(**self.inputs, labels=self.labels, use_cache=False, ppe=ForwardPass(skip_logits=True)).loss
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)  # so that gradients are there already when memory is measured
+        self.optimizer.zero_grad(set_to_none=False)  # gradients stay allocated, outside a step's memory
 
     def counted(self, depth: int) -> dict[str, float]:
-        """FLOPs of a step, and of one whose model is as deep as the checkpoint, where what is neither a block's nor a
-        layer's is left out; the MiB that a step holds at most."""
+        """FLOPs of a step ("step"); FLOPs of a step at the checkpoint's depth, in blocks and layers only ("deep"); and
+        the peak MiB of a step ("peak_mib")."""
         with torch.no_grad():
             forward = counted(self.model, self.inputs, depth, KINDS)
         with flop_counter() as counter:
@@ -92,7 +92,7 @@ class Step:
 
 
 def measure(model, size: str, patches: int, rounds: int, frozen: bool, checkpointing: bool) -> dict[str, dict]:
-    """Rows by setting. The first round counts FLOPs and memory, and warms up."""
+    """Rows by setting. The first round counts FLOPs and memory and is the warm-up; it is not timed."""
     inputs = page(model, patches)
     step = Step(model, inputs, frozen, checkpointing)
     configs = settings(int((inputs["input_ids"] == model.config.image_token_id).sum()))
@@ -122,8 +122,8 @@ def measure(model, size: str, patches: int, rounds: int, frozen: bool, checkpoin
 
 
 def by_formula(size: str, patches: int, text: int = 66) -> dict[str, tuple[float, float]]:
-    """Of dense FLOPs what a step of the whole depth takes, the tower frozen and trained, by setting: attention whole,
-    without what a causal mask spares, and dropped cells evenly over the picture."""
+    """{setting: (tower frozen, tower trained)} FLOPs of a step at the whole depth, relative to dense. Attention counts
+    all pairs, even those that a causal mask excludes, and dropped cells are spread evenly over the picture."""
     widths, cell = Widths(config_of(size)), 4
     tokens = patches // cell
 
@@ -162,7 +162,7 @@ def table(title: str, rows: dict[str, dict]) -> str:
 
 
 def verdict(rows: dict[str, dict]) -> str:
-    """Which goals each setting meets, in words."""
+    """The goals that each setting meets or misses, in words."""
     said = []
     for name, row in rows.items():
         if name != DENSE:

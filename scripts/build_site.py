@@ -1,10 +1,10 @@
-"""The documents as a site, built strict: a link or an anchor that leads nowhere is an error.
+"""Builds the documentation site in mkdocs' strict mode: a broken link or anchor is an error.
 
-    python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs        # build/site; without --mkdocs its pages alone
-    python scripts/build_site.py --no-pictures                         # in a second
+    python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs        # build/site; without --mkdocs only build/pages
+    python scripts/build_site.py --no-pictures                         # takes a second
 
-The pages are docs/, README, CHANGELOG and CONTRIBUTING as they stand, in build/pages; beside them a page for each
-method, made from its docstrings with a picture of its groups, and a reference of what may be imported.
+build/pages gets copies of docs/, README, CHANGELOG and CONTRIBUTING, a page for each method with its docstrings and a
+picture of its groups, and a reference of the public names.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ REFERENCE = {
                  "ppe_npu.training.convert:convert_record"),
     "Evaluation": ("ppe_npu.evaluation.runner:evaluate",),
 }  # fmt: skip
-_PIXELS = 19200  # of the picture: tokens of 8 x 8 pixels
-_RATIO = 0.3  # of the pictures: enough merges to be seen
-_NOT_DRAWN = {  # methods -> what their pages have in place of a picture of one's own
+_PIXELS = 19200  # height * width of the picture, whose tokens are 8 x 8 pixels
+_RATIO = 0.3  # for the pictures: low enough that merges are visible
+_NOT_DRAWN = {  # method -> the text of its page in place of a picture of its groups
     "events": "It groups frames of videos; all methods on four frames, by `python scripts/draw_methods.py`.\n\n"
     "![groups of every method on four frames](../methods-video.png)",
     "ipcv": "There is no picture: patches leave early blocks of the vision tower, and its end rebuilds every one.",
@@ -45,7 +45,7 @@ _NOT_DRAWN = {  # methods -> what their pages have in place of a picture of one'
 
 
 def write_pages(folder: Path, pictures: bool = True) -> None:
-    """All pages of the site, and the files that they link to."""
+    """Write all pages of the site, and copy the files that they link to."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs", folder / "docs")
     for name in COPIED:
@@ -67,7 +67,7 @@ def write_pages(folder: Path, pictures: bool = True) -> None:
 
 
 def _copy_linked(page: Path, folder: Path) -> None:
-    """Files of the repository that a page links to are copied, so that the site holds them."""
+    """Copy the files of the repository that a page links to into the site."""
     for target in re.findall(r"\]\(([^)\s#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         there = page.parent / target
         source = ROOT / there.resolve().relative_to(folder.resolve())
@@ -77,7 +77,7 @@ def _copy_linked(page: Path, folder: Path) -> None:
 
 
 def method_page(one: Any, picture: str | None) -> str:
-    """A method's own page: what its file and its class say, its row of facts, its settings, its groups."""
+    """A method's page: its facts, the docstrings of its file and its class, its settings, a picture of its groups."""
     from ppe_npu.methods.base import method_class
 
     cls = method_class(one.name)
@@ -111,7 +111,7 @@ def method_page(one: Any, picture: str | None) -> str:
 
 
 def reference() -> str:
-    """Signature and docstring of everything in REFERENCE."""
+    """The page with the signature and the docstring of everything in REFERENCE."""
     parts = [
         "# Reference",
         "What may be imported, with shapes, dtypes, units and errors; all else is the package's own.",
@@ -138,7 +138,7 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _text(docstring: str | None) -> str:
-    """A docstring as it stands: its line breaks and indents are its form."""
+    """A docstring in a code block, which keeps its line breaks and indents."""
     return _code(inspect.cleandoc(docstring or ""))
 
 
@@ -147,7 +147,7 @@ def _code(text: str) -> str:
 
 
 def _draw_all(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """{method: its settings on the command line} of each picture."""
+    """Draw a picture for each method; returns {method: its settings as on the command line}."""
     from PIL import Image
 
     from ppe_npu.demo import tiny
@@ -175,7 +175,7 @@ def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str:
     values: dict[str, Any] = {"positions": "ppe", "k": 4}
     values |= {"ratio": _RATIO} if hasattr(own, "ratio") else {}
     values |= {"layer": [1]} if own.place == "layer" else {}
-    values |= {"merge_blocks": [0]} if hasattr(own, "merge_blocks") else {}  # the tiny tower's only one
+    values |= {"merge_blocks": [0]} if hasattr(own, "merge_blocks") else {}  # the tiny tower has only this block
     compress(model, CompressionConfig.preset(name, **values))
     model.compression.keep_groups = True
     with torch.inference_mode():

@@ -1,5 +1,6 @@
-"""The house rules that a program can check: arrows run one way, device packages stay in their room and questions of
-devices in one file of it, files and functions stay short, lines of documents fit, tests derive their tolerances.
+"""Checks the house rules that a program can check: imports run one way, device packages are imported only in backends/
+and kinds of devices are distinguished in one file there, files and functions are short, lines of documents are not too
+wide, tests derive their tolerances.
 
 cli -> explorer -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
 """
@@ -15,7 +16,7 @@ ASKS_OF_DEVICES = "backends/device.py"
 WIDEST = 160  # characters of a document's line
 DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")
 
-# A module may import modules of its own level or of a lower one. Longest matching prefix decides.
+# A module may import modules of its own level or a lower one. The longest matching prefix gives a module's level.
 LEVELS = {
     "ppe_npu": 0,
     "ppe_npu.errors": 0,
@@ -42,11 +43,11 @@ LEVELS = {
     "ppe_npu.cli": 10,
     "ppe_npu.old_names": 11,
 }
-# What compares with a tolerance of its own, and arguments that give one: tests take theirs from tests/tolerances.py.
+# Functions with a default tolerance, and arguments that set one: tests must take theirs from tests/tolerances.py.
 COMPARE = {"assert_close", "assert_allclose", "allclose", "isclose", "assert_array_almost_equal", "assert_almost_equal"}
 LESS = {"lt", "le", "less", "less_equal"}
 TOLERANCES = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol", "tol", "tolerance"}
-# A small number in a test that is no tolerance: (file, the line's own words) -> what specifies it.
+# Small numbers in tests that are not tolerances: (file, the stripped line) -> what specifies the number.
 SPECIFIED: dict[tuple[str, str], str] = {}
 KINDS = {"npu", "cuda", "cpu"}
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}
@@ -65,7 +66,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path, module: str) -> list[tuple[int, str]]:
-    """(line, absolute module) of every import, those inside functions among them."""
+    """(line, absolute module) of every import, including those inside functions."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -79,7 +80,7 @@ def imports(path: Path, module: str) -> list[tuple[int, str]]:
 
 
 def wide_lines(root: Path) -> list[str]:
-    """The lines of documents that are wider than a screen."""
+    """A message for each line of a document that is wider than WIDEST."""
     return [
         f"{path.relative_to(root)}:{number} has {len(line)} characters: break it at {WIDEST}, or shorten its cells"
         for path in sorted(path for pattern in DOCUMENTS for path in root.glob(pattern))
@@ -89,14 +90,14 @@ def wide_lines(root: Path) -> list[str]:
 
 
 def is_small(node: ast.AST) -> bool:
-    """A literal between 0 and 0.1, or a power with a negative exponent."""
+    """Whether an expression is a float literal between 0 and 0.1, or a power with a negative exponent."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         return isinstance(node.left, ast.Constant) and isinstance(node.right, ast.UnaryOp)
     return isinstance(node, ast.Constant) and isinstance(node.value, float) and 0 < node.value < 0.1
 
 
 def has_small(node: ast.AST, names: frozenset[str] = frozenset()) -> bool:
-    """A small literal, alone, as a factor, a term or one of two, or a name that stands for one."""
+    """Whether an expression is a small literal or a name for one, or contains one in arithmetic or `if`/`else`."""
     if isinstance(node, ast.BinOp) and not is_small(node):
         return any(has_small(part, names) for part in (node.left, node.right))
     if isinstance(node, ast.IfExp):
@@ -105,13 +106,13 @@ def has_small(node: ast.AST, names: frozenset[str] = frozenset()) -> bool:
 
 
 def small_names(tree: ast.AST) -> frozenset[str]:
-    """Names that are given a small number anywhere in a file."""
+    """Names that are assigned a small number anywhere in a file."""
     given = [node for node in ast.walk(tree) if isinstance(node, ast.Assign) and has_small(node.value)]
     return frozenset(target.id for node in given for target in node.targets if isinstance(target, ast.Name))
 
 
 def is_limit(node: ast.AST, names: frozenset[str]) -> bool:
-    """Whether something has to be below a small number."""
+    """Whether a condition requires something to be below a small number."""
     if isinstance(node, ast.Call):
         return getattr(node.func, "attr", "") in LESS and any(has_small(part, names) for part in node.args)
     above = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
@@ -127,7 +128,7 @@ def is_limit(node: ast.AST, names: frozenset[str]) -> bool:
 
 
 def bare_tolerances(source: str) -> list[tuple[int, str]]:
-    """(line, what stands there) of every tolerance in a test that is a bare number, or a library's default."""
+    """(line, kind) of every tolerance in a test that is a bare number, or a library's default."""
     found, tree = [], ast.parse(source)
     names = small_names(tree)
     for node in ast.walk(tree):
@@ -160,13 +161,13 @@ def tolerances() -> list[str]:
 
 
 def is_kind(node: ast.AST) -> bool:
-    """The name of a kind of device, or several of them."""
+    """Whether an expression is the name of a kind of device, or a literal collection of such names."""
     parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
     return bool(parts) and all(isinstance(part, ast.Constant) and part.value in KINDS for part in parts)
 
 
 def device_questions(source: str) -> list[int]:
-    """Lines that ask what kind a device is: backends/device.py alone does, and tells others what the device can."""
+    """Lines that test the kind of a device. Only backends/device.py may; other code asks it what a device can do."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
@@ -182,7 +183,7 @@ def device_questions(source: str) -> list[int]:
 
 
 def long_functions(source: str) -> list[tuple[int, str, int]]:
-    """(line, name, lines) of every function that does not fit on a screen."""
+    """(line, name, length in lines) of every function longer than LONGEST_FUNCTION."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
     lengths = [(node.lineno, node.name, node.end_lineno - node.lineno + 1) for node in functions]

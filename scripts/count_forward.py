@@ -1,9 +1,9 @@
-"""How much of the code one forward pass enters: files and functions of ppe_npu and backends, counted as they run.
+"""Counts the files and functions of ppe_npu and backends that one forward pass enters.
 
     python scripts/count_forward.py [--list]
 
-One image, preset ppe, a tiny random Qwen2.5-VL on the CPU; the second pass, when everything is loaded. Comprehensions,
-lambdas and generator expressions belong to the function they stand in.
+One image, preset ppe, a tiny random Qwen2.5-VL on the CPU. The second pass is counted, when everything is loaded.
+Comprehensions, lambdas and generator expressions are not counted apart from the function that contains them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def entered() -> dict[str, set[str]]:
-    """file -> names of the functions that one forward pass enters."""
+    """{file: names of the functions that one forward pass enters}."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
     from support import Prompt, batch, random_model

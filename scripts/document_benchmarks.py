@@ -1,4 +1,4 @@
-"""Write the sections of docs/benchmarks-data.md anew, behind what is written there by hand."""
+"""Rewrites the generated sections of docs/benchmarks-data.md, which follow the part that is written by hand."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Write docs/families.md's table anew, from the tiny random models on which tests/models/test_every_family.py tries the
-laws: what a family has is asked of its compressed model."""
+"""Rewrites the table of docs/families.md from the facts of compressed models: the tiny random models of
+tests/models/test_every_family.py."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ START, END = "<!-- families: scripts/document_families.py writes this table -->\
 
 
 def markdown() -> str:
-    """A row per family: its class, the decoders it may have, its axes and pairs, how its pictures stand, its places."""
+    """A row per family: its class, its axes and pairs, its decoder layers, its videos, and the places of steps."""
     lines = [("transformers class", "axes", "pairs", "decoder layers", "videos", "steps at"), ("---",) * 6]
     lines += sorted(_row(name) for name in _tiny())
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def refused() -> str:
-    """A line per class that was looked at and does not fit."""
+    """A line per class that was examined and is refused."""
     from ppe_npu.models.known import REFUSED
 
     return "".join(f"* `{name}`: {why}.\n" for name, why in sorted(REFUSED.items()))
@@ -50,7 +50,7 @@ def _row(name: str) -> tuple[str, ...]:
 
 
 def written(page: str) -> str:
-    """The page with the table of today."""
+    """The text of the page with the current table."""
     before, rest = page.split(START)
     _, after = rest.split(END)
     return before + START + markdown() + "\nLooked at, and refused by name:\n\n" + refused() + END + after

@@ -1,6 +1,6 @@
-"""Write the tables of methods anew: the README's and docs/methods.md's, from the registered classes; that of rules of
-positions in docs/positions.md; and, where a methods.json of `make demo METHODS=...` is named, what docs/methods.md
-says of its numbers."""
+"""Rewrites the generated parts of documents: the tables of methods in the README and docs/methods.md, from the
+registered classes; the table of rules of positions in docs/positions.md; and, if a methods.json of `make demo
+METHODS=...` is given, the report on its numbers in docs/methods.md."""
 
 import json
 import re
@@ -21,11 +21,11 @@ MEASURED = "<!-- measured: scripts/document_methods.py writes what follows -->\n
 MEASURED_END = "<!-- measured end -->\n"
 RULES = "<!-- rules: scripts/document_methods.py writes this table -->\n"
 RULES_END = "<!-- rules end -->\n"
-WIDEST = 160  # characters of a line, as scripts/check_house.py has it
+WIDEST = 160  # characters of a line, as in scripts/check_house.py
 
 
 def markdown() -> str:
-    """A row per method: its name, what it does, its source, where it may stand, what it looks at, how it counts."""
+    """A row per method: its name, what it does, its paper, its places, what it looks at, its budget."""
     lines = [("method", "what it does", "paper", "place", "cost: looks at", "budget"), ("---",) * 6]
     lines += [_row(Listed.of(name)) for name in published()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -34,13 +34,13 @@ def markdown() -> str:
 def _row(one: Listed) -> tuple[str, ...]:
     paper = one.source
     rest = (paper, ", ".join(one.places), one.looks_at, one.budget)
-    # As much of the first sentence as there is room for.
+    # The first sentence is cut to the room that is left in the line.
     room = WIDEST - sum(map(len, rest)) - len(one.name) - len("| `` |  |") - 3 * len(rest)
     return f"`{one.name}`", textwrap.shorten(one.what, room, placeholder=" ..."), *rest
 
 
 def settings() -> str:
-    """A row per method: what one cell is, and every setting with its default."""
+    """A row per method: what one cell is, and its settings with their defaults."""
     lines = [("method", "one cell is", "settings and their defaults"), ("---",) * 3]
     for one in map(Listed.of, published()):
         fields = {key: value for key, value in one.fields.items() if key != "layer" or value is not None}
@@ -58,7 +58,7 @@ def rules() -> str:
 
 
 def with_rules(page: str) -> str:
-    """docs/positions.md with the rules of today."""
+    """The text of docs/positions.md with the current table of rules."""
     return _between(page, RULES, RULES_END, rules())
 
 
@@ -68,12 +68,12 @@ def _plain(value: object) -> str:
 
 
 def written(page: str, table: str | None = None) -> str:
-    """The page with the table of today."""
+    """The text of a page with the current table of methods."""
     return _between(page, START, END, markdown() if table is None else table)
 
 
 def measured(page: str, results: dict) -> str:
-    """The page with what a methods.json says."""
+    """The text of a page with the report on a methods.json."""
     text = methods_page.measured(results["results"], results["command"])
     lines = [line if line.startswith("|") else textwrap.fill(line, WIDEST - 10) for line in text.splitlines()]
     return _between(page, MEASURED, MEASURED_END, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n") + "\n")

@@ -1,4 +1,4 @@
-"""Write docs/pvc.md's comparison anew from what `ppe-npu demo --motion` wrote into runs/motion, or another folder."""
+"""Rewrites the comparison in docs/pvc.md from results of `ppe-npu demo --motion`, in runs/motion or another folder."""
 
 import json
 import sys
@@ -11,12 +11,12 @@ END = "<!-- motion end -->\n"
 
 
 def start(tokens: int) -> str:
-    """The line that a table stands behind, by how many tokens a frame has."""
+    """The line before the table for this number of tokens per frame."""
     return f"<!-- motion, tokens a frame: {tokens}; scripts/document_motion.py writes this -->\n"
 
 
 def written(page: str, results: list[dict]) -> str:
-    """The page with the table and the findings of these results, in place of those of as many tokens a frame."""
+    """The page with the table and the findings of these results, replacing those for the same tokens per frame."""
     from ppe_npu.demo.motion import findings, table
 
     tokens = results[0].get("tokens")

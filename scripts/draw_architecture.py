@@ -1,4 +1,4 @@
-"""Draws docs/architecture.png: the rooms of the house and who imports whom, read from the code."""
+"""Draws docs/architecture.png: the parts of the package ("rooms") and the imports between them, read from the code."""
 
 from collections import Counter
 from pathlib import Path
@@ -33,7 +33,8 @@ _BELONGS = {
 
 
 def room(module: str) -> str | None:
-    """The room of a module of ours; None for the package itself, its names (ppe_npu.compress), and old names."""
+    """The room of one of the package's modules; None for other modules, the package itself, its names
+    (ppe_npu.compress), and old_names."""
     parts = module.split(".")
     if parts[0] != "ppe_npu" or len(parts) == 1:
         return None
@@ -42,7 +43,7 @@ def room(module: str) -> str | None:
 
 
 def arrows() -> Counter:
-    """(importing room, imported room) -> number of files that do."""
+    """{(importing room, imported room): number of importing files}."""
     found: Counter = Counter()
     for path in [*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]:
         module = module_name(path)

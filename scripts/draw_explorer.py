@@ -1,4 +1,4 @@
-"""Draw the page of a running `ppe-npu explore`: docs/explore.png. It needs Chromium, its driver and Selenium.
+"""Takes a screenshot of a running `ppe-npu explore`: docs/explore.png. It needs Chromium, its driver and Selenium.
 
 python scripts/draw_explorer.py http://127.0.0.1:7860/ [--output docs/explore.png]
 """
@@ -15,7 +15,7 @@ from ppe_npu.files import write_bytes
 
 
 def screenshot(address: str) -> Image.Image:
-    """The page once its costs are there."""
+    """A screenshot of the page, taken once its pictures and its link are complete."""
     from selenium import webdriver
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -24,7 +24,7 @@ def screenshot(address: str) -> Image.Image:
         for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                          "--window-size=1280,1420", f"--user-data-dir={profile}"):  # fmt: skip
             options.add_argument(argument)
-        # Both by name: Selenium would look for them on the network.
+        # Both are named, because Selenium would otherwise look for them on the network.
         options.binary_location = shutil.which("chromium") or "chromium"
         browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver") or "chromedriver"))
         try:

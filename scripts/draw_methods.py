@@ -1,11 +1,11 @@
-"""Draw what every method makes of one picture and of one video: docs/methods-picture.png, docs/methods-video.png.
+"""Draws every method's groups for one picture and one video: docs/methods-picture.png, docs/methods-video.png.
 
     python scripts/draw_methods.py [--ratio 0.25] [--output docs]
 
-The demo's tiny model, as it is drawn (nothing is trained), looks at one of the demo's scenes, and at four in a row, in
-each of which one figure more has gone. Each panel is one method with its own defaults at that share of the tokens:
-tokens of one colour became one token, a dot marks the representative, what is dark was dropped. Methods of layers stand
-at the second of two; those that look into the tower look at its one block.
+The demo's tiny model, with random weights, is given one of the demo's scenes, and a video of four scenes, each of which
+has one figure less than the one before. Each panel is one method with its own defaults at this share of the tokens:
+tokens of one colour became one token, a dot marks the representative, and dark tokens were dropped. Methods that run on
+entry of a layer use the second of two; methods that look into the tower use its only block.
 """
 
 import argparse
@@ -33,13 +33,13 @@ DROPPED = (40, 40, 40)
 
 
 def pictures() -> list[Image.Image]:
-    """Scenes of a video, the first of which is the picture."""
+    """The scenes of the video; the first is the picture."""
     scene = scenes.make_scene(np.random.default_rng(SEED))
     return [scenes.Scene(scene.figures[number:]).render() for number in range(FRAMES)]
 
 
 def config_of(name: str, ratio: float) -> CompressionConfig | None:
-    """A method alone at this share, standing as it does in the demo; None where it cannot be drawn."""
+    """A config of this method alone, at this share and at the place that it has in the demo; None if it is invalid."""
     try:
         return Row(name, "keep_one", ratio, False).config
     except InputError:
@@ -47,10 +47,10 @@ def config_of(name: str, ratio: float) -> CompressionConfig | None:
 
 
 def groups_of(model, processor, config: CompressionConfig, frames: Sequence[Image.Image]) -> Groups:
-    """What is left of one picture, or of a video of several frames, before a question."""
+    """The groups of one picture, or of a video of several frames, before a question."""
     compress(model, config)
     model.compression.keep_groups = True
-    # A patch of a video is two frames alike: that of a picture.
+    # A video's patch spans two frames; as a picture's patch repeats its pixels, it is a patch of two equal frames.
     made = [processor.image_processor(images=[frame], return_tensors="pt") for frame in frames]
     pixels, grid = torch.cat([one["pixel_values"] for one in made]), made[0]["image_grid_thw"].clone()
     grid[0, 0] = len(frames)
@@ -65,7 +65,7 @@ def groups_of(model, processor, config: CompressionConfig, frames: Sequence[Imag
 
 
 def sheet(titled: Sequence[tuple[str, Image.Image]], columns: int) -> bytes:
-    """A PNG of few colours with every panel under its title."""
+    """The bytes of a PNG, with few colours, of all panels with their titles."""
     width, height = titled[0][1].size
     rows = -(-len(titled) // columns)
     page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + LINE + GAP) + GAP), "white")

@@ -1,24 +1,24 @@
-"""Makes one of the virtual environments that the Makefile's targets run in, from setup.cfg and scripts/constraints.txt.
+"""Creates one of the Makefile's virtual environments from setup.cfg and scripts/constraints.txt.
 
     python3.11 scripts/environment.py .venv [--add-torch-npu]
 
-.venv          what nearly every target needs; --add-torch-npu adds torch_npu to one that is there
-.venv-npu      the same with torch_npu, for EMULATE=1; .venv-npu-2.10.0.post4 with that release of it, and its torch
-.venv-oldest   the same with the oldest transformers of our range (scripts/oldest.txt), for test-matrix
-.venv-newest   the same with the newest torch and transformers of the index, whatever our bounds say, for test-newest
-.venv-lmms     the same with lmms-eval, which brings a hundred packages of its own, for test-lmms
-.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), and beside them the
-               newer transformers that InternVL wants, for test-vllm
-.venv-ascend   torch with triton-ascend in Triton's place and two of Huawei's compilers, for test-ascend-compiler
+.venv          the base, for nearly every target; --add-torch-npu adds torch_npu to an existing environment
+.venv-npu      the base with torch_npu, for EMULATE=1; .venv-npu-2.10.0.post4: with that release and its torch
+.venv-oldest   the base with the oldest supported transformers (scripts/oldest.txt), for test-matrix
+.venv-newest   the base with the newest torch and transformers of the index, ignoring our bounds, for test-newest
+.venv-lmms     the base with lmms-eval, which has a hundred dependencies, for test-lmms
+.venv-vllm     vLLM for the CPU, with the torch and transformers that it pins (scripts/vllm.txt), and apart from them
+               the newer transformers that InternVL needs, for test-vllm
+.venv-ascend   torch with triton-ascend in place of Triton and two of Huawei's compilers, for test-ascend-compiler
 .venv-lent     Python 3.12 with the versions of a GPU machine that is lent for minutes (scripts/lent.txt), for test-lent
-.venv-docs     mkdocs-material alone (scripts/docs.txt), for docs
-.venv-app      the base with Gradio, Selenium and a Jupyter kernel, for test-app; chromium is the system's
-.venv-integrations   the base with TRL and the accelerate that it wants, and transformers' source package, which has the
-               tests that it runs on every model, for test-integrations
-.venv-frameworks   LLaMA-Factory and ms-swift with versions for both (scripts/frameworks.txt), for test-frameworks
+.venv-docs     only mkdocs-material (scripts/docs.txt), for docs
+.venv-app      the base with Gradio, Selenium and a Jupyter kernel, for test-app; uses the system's chromium
+.venv-integrations   the base with TRL, the accelerate that TRL needs, and transformers' source package, whose tests are
+               run on our models, for test-integrations
+.venv-frameworks   LLaMA-Factory and ms-swift in compatible versions (scripts/frameworks.txt), for test-frameworks
 
-It needs nothing but Python, and runs in the folder of the repository. An environment that is complete has a file .ready
-(.torch_npu, where that was added). The exit code is 2 where Python is too old, else the first failed command's.
+The script needs only Python, and runs in the repository's folder. A complete environment has a file .ready (and
+.torch_npu, if that was added). The exit code is 2 if Python is too old, else that of the first failed command.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ import sys
 from pathlib import Path
 
 CONSTRAINTS = Path("scripts/constraints.txt")
-# Named in the command that installs everything else, so that nothing pulls another release of it.
+# Named in the command that installs everything else, so that no dependency pulls another release of it.
 TORCH = "torch==2.13.0"
-LOOSER = {  # of whose packages no release is pinned
-    # wandb and pandas, which lmms-eval brings, want older releases of these than we test with.
+LOOSER = {  # environment -> constraints that are dropped there
+    # wandb and pandas, dependencies of lmms-eval, need older releases of these than we test with.
     ".venv-lmms": r"(?m)^(protobuf|python-dateutil)=.*\n",
-    ".venv-app": r"(?m)^(pillow|python-dateutil)=.*\n",  # Gradio and pandas want older ones
-    ".venv-integrations": r"(?m)^accelerate=.*\n",  # TRL wants a newer one
+    ".venv-app": r"(?m)^(pillow|python-dateutil)=.*\n",  # Gradio and pandas need older ones
+    ".venv-integrations": r"(?m)^accelerate=.*\n",  # TRL needs a newer one
 }
 BESIDE_APP = ("selenium", "nbclient", "nbformat", "ipykernel")
 TRL = ("accelerate>=1.10", "trl==1.16.0", "datasets")
-# LLaMA-Factory imports torchaudio, of which PyPI's compiled part wants CUDA libraries: without it, it is imported.
+# LLaMA-Factory imports torchaudio, whose compiled part needs CUDA libraries on PyPI. frameworks() removes that part.
 FRAMEWORKS = ("llamafactory==0.9.5", "ms-swift==4.6.0", "torchaudio==2.11.1", "torchvision==0.28.0")
-UV = "uv==0.13.9"  # which takes a minute for what pip takes four (.venv-vllm)
-OF_TORCH = ("torch", "torch_npu", "torchvision", "triton")  # which go together
+UV = "uv==0.13.9"  # used for .venv-vllm, as it takes one minute where pip takes four
+OF_TORCH = ("torch", "torch_npu", "torchvision", "triton")  # their releases go together
 NAMES = (
     ".venv",
     ".venv-npu",
@@ -60,19 +60,19 @@ NAMES = (
     ".venv-docs",
     ".venv-app",
 )
-# One package in two releases: the compiler alone is used, found by its folder (tests/ascend_compiler).
+# One package in two releases: of both only the compiler is used, found by its folder (tests/ascend_compiler).
 ASCEND = ("triton-ascend==3.2.0", "ascendnpu-ir==1.2.0", "pybind11")
 OLDER_COMPILER = "ascendnpu-ir==1.1.0"
 
 
 def torch_npu_of(folder: str) -> str | None:
-    """The release of torch_npu that an environment's name ends with: .venv-npu-2.10.0.post4."""
+    """The release of torch_npu at the end of an environment's name (.venv-npu-2.10.0.post4), or None."""
     found = re.fullmatch(r"\.venv-npu-(\d+\.\d+\.\d+(\.post\d+)?)", folder)
     return found and found[1]
 
 
 def with_torch_npu(folder: str, release: str) -> list[list[str]]:
-    """The base with another torch, in the release that torch_npu's is of, and what goes with it."""
+    """Commands for the base with this release of torch_npu, and the torch and torchvision that belong to it."""
     looser, torch = ["--constraint", f"{folder}/{CONSTRAINTS.name}"], ".".join(release.split(".")[:3])
     major, minor, patch = torch.split(".")
     vision = f"torchvision=={int(major) - 2}.{int(minor) + 15}.{patch}"
@@ -85,7 +85,7 @@ def with_torch_npu(folder: str, release: str) -> list[list[str]]:
 
 
 def commands(folder: str) -> list[list[str]]:
-    """The commands that make this environment, in order."""
+    """The commands that create this environment, in order."""
     constrained, looser = ["--constraint", str(CONSTRAINTS)], ["--constraint", f"{folder}/{CONSTRAINTS.name}"]
     if (release := torch_npu_of(folder)) is not None:
         return with_torch_npu(folder, release)
@@ -95,7 +95,7 @@ def commands(folder: str) -> list[list[str]]:
         return [
             [sys.executable, "-m", "venv", folder],
             pip(folder, *constrained, TORCH, "numpy", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis"),
-            [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", "triton"],  # PyPI's torch brings it
+            [f"{folder}/bin/pip", "uninstall", "--quiet", "--yes", "triton"],  # a dependency of PyPI's torch
             pip(folder, "--no-deps", *ASCEND),
             pip(folder, "--no-deps", "--target", f"{folder}/{OLDER_COMPILER.replace('==', '-')}", OLDER_COMPILER),
         ]
@@ -110,7 +110,7 @@ def commands(folder: str) -> list[list[str]]:
     base = [
         new,
         pip(folder, *constrained, TORCH, "--editable", ".[train,eval,dev]"),
-        # By itself: PyPI's wants CUDA libraries. transformers' video processors need it.
+        # transformers' video processors need it. Without its dependencies, because PyPI's would install CUDA libraries.
         pip(folder, *constrained, "--no-deps", "torchvision"),
         mend,
     ]
@@ -126,7 +126,7 @@ def commands(folder: str) -> list[list[str]]:
 
 
 def python(version: str) -> str:
-    """A Python of this version: this one, the one on the path, one of pyenv's; its plain name where there is none."""
+    """A Python of this version: the running one, one on the path, one of pyenv's; its plain name if there is none."""
     name = f"python{version}"
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
     for found in (sys.executable, shutil.which(name), *map(str, sorted(pyenv))):
@@ -141,13 +141,13 @@ def pip(folder: str, *arguments: str) -> list[str]:
 
 
 def source_of_transformers(folder: str) -> list[str]:
-    """Its source package as it is, with its tests, which import parameterized."""
+    """The command that downloads transformers' source package, which includes its tests (they import parameterized)."""
     download = [f"{folder}/bin/pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder]
     return [*download, "--no-deps", "--no-binary", "transformers", "--constraint", str(CONSTRAINTS), "transformers"]
 
 
 def frameworks(folder: str) -> list[list[str]]:
-    """All of what they need for training, then themselves; torchaudio without what does not load."""
+    """Commands that install the frameworks' dependencies and the frameworks, and remove torchaudio's compiled part."""
     wanted = "scripts/frameworks.txt"
     return [
         pip(folder, "--constraint", wanted, TORCH, "--requirement", wanted),
@@ -157,8 +157,8 @@ def frameworks(folder: str) -> list[list[str]]:
 
 
 def vllm(folder: str) -> list[list[str]]:
-    """vLLM, this package, and apart from both (newer/) the transformers of constraints.txt, which has models that
-    vLLM's does not compress."""
+    """Commands that install vLLM and this package and, apart from both (in newer/), transformers by constraints.txt,
+    which has models that cannot be compressed in the release that vLLM pins."""
     place = ["--python", f"{folder}/bin/python"]
     command = [f"{folder}/bin/uv", "pip", "install", "--quiet", "--no-config", "--system-certs", "--no-deps"]
     command += indexes_of_pip()
@@ -169,15 +169,15 @@ def vllm(folder: str) -> list[list[str]]:
 
 
 def indexes_of_pip() -> list[str]:
-    """Where pip is told to look, in words of uv, which does not read pip's settings. Of one that is said in several
-    places pip takes the environment's, else that of install; uv refuses to be told twice."""
+    """pip's settings of package indexes as options of uv, which does not read pip's settings. If pip finds a setting in
+    several places, the environment overrides `install`, which overrides `global`; uv rejects duplicates."""
     asked = [sys.executable, "-m", "pip", "config", "list"]
     said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     words = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
     found: dict[str, str] = {}
     for place in ("global", "install", ":env:"):
         found |= dict(re.findall(rf"(?m)^{place}\.({'|'.join(words)})='(.*)'$", said))
-    # pip takes the best version that any index has; uv by itself looks at the first one that knows the name.
+    # pip takes the best version of all indexes; uv by default uses the first index that has the package.
     options = ["--index-strategy", "unsafe-best-match"]
     for name, values in found.items():
         for value in values.replace("\\n", " ").split():
@@ -186,7 +186,7 @@ def indexes_of_pip() -> list[str]:
 
 
 def add_torch_npu(folder: str) -> list[str]:
-    """Without what it depends on: all of that is there already."""
+    """The command that installs torch_npu, without its dependencies, which are installed already."""
     return pip(folder, "--constraint", str(CONSTRAINTS), "--no-deps", "torch_npu")
 
 

@@ -1,9 +1,9 @@
-"""Make the torchvision of this environment importable beside a torch without CUDA; run by the Makefile, once.
+"""Makes this environment's torchvision importable beside a torch without CUDA. The Makefile runs it once.
 
-PyPI's torchvision is built against CUDA. Beside a CPU build of torch its compiled part does not load, and then its
-Python part fails at `operator torchvision::nms does not exist`, and with it transformers' Trainer and video
-processors, which need none of these operators. A few lines at the end of the installed torchvision/extension.py declare
-the two operators, without a kernel, where the compiled part has not loaded.
+PyPI's torchvision is built against CUDA. With a CPU build of torch its compiled part does not load. Then its Python
+part fails with `operator torchvision::nms does not exist`, and so do transformers' Trainer and video processors, which
+need none of these operators. This script appends lines to the installed torchvision/extension.py that declare the two
+operators, without kernels, if the compiled part has not loaded.
 """
 
 import importlib.util
@@ -24,13 +24,14 @@ if not _has_ops() and not hasattr(torch.ops.torchvision, "nms"):
 
 
 def imports() -> subprocess.CompletedProcess:
-    """Import it without what `import torch` loads by itself: a package that declares the operators hides the break."""
+    """Import torchvision in a process in which `import torch` loads no back ends, as one of these may declare the
+    operators and so hide the failure."""
     alone = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     return subprocess.run((sys.executable, "-c", "import torchvision"), env=alone, capture_output=True, check=False)
 
 
 def mend() -> str:
-    """What was done, in words."""
+    """Mend the installed torchvision if needed; returns what was done, in words."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None:
         return "torchvision is not installed"

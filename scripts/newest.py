@@ -1,7 +1,8 @@
-"""What refuses the newest torch and transformers of the package index: `make test-newest` runs it in an environment
-that has them, whatever this package's own bounds say.
+"""Tests with the newest torch and transformers of the package index, even if this package's own bounds exclude them;
+`make test-newest` runs it in an environment that has them.
 
-Prints one line for each package whose bounds exclude them, then runs the engine's tests; the exit code is theirs.
+Prints the installed packages whose bounds exclude these versions, then runs the tests of models and training; the exit
+code is theirs.
 """
 
 import importlib.metadata
@@ -15,7 +16,7 @@ TESTS = ("tests/models", "tests/training", "tests/test_compat.py", "tests/test_i
 
 
 def refusals() -> list[str]:
-    """A line for each installed package that a bound of its own keeps from the installed torch or transformers."""
+    """A line for each installed package whose requirements exclude the installed torch or transformers."""
     found = []
     for package in importlib.metadata.distributions():
         for line in package.requires or ():

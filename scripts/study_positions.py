@@ -1,12 +1,12 @@
-"""Which rule of positions is best: every rule of ppe_npu/methods/positions on the demo's task, beside one position.
+"""Compares the rules of positions (ppe_npu/methods/positions) with each other and with one position, on a demo's task.
 
     python scripts/study_positions.py --output runs/positions
 
-trains one dense model a seed, then asks all of them the same questions with every rule at every share of the tokens, as
-they come (training-free). --tune nearest spread fine-tunes with these rules, too, at every one of --tune-shares, and
---distill lets the dense model teach them; --counted says which rules are also asked with the sizes counted. --task
-motion asks about clips. --page docs/positions.md puts all that this run asked for there, when it is done. A run that
-was stopped goes on where it was: what is finished lies in the output folder.
+trains one dense model per seed, then asks each model the same questions with every rule at every share of the tokens,
+without further training. --tune nearest spread also fine-tunes with these rules, at each of --tune-shares; --distill
+trains with a rule on the dense model's outputs; --counted lists the rules that are also run with the sizes counted.
+--task motion asks about clips. --page docs/positions.md writes the results into that page at the end. A run that was
+stopped resumes where it was: finished parts are in the output folder.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from ppe_npu.methods.positions import rule_names
 from ppe_npu.methods.view import View
 from ppe_npu.models import compress
 
-SHARES = (0.25, 0.5, 0.1)  # in the order in which they are asked
+SHARES = (0.25, 0.5, 0.1)  # in the order in which they are run
 BATCH = 192
-COUNTED = ("nearest", "spread", "quantiles", "mean_rotation")  # the rules that are asked with the sizes counted, too
+COUNTED = ("nearest", "spread", "quantiles", "mean_rotation")  # the rules that are also run with the sizes counted
 
 
 @dataclass(frozen=True)
 class RepresentativesAlone(DPCKNN):
-    """DPC-KNN whose groups have their representatives' features and not their means: what a pruning method leaves."""
+    """DPC-KNN whose groups have their representatives' features instead of their means, as with a pruning method."""
 
-    name = "representatives_alone"  # not registered: no user can ask for it
+    name = "representatives_alone"  # not registered, so users cannot select it
 
     def group(self, view: View) -> Grouping:
         found = super().group(view)
@@ -63,7 +63,7 @@ class RepresentativesAlone(DPCKNN):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, and what its compression says beside the share of the tokens."""
+    """A line of the table: its name, and the keys of its compression apart from the share of the tokens."""
 
     name: str
     keys: dict
@@ -83,7 +83,7 @@ DENSE = Row("dense", {})
 
 
 def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
-    """One position first, with which all others are compared; then every rule there is; then with the sizes counted one
+    """All rows: one position, with which the others are compared; every rule; then, with the sizes counted, one
     position and these rules."""
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
@@ -97,7 +97,7 @@ def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
 
 
 class Questions:
-    """The questions of a task's first `images` pictures or clips, prepared once for all models, which have one
+    """The questions on a task's first `images` pictures or clips, prepared once for all models, which share a
     processor."""
 
     def __init__(self, task: Task, data: Path, images: int):
@@ -110,7 +110,7 @@ class Questions:
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def ask(self, model: Any, processor: Any) -> list[float]:
-        """The score of every question, in order; answers are generated, as the demo's are."""
+        """The score of every question, in order. Answers are generated as in the demo."""
         answers = ModelAnswers(model, processor, EVAL.max_new_tokens)
         if not self._batches:
             starts = range(0, len(self.samples), BATCH)
@@ -122,10 +122,10 @@ class Questions:
 def ask_all(
     folder: Path, weights: Path, questions: Questions, asked: Sequence[tuple[Row, float]], how: str
 ) -> list[dict[str, Any]]:
-    """What each of these rows answers with these weights; from the folder where it was asked before.
+    """The scores of each row with these weights; scores that are already in the folder are read from there.
 
     Args:
-        how: "free", or how the weights were trained further.
+        how: "free", or how the weights were trained further ("sft", "distill").
     """
     out, model, processor = [], None, None
     stamp = [weights.stat().st_size, weights.stat().st_mtime_ns]
@@ -145,7 +145,7 @@ def ask_all(
 
 
 def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Train and ask; after each part what results.json holds."""
+    """Train the models and ask the questions; yields the contents of results.json after each part."""
     task, folder = TASKS[args.task], folder_of(args)
     task.draw(folder)
     set_up_process(1)
@@ -178,7 +178,7 @@ def folder_of(args: argparse.Namespace) -> Path:
 
 
 def results(args: argparse.Namespace, questions: Questions, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """What results.json holds."""
+    """The contents of results.json."""
     types = [sample["type"] for sample in questions.samples]
     pictures = [str(sample.get("image_path") or sample["video_path"]) for sample in questions.samples]
     facts = {name: getattr(args, name) for name in ("task", "images", "base_steps", "tune_steps", "distill_steps")}

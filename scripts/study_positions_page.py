@@ -1,8 +1,8 @@
-"""What study_positions.py found, in tables and in words that are computed from them, whichever way they fall.
+"""Reports the results of study_positions.py in tables, and in sentences that are computed from the numbers.
 
     python scripts/study_positions_page.py runs/positions/results.json docs/positions.md
 
-puts it into the page again, without a model.
+writes the report into the page again, without running a model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ppe_npu.evaluation.statistics import bootstrap_means, interval
 from ppe_npu.evaluation.tables import markdown
 from ppe_npu.files import write_text
 
-# task -> the lines of the page before and after what is written of it
+# task -> the lines of the page that enclose its report
 MARKS = {
     "layout": ("<!-- measured: scripts/study_positions.py writes what follows -->\n", "<!-- measured end -->\n"),
     "motion": ("<!-- motion: scripts/study_positions.py writes what follows -->\n", "<!-- motion end -->\n"),
@@ -37,7 +37,7 @@ Scores = np.ndarray  # [seeds, questions]
 
 
 def put(page: Path, study: dict[str, Any]) -> Path:
-    """Write what was found of a task between its marks on a page.
+    """Write a task's report between its marks on a page.
 
     Raises:
         InputError: the page has no such marks.
@@ -51,7 +51,7 @@ def put(page: Path, study: dict[str, Any]) -> Path:
 
 
 def measured(study: dict[str, Any]) -> str:
-    """Everything that docs/positions.md says of a study (results.json)."""
+    """The report on a study (results.json) for docs/positions.md, as Markdown."""
     parts = []
     for how, head in HEADS.items():
         own = [one for one in study["results"] if one["how"] == how]
@@ -75,12 +75,12 @@ def _task(study: dict[str, Any]) -> str:
 
 
 def kinds_of(study: dict[str, Any]) -> tuple[str, ...]:
-    """The kinds of its questions, in a task's order."""
+    """The kinds of a study's questions, in the order of its task."""
     return KINDS[_task(study)]
 
 
 def _command(study: dict[str, Any]) -> str:
-    """The command that makes this and puts it into the page, wherever its output went."""
+    """The study's command, without its output folder, and with docs/positions.md as its page."""
     words = shlex.split(study["command"])
     elsewhere = {"--output", "--page"}
     words = [part for word in words for part in (word.split("=", 1) if word.split("=")[0] in elsewhere else [word])]
@@ -89,8 +89,9 @@ def _command(study: dict[str, Any]) -> str:
 
 
 def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, head: str) -> list[str]:
-    """The tables of one share, and what they say: all rows beside one position; those with the sizes counted beside one
-    position that has them counted, too; on the seeds that all rows have, while some are still to be asked."""
+    """The tables and findings for one share: all rows compared with one position; then the rows with the sizes counted,
+    compared with one position with the sizes counted. Only the seeds that all rows have are used, as a study may be
+    unfinished."""
     found: dict[str, list[dict]] = {}
     for one in own:
         if one["share"] == share and one["row"] != "dense":
@@ -109,7 +110,7 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
 
 
 def _table(study: dict[str, Any], scores: dict[str, Scores], against: str) -> str:
-    """Accuracies, and beside them intervals of what they are above one row's."""
+    """Accuracies by kind, each with an interval of its difference to one row's accuracy."""
     kinds = kinds_of(study)
     rows = {against: scores[against], **scores} if against.endswith(COUNTED) else scores
     lines = [
@@ -128,8 +129,8 @@ def _of(study: dict[str, Any], kind: str) -> np.ndarray:
 
 
 def difference(study: dict[str, Any], values: Scores, reference: Scores, kind: str) -> tuple[float, float, float, int]:
-    """(mean, low, high, seeds) of a kind's scores minus the reference's: a paired bootstrap interval at 95 % over the
-    pictures, whose questions and seeds stay together, and on how many seeds the mean is above zero."""
+    """(mean, low, high, seeds) of a kind's scores minus the reference's: low and high are a paired 95 % bootstrap
+    interval over pictures (a picture's questions and seeds stay together); seeds counts those with a mean above 0."""
     asked = _of(study, kind)
     gaps = values[:, asked] - reference[:, asked]
     pictures = np.array(study["pictures"])[asked]
@@ -156,7 +157,7 @@ def _signed(value: float) -> str:
 
 
 def _says(study: dict[str, Any], scores: dict[str, Scores], against: str, share: float, head: str) -> str:
-    """Which rows are ahead on which kinds, by their intervals; and whether one of them is worse on none."""
+    """The findings in words: the rows that are better or worse on some kinds by their intervals, and the best row."""
     ahead, behind, clean = [], [], []
     for name, values in scores.items():
         if name == against:

@@ -1,4 +1,4 @@
-"""The tasks on which study_positions.py asks rules of positions: what is drawn, trained, and grouped."""
+"""The tasks of study_positions.py: their data, their dense models, and how their tokens are grouped."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ppe_npu.methods.events import Events
 
 
 class Task:
-    """What a study hangs on; the methods are given the folder that all of a task's files lie in.
+    """The parts of a study that depend on its task. `folder` in the methods is the folder of all of a task's files.
 
     Class attributes:
-        name: of the benchmark, and of --task. folder: below the study's. tune: the split for fine-tuning.
-        images: pictures or clips that are asked about. base_steps: of the dense model.
+        name: of the benchmark, and of --task. folder: name within the study's folder. tune: the split for fine-tuning.
+        images: default number of pictures or clips to ask about. base_steps: default steps of the dense model.
     """
 
     name: ClassVar[str]
@@ -27,20 +27,20 @@ class Task:
     base_steps: ClassVar[int]
 
     def draw(self, folder: Path) -> None:
-        """The data, where they are not there."""
+        """Draw the data that do not exist yet."""
         raise NotImplementedError
 
     def train(self, folder: Path, seed: int, steps: int) -> None:
-        """One seed's dense model, folder/seedN/base/final, where it is not there."""
+        """Train one seed's dense model, folder/seedN/base/final, if it does not exist yet."""
         raise NotImplementedError
 
     def step(self, method: type[DPCKNN], share: float) -> Method:
-        """What keeps this share of the tokens, by a clustering."""
+        """The step that keeps this share of the tokens with a clustering method."""
         raise NotImplementedError
 
 
 class Layout(Task):
-    """Figures on a picture of 36 tokens (docs/demo.md), which are grouped by themselves."""
+    """Figures on pictures of 36 tokens (docs/demo.md); the tokens of each picture are grouped."""
 
     name, folder, tune, images, base_steps = "layout", "", "tune", 24, 900
 
@@ -56,8 +56,8 @@ class Layout(Task):
 
 
 class Motion(Task):
-    """Clips of eight frames of one token (docs/pvc.md), which are grouped to events; the dense model has PVC's modules,
-    because without them the task is hardly learned."""
+    """Clips of eight frames with one token each (docs/pvc.md), which are grouped into events. The dense model has PVC's
+    modules, because the task is hardly learned without them."""
 
     name, folder, tune, images, base_steps = "motion", "motion", "train", 96, motion.RECIPE.max_steps
 
@@ -79,10 +79,10 @@ TASKS: dict[str, Task] = {task.name: task for task in (Layout(), Motion())}
 
 
 def tuned(task: Task, folder: Path, seed: int, to: str, config, steps: int, distill: float) -> Path:
-    """The weights of one seed's model, fine-tuned with a compression, by the labels or by the dense model.
+    """Fine-tune one seed's dense model with a compression, on labels or on the dense model; returns the weights file.
 
     Args:
-        to: the name of its folder. distill: the weight of the dense model's answers.
+        to: the name of the new model's folder. distill: the weight of self-distillation in the loss.
     """
     own = folder / f"seed{seed}"
     more = {"distill_weight": distill, "distill_teacher": "start"} if distill else {}

@@ -1,10 +1,10 @@
-"""The tests under the code paths of other machines, as far as this CPU has them: `make test-machines`.
+"""Runs the tests under the code paths of other machines, as far as this CPU supports them: `make test-machines`.
 
-torch takes its kernels from ATen, oneDNN and MKL, each of which asks the CPU what it can: another machine rounds
-elsewhere. Here each is told to do without some of it (not to compute fp32 in bf16: that is another result). ATen
-without AVX512 goes with oneDNN without it, as on every real machine: torch's bf16 attention packs for what oneDNN says
-the CPU has, and fails where ATen has no kernel for that (tests/conftest.py does the same). A path
-that computes what an earlier one did, bit by bit, is not run again. What else is given goes to pytest:
+torch takes its kernels from ATen, oneDNN and MKL. Each of them selects kernels by the CPU's features, so that other
+machines round differently. Here each is told to ignore some features (but never to compute fp32 in bf16, which gives
+other results). ATen without AVX512 is combined with oneDNN without it, as on every real machine, because torch's bf16
+attention packs for the features that oneDNN reports, and fails if ATen has no kernel for them (tests/conftest.py does
+the same). A path whose probe gives the same bits as an earlier path is skipped. Other arguments are passed to pytest:
 
     scripts/test_machines.py --only "MKL AVX2" tests/models -x
 """
@@ -36,7 +36,7 @@ PATHS = {
     "two threads": ({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PPE_TEST_THREADS": "2"}, ""),
     "an old machine": ({"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}, ""),
 }
-QUICK = ("MKL AVX2", "an old machine", "two threads")  # in .ci/run: beside `make test`, which is the first
+QUICK = ("MKL AVX2", "an old machine", "two threads")  # for .ci/run, where `make test` covers "as it is"
 QUICK_TESTS = (
     *("tests/backends/test_dpc_knn.py", "tests/backends/test_cpu_dpc_knn.py", "tests/backends/test_group_mean.py"),
     *("tests/backends/test_attention.py", "tests/backends/test_parity.py"),
@@ -46,7 +46,7 @@ QUICK_TESTS = (
     *("tests/models/test_fused.py", "tests/training/test_export.py", "tests/demo/test_tiny.py"),
     "tests/models/test_compile.py::test_other_padding_does_not_compile_again[forward]",
 )
-# A digest of what operators of models give, in three dtypes: of sizes small and large, even and odd.
+# Prints a digest of the results of models' operators, in three dtypes, for small and large, even and odd sizes.
 PROBE = """
 import hashlib, os, torch
 import torch.nn.functional as F
@@ -73,13 +73,13 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 def probe(variables: dict[str, str]) -> str:
-    """The digest under these variables; nothing where torch does not start."""
+    """The probe's digest under these environment variables; empty if torch does not start."""
     command = [sys.executable, "-W", "ignore", "-c", PROBE]
     return subprocess.run(command, capture_output=True, text=True, env=environment(variables)).stdout.strip()
 
 
 def run(variables: dict[str, str], arguments: list[str]) -> tuple[int, list[str]]:
-    """How many tests passed, and the names of those that did not."""
+    """(number of tests that passed, names of those that failed)."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [

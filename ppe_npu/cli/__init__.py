@@ -1,9 +1,9 @@
 """ppe-npu train | data | convert | merge-lora | export | serve | eval | report | describe | explore | methods |
 parity | demo | doctor | completion.
 
-What the user can mend (UserError) is one line on stderr, and the exit code says so; PPE_NPU_DEBUG=1 shows where it was
-raised. Anything else is a fault of this package: its traceback, and a line that asks for a report. parser.py has all
-options and imports little; each command's module is loaded when it runs.
+An error that the user can fix (UserError) is printed as one line on stderr and sets the exit code; PPE_NPU_DEBUG=1
+shows where it was raised. Any other exception is a bug of this package: its traceback is printed, with a line that asks
+for a report. parser.py defines all options and imports little; a command's module is loaded only when the command runs.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ppe_npu.errors import InputError, UserError, first_line
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.paths import as_path
 
-# `import torch` imports torch_npu, and fails with it, whatever the device.
+# `import torch` imports torch_npu, and fails if that fails, even if no NPU is used.
 _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
     "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
 )
-_TEXTS = ("prompt", "title", "run", "host", "vllm", "generation")  # no paths; they may be empty
-_BY_PLACE = ("folder", "bundle")  # and without a flag
-_WRITTEN = ("output", "out", "show")
+_TEXTS = ("prompt", "title", "run", "host", "vllm", "generation")  # arguments that are not paths, and may be empty
+_BY_PLACE = ("folder", "bundle")  # positional arguments
+_WRITTEN = ("output", "out", "show")  # paths that are written
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code.
+    """Run one command and return the exit code.
 
-    0; 1 (it ran and failed); 2 (it was asked for something impossible); 130 (stopped from the keyboard); 141 (nobody
-    reads its output any more). A fault of this package is raised.
+    0: success; 1: the command ran and failed; 2: its arguments or inputs are invalid; 130: stopped from the keyboard;
+    141: the reader of its output is gone (broken pipe). An exception that is a bug of this package is raised.
     """
     _open_streams()
     try:
@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Where standard streams are closed (`>&-`), what is said there goes nowhere, and no file that is opened later gets
-    their numbers, to which libraries print."""
+    """Replace closed standard streams (`>&-`) by /dev/null, so that no file opened later gets their descriptors, to
+    which libraries print."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)
@@ -77,7 +77,7 @@ def _open_streams() -> None:
 
 
 def no_torch(error: BaseException) -> str | None:
-    """Why torch cannot be imported, and the remedy; None where the error is another one."""
+    """Why torch cannot be imported, and the remedy; None if the error has another cause."""
     if str(error).startswith("Failed to load the backend extension: torch_npu"):
         return _NO_CANN
     files = (Path(frame.filename).parts[-2:] for frame in traceback.extract_tb(error.__traceback__))
@@ -91,14 +91,15 @@ def no_torch(error: BaseException) -> str | None:
 def _run(args: argparse.Namespace) -> int:
     try:
         os.getcwd()
-    except OSError as error:  # torch's libraries would not be found, and say so in other words
+    except OSError as error:  # without this check, torch would fail to find its libraries, with an unrelated message
         raise InputError(f"the working directory cannot be read ({error.strerror}): cd to one that is there") from error
     _check_paths(args)
     module, _, function = args.run.partition(":")
-    # Read when torch is loaded, below. By default torch's threads spin while they wait; on cores that are shared with
-    # other work that cost a factor of 2 to 10 on the tiny model, and waiting asleep cost nothing that was measured.
+    # Read when torch is loaded, below. By default torch's threads spin while they wait. On cores shared with other work
+    # this slowed the tiny model down by a factor of 2 to 10; with sleeping threads no slowdown was measurable.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # DeepSpeed says it on standard output wherever it is imported on a CPU, which is what was asked for, or is said.
+    # DeepSpeed prints this on standard output when it is imported on a CPU. It is redundant: either the user chose the
+    # CPU, or the command reports it.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     args.json_stream = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext():
@@ -106,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Every argument that may be a path becomes what as_path() makes of it; InputError names the flag."""
+    """Normalise every argument that may be a path with as_path(), whose InputError names the flag."""
     for name, value in vars(args).items():
         if name not in _TEXTS:
             flag = name if name in _BY_PLACE else f"--{name.replace('_', '-')}"
@@ -114,14 +115,14 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 class _OutputError(UserError):
-    """No InputError: commands that add to what those say would hide it."""
+    """Not an InputError, because commands that catch those to extend the message would hide this one."""
 
     errno = 0
 
 
 class _Output:
-    """Standard output, whose errors are told from those of files. What its encoding has no bytes for, an answer's signs
-    on a terminal of another language or a file's name that is no text, is spelt out, as on standard error."""
+    """Standard output whose errors are distinguished from those of files. Characters that its encoding lacks (an answer
+    in another script, an undecodable file name) are written as backslash escapes, as on standard error."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -157,6 +158,6 @@ def _complain(error: UserError, code: int) -> int:
 
 
 def _ask_for_a_report(error: Exception, argv: Sequence[str] | None) -> None:
-    """The line that stands below the traceback of a fault of this package."""
+    """Add the line that is printed below the traceback of a bug of this package."""
     command = shlex.join(["ppe-npu", *(sys.argv[1:] if argv is None else map(str, argv))])
     error.add_note(f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was {command}")

@@ -1,4 +1,4 @@
-"""python -m ppe_npu.cli, as torchrun and DeepSpeed's launcher start it."""
+"""Entry point of `python -m ppe_npu.cli`, with which torchrun and DeepSpeed's launcher start the command line."""
 
 import sys
 

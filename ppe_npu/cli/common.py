@@ -1,4 +1,4 @@
-"""What several commands read off the command line."""
+"""Turns command-line arguments that several commands share into configs, checkpoints and processors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from ppe_npu.training.args import as_compression
 def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfig]:
     """The compressions that were asked for; by default the one that the checkpoint was trained with, else ppe.
 
-    --ratio and --k change those that have such a setting: dense has no ratio, only positions="ppe" has k.
+    If there are several, --ratio, --positions and --k apply only to those that have such a setting: dense has none, and
+    only positions="ppe" has k.
     """
     asked = args.compression
     if asked is None:
@@ -32,7 +33,7 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
     names = [asked] if isinstance(asked, str) else asked
     configs = []
     for name in names:
-        # k first: ppe's own does not fit every model, and a preset is checked against the model, not here.
+        # Without k first: ppe's default k does not fit every model, and a preset is checked against the model later.
         config = as_compression(name)
         positions = None if config.is_dense and len(names) > 1 else getattr(args, "positions", None)
         ratio = None if config.is_dense and len(names) > 1 else args.ratio
@@ -42,28 +43,28 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 
 
 def _by_default(model: Path) -> tuple[str, str]:
-    """The compression where none was named, and whose it is."""
+    """The compression that is used if none was named, and where it comes from, in words."""
     own = model / "compression.json"
     return (str(own), f"that of {own}") if os.path.isfile(own) else ("ppe", "the default")
 
 
 def whose(args: argparse.Namespace, model: Path, configs: Sequence[CompressionConfig]) -> str | None:
-    """Which compression is used where none was named, and why: to be said when nothing can be refused any more."""
+    """A line on which compression is used and why, if none was named; print it once all input has been checked."""
     if args.compression is not None:
         return None
     return f"compression {configs[-1].label} is {_by_default(model)[1]}; --compression names another"
 
 
 def reading(args: argparse.Namespace) -> dict[str, bool]:
-    """What was asked of reading a checkpoint, as ppe_npu.checkpoints.loading's functions take it."""
+    """The options on reading a checkpoint, as keyword arguments of the functions in ppe_npu.checkpoints.loading."""
     return {"allow_bin": True} if args.allow_bin else {}
 
 
 def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Settings]:
-    """(what is used beside greedy search, what the checkpoint says); the first process prints what of it is not used.
+    """(settings that change greedy search, the checkpoint's own settings); prints which of the latter are not used.
 
     Raises:
-        InputError: a setting that cannot be, a token that the model lacks, or a broken generation_config.json.
+        InputError: an invalid setting, a token that the model lacks, or a broken generation_config.json.
     """
     own = of_checkpoint(found.model)
     values = chosen(asked, own)
@@ -74,7 +75,7 @@ def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Se
 
 
 def _vocabulary(model: str | Path) -> float:
-    """How many tokens a checkpoint's model has; infinitely many where its config does not say."""
+    """The vocabulary size of a checkpoint's model; infinity if its config has none."""
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(str(model), **NO_CODE).get_text_config()
@@ -82,34 +83,34 @@ def _vocabulary(model: str | Path) -> float:
 
 
 def checkpoint(args: argparse.Namespace, model: str | Path, tiled: bool = False) -> Checkpoint:
-    """The checkpoint that was named, which may be an adapter; --base says where its base is.
+    """The named checkpoint, which may be an adapter; --base says where the adapter's base is.
 
     Args:
-        tiled: whether InternVL is taken, whose pictures are tiles.
+        tiled: whether InternVL, whose pictures are tiles, is accepted.
 
     Raises:
-        InputError: none is there, or it cannot be used.
+        InputError: there is no checkpoint, or it cannot be used.
     """
     return Checkpoint.of(model, args.base, args.allow_bin, tiled)
 
 
 def fitted(found: Checkpoint, configs: list[CompressionConfig]) -> list[CompressionConfig]:
-    """Compressions as the checkpoint's model takes them; InputError where one does not fit."""
+    """The compressions fitted to the checkpoint's model; InputError if one does not fit."""
     return said_k(configs, check_compression(found.model, *configs, allow_bin=found.allow_bin, tiled=found.tiled))
 
 
 def said_k(asked: Sequence[CompressionConfig], fitted: list[CompressionConfig]) -> list[CompressionConfig]:
-    """The fitted ones, after saying where a default k did not fit the model."""
+    """The fitted compressions; prints a line for each default k that had to change to fit the model."""
     for line in dict.fromkeys(map(another_k, asked, fitted)):
         say(line)
     return fitted
 
 
 def processor(found: Checkpoint, min_pixels: int | None, max_pixels: int | None) -> Any:
-    """The checkpoint's processor, with the bounds that were asked for."""
+    """The checkpoint's processor with these bounds on the pixels of an image or a frame."""
     return load_processor(found.processor, min_pixels, max_pixels, found.model)
 
 
 def video_sampling(args: argparse.Namespace) -> VideoSampling:
-    """The frames of videos that were asked for."""
+    """Which frames of videos are taken, and how large, as asked for on the command line."""
     return VideoSampling(args.fps, args.nframes, args.min_pixels, args.max_pixels)

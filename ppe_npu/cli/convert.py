@@ -1,4 +1,4 @@
-"""`ppe-npu convert`: training data of other programs' forms -> this package's."""
+"""`ppe-npu convert`: converts training data from other programs' formats to the format of `ppe-npu train`."""
 
 from __future__ import annotations
 

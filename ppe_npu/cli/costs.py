@@ -1,5 +1,5 @@
-"""The cost pass of `ppe-npu eval`: after the scores, all methods of a benchmark in turns on the same prompts; and the
-control of every table, the dense model on smaller input."""
+"""The cost pass of `ppe-npu eval`, in which a benchmark's methods are timed alternately on the same prompts after the
+scores; and the control of every table, the dense model on smaller input."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ppe_npu.utils.reading import json_or_none
 if TYPE_CHECKING:
     from ppe_npu.cli.evaluate import Asked
 
-_LEAST = 2  # rounds, where nobody said how many and two take long
-_NEAR = 0.01  # shares of the tokens that are no further apart are one
-_OF_METHOD = ("compression", "smaller_input")  # the settings in which the methods of one pass differ
+_LEAST = 2  # least rounds if --cost-rounds is not given and rounds take long
+_NEAR = 0.01  # shares of the tokens that differ by no more than this count as the same
+_OF_METHOD = ("compression", "smaller_input")  # the only settings in which the methods of one pass may differ
 
 
 def smaller_input(args: argparse.Namespace, processor: Any) -> bool:
-    """Whether the dense model is asked on smaller input, too; by default it is.
+    """Whether the dense model is also run on smaller input; by default it is, unless its pictures are tiles.
 
     Raises:
-        InputError: it is asked for of a model whose pictures are tiles.
+        InputError: --smaller-input is given for a model whose pictures are tiles.
     """
     tiled = is_tiled(processor)
     if args.smaller_input and tiled:
@@ -43,13 +43,13 @@ def smaller_input(args: argparse.Namespace, processor: Any) -> bool:
 
 
 def shares(args: argparse.Namespace, chosen: Sequence[CompressionConfig]) -> list[float]:
-    """The shares of the tokens that methods are asked to keep, as far as they say so."""
+    """The shares of the tokens that methods are asked to keep, as far as their ratio states one; largest first."""
     found = args.ratio or [config.ratio for config in chosen if not config.is_dense]
     return sorted({float(ratio) for ratio in found if _is_share(ratio)}, reverse=True)
 
 
 def says_its_share(config: CompressionConfig) -> bool:
-    """Whether it is asked for one share of the tokens, which it keeps up to rounding to whole tokens."""
+    """Whether the compression's ratio is one share of the tokens, which it then keeps, rounded to whole tokens."""
     return not config.is_dense and _is_share(config.ratio)
 
 
@@ -58,7 +58,7 @@ def _is_share(ratio: Any) -> bool:
 
 
 def kept_shares(results: Iterable[dict[str, Any]], known: Iterable[float]) -> list[float]:
-    """The shares that methods of one benchmark really kept, to two digits, beside those that are known."""
+    """The shares that a benchmark's methods really kept, to two digits, without those that are (nearly) known."""
     found = set(known)
     for result in results:
         kept = result["costs"]["retention"] or 1.0
@@ -70,19 +70,19 @@ def kept_shares(results: Iterable[dict[str, Any]], known: Iterable[float]) -> li
 
 
 def measure(model: Any, runs: Sequence[Asked], args: argparse.Namespace, answers: Callable[[Asked], Any]) -> None:
-    """Write a pass for every benchmark that has several methods; one that fails is said and left out.
+    """Write a cost pass for every benchmark that has several methods; a pass that fails is reported and left out.
 
     Args:
-        args: whose cost_rounds says how many; None: ROUNDS, and none where the same pass was measured before.
-        answers: of a run, ModelAnswers or the control's.
+        args: args.cost_rounds is the number of rounds; None: ROUNDS, and no pass if the same one was measured before.
+        answers: makes what answers a run: ModelAnswers, or the control's SmallerInput.
     """
     for folder in dict.fromkeys(run.folder.parent for run in runs):
         own = [run for run in runs if run.folder.parent == folder]
         try:
             _measure(model, own + _earlier(model, own), args.cost_rounds, answers)
-        except FileError:  # a full disk is no method's: all that comes after would meet it
+        except FileError:  # not a method's fault: a full disk would stop all later passes, too
             raise
-        except cost_pass.FAULTS as error:  # the scores are there: what fails here takes nothing from them
+        except cost_pass.FAULTS as error:  # the scores are complete, and stay valid without the costs
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
 
 
@@ -111,13 +111,13 @@ def _title(run: Asked) -> str:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run; {} where none can be read."""
+    """The settings of a run; {} if they cannot be read."""
     found = json_or_none(folder / "settings.json")
     return found if isinstance(found, dict) else {}
 
 
 def _marks_of(runs: Sequence[Asked]) -> dict[str, list[str]]:
-    """{method: marks of its settings}: where a pass has one of each, the same was measured."""
+    """{method: marks of its settings}. A pass with one mark of each method has measured the same settings."""
     return {_title(run): marks(_settings(run.folder)) for run in runs}
 
 
@@ -129,12 +129,12 @@ def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
 
 
 def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
-    """What earlier commands left in the folder of a benchmark, of the same model and settings: one table has all."""
+    """Runs of earlier commands in the benchmark's folder with the same model and settings, to be in the same table."""
     known, titles = {run.folder for run in runs}, {_title(run) for run in runs}
     here = _settings(runs[0].folder)
     found = []
     for file in sorted(runs[0].folder.parent.glob("*/results.json")):
-        # Earlier editions wrote no processor down.
+        # Earlier editions of the package did not record the processor.
         settings = {**{key: here[key] for key in PROCESSOR_MARKS if key in here}, **_settings(file.parent)}
         if file.parent in known or not {*unlike(settings, here)} <= {*_OF_METHOD}:
             continue
@@ -142,7 +142,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
             config = CompressionConfig.from_dict(settings["compression"])
             run = replace(runs[0], config=config, folder=file.parent, share=settings.get("smaller_input"))
             compress(model, config)
-        except (InputError, KeyError):  # of another edition
+        except (InputError, KeyError):  # results of another edition of the package
             continue
         if _title(run) not in titles:
             titles.add(_title(run))
@@ -151,7 +151,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
 
 
 def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:
-    """Pictures of the pass's samples, and of more on which scores differ, with the groups of all methods."""
+    """Draw the pass's samples, and more samples on which scores differ, with the groups of all methods."""
     folder = runs[0].folder.parent
     shown, seen = [*samples, *_differing(runs, samples)], {}
     group_pictures.draw(folder, "", candidates[0].answers, shown, seen)
@@ -162,7 +162,7 @@ def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samp
 
 
 def _differing(runs: Sequence[Asked], known: Sequence[Any]) -> list[Any]:
-    """Samples to draw, on which the runs differ; none where they cannot be read: the scores are there."""
+    """Samples to draw, on which the runs differ; none if they cannot be read, as the scores do not depend on them."""
     try:
         return group_pictures.differing(runs[0].benchmark, [run.folder for run in runs], known)
     except cost_pass.FAULTS as error:

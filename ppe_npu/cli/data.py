@@ -1,4 +1,4 @@
-"""`ppe-npu data`: the survey of training data."""
+"""`ppe-npu data`: checks training data and surveys its token counts."""
 
 from __future__ import annotations
 

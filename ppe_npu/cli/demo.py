@@ -1,4 +1,4 @@
-"""`ppe-npu demo`."""
+"""`ppe-npu demo`: checks the output folder and runs a demo (ppe_npu/demo) there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ppe_npu.demo import motion, pipeline
 from ppe_npu.errors import InputError
 from ppe_npu.utils.reading import read_json
 
-# What a demo leaves from its first minute on: pictures, then what they were drawn with, then models.
+# Files of a demo, which exist from its first minute on: pictures, then their recipes, then models.
 _OF_DEMOS = (
     "data/images/base-0*",
     "data/clips/train-0*",
@@ -27,7 +27,7 @@ def run_demo(args: argparse.Namespace) -> int:
     if Path(args.output).is_file():
         raise InputError(f"output {args.output} is a file: name a folder")
     strange = Path(args.output, "data", f"{'base' if args.motion else 'train'}.recipe.json")
-    if strange.exists():  # their data, models and results have the same names
+    if strange.exists():  # both demos use the same names for data, models and results
         held, other = ("scenes", "--motion") if args.motion else ("--motion", "scenes")
         raise InputError(f"output {args.output} holds a demo of {held}: name another folder for that of {other}")
     check_demos_own(Path(args.output))
@@ -53,7 +53,7 @@ def _folder(args: argparse.Namespace) -> str:
 
 
 def check_demos_own(output: Path) -> None:
-    """Raise InputError for a folder of no demo that holds what one would write over, or drop."""
+    """Raise InputError if a folder is not a demo's, but holds files that a demo would overwrite or delete."""
     if any(path for name in _OF_DEMOS for path in output.glob(name)):
         return
     strange = next((path for name in _WRITTEN for path in sorted(output.glob(name))), None)

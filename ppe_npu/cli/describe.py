@@ -1,5 +1,5 @@
-"""`ppe-npu describe`: asks a model about pictures and videos from disk. It prints the answer as it comes, then what
-it cost, and with --show it draws what was merged."""
+"""`ppe-npu describe`: asks a model about pictures and videos from disk. It prints the answer as it is generated, then
+its costs, and with --show it draws the merged groups."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppe_npu.utils.escape import printable
 
 
 def run_describe(args: argparse.Namespace) -> int:
-    """The command: everything that can be wrong with the arguments is found before the weights are read."""
+    """Run the command. Everything that can be wrong with the arguments is checked before the weights are read."""
     device = devices.resolve(args.device)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
@@ -55,7 +55,7 @@ def run_describe(args: argparse.Namespace) -> int:
 
 
 def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked: Mapping[str, Any]) -> Generated:
-    """Prints the answer as it comes; with several beams, when the best one is known."""
+    """Print the answer as it is generated or, with several beams, once the best one is known."""
     done = generate(
         model, processor, inputs, max_new_tokens, None if "num_beams" in asked else _streamer(processor), asked
     )
@@ -65,7 +65,7 @@ def _answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int, asked:
 
 
 def _streamer(processor: Any) -> Any:
-    """Prints text as it comes; characters that would move a terminal's cursor are spelt out."""
+    """A streamer that prints text as it is generated, with control characters (cursor movements) written as escapes."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -76,7 +76,7 @@ def _streamer(processor: Any) -> Any:
 
 
 def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:
-    """One user turn. A prompt without placeholders comes after its visuals; with them, each stands at its place.
+    """One user turn. Visuals replace the placeholders of the prompt; if it has none, they come before the text.
 
     Raises:
         InputError: no visual, no text, or placeholders that do not match the visuals.
@@ -91,13 +91,13 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
 
 
 def costs(done: Generated, report: Any, beams: int = 1) -> dict[str, Any]:
-    """The answer and what it cost, as JSON takes it. beams: how often the prompt stands in the report."""
+    """The answer and its costs, as JSON values. beams: how many times the report counts the prompt."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
     return {
         "answer": done.answers[0],
         "visual_tokens_before": before,
         "visual_tokens_after": after,
-        "visual_tokens_kept": after / before,  # a mean over decoder layers, as visual_tokens_after
+        "visual_tokens_kept": after / before,  # a mean over decoder layers, like visual_tokens_after
         "visual_tokens_by_layer": [tokens // beams for tokens in report.layers],
         "prompt_tokens_before": report.prompt_tokens_before // beams,
         "prompt_tokens_after": report.prompt_tokens_after // beams,
@@ -111,7 +111,7 @@ def costs(done: Generated, report: Any, beams: int = 1) -> dict[str, Any]:
 
 
 def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
-    """What one answer cost, as lines to read. beams: how often the prompt stands in the report."""
+    """The costs of one answer, as lines of text. beams: how many times the report counts the prompt."""
     before, after = sum(done.tokens_before), sum(done.tokens_after)
     layers = [tokens // beams for tokens in report.layers]
     several = len(set(layers)) > 1
@@ -133,7 +133,7 @@ def cost_lines(done: Generated, report: Any, beams: int = 1) -> str:
 
 
 def _by_layer(tokens: Sequence[int]) -> str:
-    """Which layers see how many tokens: "300 in layers 0 to 10, 135 in 11 to 22, 61 from 23 on"."""
+    """How many tokens each layer sees, in words: "300 in 0 to 10, 135 in 11 to 22, 61 from 23 on"."""
     firsts = [layer for layer, count in enumerate(tokens) if layer == 0 or count != tokens[layer - 1]]
     parts = []
     for first, after in zip(firsts, [*firsts[1:], None]):

@@ -1,4 +1,4 @@
-"""`ppe-npu doctor`: what this machine has and what runs on it: what to send with a report."""
+"""`ppe-npu doctor`: prints what this machine has and what runs on it, to be sent with a bug report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppe_npu.cli import no_torch
 from ppe_npu.cli.output import print_json
 
 _NEEDED = ("torch", "transformers", "accelerate", "numpy", "pillow", "av", "safetensors", "tokenizers", "torchvision")
-_OPTIONAL = {  # package -> what it is for
+_OPTIONAL = {  # package -> its use, and the command or extra that uses it
     "deepspeed": "ZeRO (train)",
     "peft": "LoRA, DoRA (train)",
     "bitsandbytes": "QLoRA (train, CUDA)",
@@ -34,18 +34,18 @@ _OPTIONAL = {  # package -> what it is for
     "liger-kernel": "CUDA's kernels",
     "torch_npu": "Ascend NPUs",
 }
-# What changes how things run here; nothing of what else the environment holds is shown, for it may hold secrets.
+# The environment variables that affect this package. No others are shown, because they may hold secrets.
 _VARIABLES = (
     *("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_HOME"),
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TRITON_INTERPRET", "TORCH_DEVICE_BACKEND_AUTOLOAD", "HF_HUB_OFFLINE"),
     *("HF_HOME", "WORLD_SIZE", "PPE_NPU_DEBUG"),
 )
 
-_SAID = ("there", "why", "name", "kind", "torch")  # of a device, in other words or places
+_SAID = ("there", "why", "name", "kind", "torch")  # facts of a device that are not repeated in brackets
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Print what is known; exit code 1 if something that every command needs is missing."""
+    """Print the findings; exit code 1 if something that every command needs is missing."""
     found = examined()
     if args.json:
         print_json(args, found)
@@ -55,7 +55,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def examined() -> dict[str, Any]:
-    """All that the command prints, as JSON takes it. Without a torch that can be imported no device is looked for."""
+    """All that the command prints, as JSON values. Devices are examined only if torch can be imported."""
     versions = {name: _version(name) for name in _NEEDED}
     problems = [f"{name} is not installed" for name, version in versions.items() if version is None]
     kinds: dict[str, dict[str, Any]] = {}
@@ -66,7 +66,7 @@ def examined() -> dict[str, Any]:
 
         from ppe_npu.backends import device as devices
 
-        versions["torch"] = torch.__version__  # with its build, "+cpu" or "+cu130", which a wheel's name may leave out
+        versions["torch"] = torch.__version__  # with its build ("+cpu", "+cu130"), which package metadata may lack
         threads = torch.get_num_threads()
         kinds = {kind: _device(devices, kind) for kind in devices.KINDS}
         there = {kind: found["there"] for kind, found in kinds.items()}
@@ -94,7 +94,7 @@ def examined() -> dict[str, Any]:
 
 
 def _untested() -> list[str]:
-    """Installed packages in versions that this package does not ask for, each as a line."""
+    """A line for each installed package whose version is outside this package's requirements."""
     try:
         from packaging.requirements import Requirement
 
@@ -117,7 +117,7 @@ def _version(name: str) -> str | None:
 
 
 def _device(devices: Any, kind: str) -> dict[str, Any]:
-    """Whether there is a device of this kind, its facts, or why there is none."""
+    """Whether there is a device of this kind, with its facts, or the reason why there is none."""
     try:
         facts = devices.describe(devices.resolve(kind))
     except devices.DeviceError as error:
@@ -126,7 +126,7 @@ def _device(devices: Any, kind: str) -> dict[str, Any]:
 
 
 def _operators(kinds: dict[str, bool]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """{kind: {op: [{"name", "runs", "why", "automatic"}]}}, best first. Some refuse single calls beside.
+    """{kind: {op: [{"name", "runs", "why", "automatic"}]}}, best first. One that runs may still refuse some calls.
 
     Args:
         kinds: whether there is a device of each kind.
@@ -145,9 +145,8 @@ def _operators(kinds: dict[str, bool]) -> dict[str, dict[str, list[dict[str, Any
 
 
 def _memory() -> dict[str, int] | None:
-    """Bytes of this machine's memory, and how many of them a program can still have: what the system only lent to its
-    cache of files counts as free. None without psutil, which comes with accelerate, and where the system does not
-    tell."""
+    """{"total", "free"} bytes of this machine's memory; memory that the system uses as a file cache counts as free.
+    None without psutil, which comes with accelerate, or if the system does not report its memory."""
     try:
         import psutil
 
@@ -158,7 +157,7 @@ def _memory() -> dict[str, int] | None:
 
 
 def _disk(where: str) -> dict[str, int] | None:
-    """Bytes of the disk that a folder is on, or will be."""
+    """{"total", "free"} bytes of the disk that holds a folder, or would hold it; None if no part of its path exists."""
     path = Path(where).resolve()
     there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
     if there is None:
@@ -168,7 +167,7 @@ def _disk(where: str) -> dict[str, int] | None:
 
 
 def _cache() -> str:
-    """Where checkpoints from the hub are kept."""
+    """The folder in which checkpoints from the hub are cached."""
     return os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
 
 

@@ -1,7 +1,7 @@
-"""`ppe-npu eval` and `ppe-npu report`: several benchmarks with several compressions, and one report over all of them.
+"""`ppe-npu eval` and `ppe-npu report`: run benchmarks with several compressions, and write one report on all results.
 
-Everything that can be wrong is looked for before the weights are read. Any number of processes may run the same
-command on the same output: they share the work (ppe_npu/evaluation/sharing.py).
+All input is checked before the weights are read. Any number of processes may run the same command with the same
+--output: they share the work (ppe_npu/evaluation/sharing.py).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 @dataclass(frozen=True)
 class Asked:
-    """One benchmark with one compression, and the folder of its results; share: of the tokens that the input has, where
-    it was made smaller before."""
+    """One benchmark with one compression, and the folder of its results. share: for the control with smaller input, the
+    share of the tokens that the input still has; else None."""
 
     benchmark: Any
     identity: dict[str, Any]
@@ -57,7 +57,7 @@ class Asked:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    """Evaluate every compression on every benchmark that was asked for; print and write the report."""
+    """Evaluate every requested compression on every requested benchmark; print and write the report."""
     _check_arguments(args)
     device, model_path = devices.of_this_process(devices.resolve(_device(args))), _model_path(args)
     check_plotting()
@@ -95,7 +95,7 @@ def run_eval(args: argparse.Namespace) -> int:
         results += _evaluate(model, late, answers, args)
         if args.cost_rounds != 0 and devices.process_rank() == 0:
             costs.measure(model, runs + late, args, answers)
-    finally:  # who stops the control or the pass has the scores all the same
+    finally:  # stopping the control or the cost pass must not lose the scores
         say(common.whose(args, model_path, chosen))
         if devices.process_rank() == 0:
             _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")
@@ -104,12 +104,12 @@ def run_eval(args: argparse.Namespace) -> int:
 
 
 def _check_output(output: Path) -> None:
-    check_shared(output)  # which makes it
+    check_shared(output)  # also creates the folder
     check_place(output / "report.md")
 
 
 def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: list[float]) -> list[Asked]:
-    """The control at the shares that methods kept which did not say how many before."""
+    """Runs of the control at the shares that were really kept by methods whose share was not known in advance."""
     late = []
     for benchmark in dict.fromkeys(run.folder.parent for run in runs):
         own = [(run, result) for run, result in zip(runs, results) if run.folder.parent == benchmark]
@@ -120,13 +120,13 @@ def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: lis
 
 
 def _processors(args: argparse.Namespace, checkpoint: common.Checkpoint, protocol: Protocol) -> Callable[[Any], Any]:
-    """benchmark -> the processor by which it is asked; one for all whose pictures have the same bounds."""
+    """A function from a benchmark to its processor; benchmarks with the same bounds on pixels share one."""
     sized = cache(partial(common.processor, checkpoint))
     return lambda benchmark: sized(*protocol.of(benchmark.name).pixels(args.min_pixels, args.max_pixels))
 
 
 def _answers(engines: Engines | None, model: Any, sampling: Any, seed: int, values: Any, run: Asked):
-    """Of a run, what answers it: ModelAnswers, or of their kind."""
+    """What answers a run: VLLMAnswers, ModelAnswers or, for the control, SmallerInput."""
     given = (model, run.processor, run.max_new_tokens, sampling, seed, values)
     if engines is not None:
         return VLLMAnswers(*given, engines=engines)
@@ -134,16 +134,16 @@ def _answers(engines: Engines | None, model: Any, sampling: Any, seed: int, valu
 
 
 def _said_if_so(args: argparse.Namespace, share: float | None) -> dict[str, Any]:
-    """What settings say of an engine that is not transformers, and of input that was made smaller."""
+    """The settings that record another engine than transformers, and a smaller input; {} if neither applies."""
     other = {"engine": args.engine} if args.engine != "transformers" else {}
     return other if share is None else {**other, "smaller_input": share}
 
 
 def _device(args: argparse.Namespace) -> str:
-    """Where the transformers model is: beside a vLLM, which has a device of its own, on the CPU.
+    """The device of the transformers model; with --engine vllm, which chooses its own device, the CPU.
 
     Raises:
-        InputError: what vLLM cannot be asked for.
+        InputError: options that --engine vllm does not support.
     """
     if args.engine == "transformers":
         if args.engine_args:
@@ -161,12 +161,12 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _named(config: CompressionConfig, share: float | None) -> str:
-    """The folder of a method, or of the control, below its benchmark's."""
+    """The name of a method's folder, or of the control's, within the folder of its benchmark."""
     return config.label if share is None else f"smaller_input_{share:g}"
 
 
 def _model_path(args: argparse.Namespace) -> Path:
-    """The checkpoint that was asked for; by default the embedded one."""
+    """The named checkpoint; by default the embedded run's."""
     path = Path(args.model) if args.model else EMBEDDED / "final"
     if args.model is None and not path.is_dir():
         raise InputError(f"{path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
@@ -174,7 +174,7 @@ def _model_path(args: argparse.Namespace) -> Path:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Write the report over all results in a folder."""
+    """Write a report on all results in a folder."""
     check_plotting()
     folder = Path(args.folder)
     if not folder.is_dir():
@@ -190,11 +190,11 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
-    """The protocol, and the benchmarks that are asked by it. Where none is named and our own benchmarks over published
-    data are asked, it is the one that papers on compression use.
+    """The protocol, and the benchmarks that are run with it. If no protocol is named and one of this package's
+    benchmarks on published data is run, it is the protocol that papers on compression use.
 
     Raises:
-        InputError: a benchmark cannot be loaded; draws are asked for where no rule draws.
+        InputError: a benchmark cannot be loaded, or --draws is given though no scoring rule draws.
     """
     if args.protocol is not None:
         protocol = protocols.load(args.protocol)
@@ -218,21 +218,21 @@ def _draws(benchmark: Any) -> bool:
 
 
 def _told_of(benchmark: Any, protocol: Protocol, args: argparse.Namespace) -> dict[str, Any]:
-    """What a run records of the protocol, and of the options over it: no draws where its rule never draws."""
+    """What a run records of the protocol and the options that override it; draws is None if its rule never draws."""
     recorded = protocol.of(benchmark.name).recorded({key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")})
     return recorded if _draws(benchmark) else {**recorded, "draws": None}
 
 
 def _dtype(args: argparse.Namespace, protocol: Protocol, device: Any) -> str:
-    """As asked; else the protocol's, on an accelerator; else fp32."""
+    """The dtype: --dtype if given, else the protocol's if there is an accelerator, else fp32."""
     return args.dtype or (not devices.on_cpu(device) and protocol.dtype) or "fp32"
 
 
 def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None = None) -> list[Any]:
-    """All benchmarks that were asked for.
+    """Load all named benchmarks.
 
     Raises:
-        InputError: some cannot be loaded; the message says why for each of them, not for the first alone.
+        InputError: some cannot be loaded (the message gives the reason for each of them), or a name is given twice.
     """
     loaded, problems = [], []
     for name in names:
@@ -263,8 +263,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint) -> list[CompressionConfig]:
-    """Every compression that was asked for, at every ratio that was asked for; dense once. Of the embedded model, where
-    none was named, dense first: what its own gains and loses shows beside that."""
+    """Every requested compression at every requested ratio; dense only once. If neither model nor compression is named,
+    dense is added first, so that the embedded model's own compression can be compared with it."""
     configs = [DENSE] if args.model is None and args.compression is None else []
     for ratio in args.ratio or [None]:
         configs += common.compressions(argparse.Namespace(**{**vars(args), "ratio": ratio}), model)
@@ -281,7 +281,7 @@ def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint
 def _evaluate(
     model: Any, runs: list[Asked], answers: Callable[[Asked], ModelAnswers], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The results of all runs, in order. The next begins while other processes answer the last samples of one."""
+    """The results of all runs, in order. The next run begins while other processes finish the last samples of one."""
     results: list[dict[str, Any] | None] = []
     with contextlib.ExitStack() as stack:
         evaluations = []
@@ -316,8 +316,8 @@ def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> No
 
 
 def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Failures are printed, with the first's
-    reason and where all of them are."""
+    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Prints how many samples failed, why the
+    first one did, and which file lists all of them."""
     failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
     if failed and devices.process_rank() == 0:
         first = next(result for result in results if result["errors"])
@@ -339,12 +339,12 @@ def _verdict(results: list[dict[str, Any]]) -> int:
 
 
 def _place(result: dict[str, Any]) -> str:
-    """What the table calls a run, and the folder of its answers: one of these for each compression, in BENCHMARK/."""
+    """A run's name in the table, and the folder of its answers. BENCHMARK stands for the folder of any benchmark."""
     return f"{result['name']}: BENCHMARK/{Path(result['folder']).name}"
 
 
 def _first_error(file: Path) -> str:
-    """Why the first sample of a run's predictions that failed did, and which it was."""
+    """The index and the error of the first failed sample in a run's predictions."""
     rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
     row = next(row for row in rows if "error" in row)
     return f"sample {row['index']}: {row['error']}"

@@ -1,4 +1,4 @@
-"""`ppe-npu explore`: a page on which compression is seen."""
+"""`ppe-npu explore`: serves a web page that shows what a compression does."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ppe_npu.explorer.groups import Explorer, found_model
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.optional import optional
 
-_FRAMES = 8  # of a video, where nothing else is asked for
-_TOKENS = 300  # that a picture has at most in the embedded model, which was made for 36
+_FRAMES = 8  # frames of a video, by default
+_TOKENS = 300  # most tokens of a picture for the embedded model, which was made for pictures of 36 tokens
 
 
 def run_explore(args: argparse.Namespace) -> int:
-    """The command: what can be wrong is found before the weights are read. It ends with Ctrl-C."""
+    """Run the command until Ctrl-C. The options that can be checked early are, before the weights are read."""
     optional("gradio", "ppe-npu explore", "ppe-npu[app]")
     if args.port is not None and not 0 < args.port < 2**16:
         raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
@@ -45,8 +45,8 @@ def run_explore(args: argparse.Namespace) -> int:
 
 
 def _listening(host: str, port: int | None) -> str:
-    """The host as an address has it (an IPv6 one in brackets), after listening there: before a model is read, and
-    because Gradio tries a name that is none for minutes, with a hundred ports."""
+    """The host as part of a URL (an IPv6 address in brackets), after a test that it can be listened on. The test comes
+    before a model is read, and because Gradio would try an invalid name for minutes, on a hundred ports."""
     name = host.strip("[]") or "127.0.0.1"
     try:
         family, _, _, _, place = socket.getaddrinfo(name, port or 0, type=socket.SOCK_STREAM)[0]
@@ -61,7 +61,8 @@ def _listening(host: str, port: int | None) -> str:
 
 
 def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
-    """The model that was named, one that an earlier command left, or features alone; and a line about it."""
+    """(explorer, a line about its model): the named model, else one that an earlier command left, else a model with
+    random weights, which shows groups of features but no answers."""
     name = args.model or found_model()
     frames = _FRAMES if args.fps is None and args.nframes is None else args.nframes
     sampling = VideoSampling(args.fps, frames, args.min_pixels, args.max_pixels)

@@ -1,4 +1,4 @@
-"""`ppe-npu merge-lora` and `ppe-npu export`: what a run saved -> a plain checkpoint, or one for vLLM."""
+"""`ppe-npu merge-lora` and `ppe-npu export`: turn what a run saved into a plain checkpoint, or one for vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_merge_lora(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Write a checkpoint of a run as a plain one, or as one that says to vLLM how it is compressed."""
+    """Write a checkpoint of a run as a plain checkpoint, or with --vllm as one whose config states its compression."""
     quiet_transformers()
     said = _for_vllm(args)
     folder = export(args.checkpoint, args.output, args.model, args.dtype, **reading(args), config=said)
@@ -31,12 +31,12 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def _for_vllm(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What the new config.json says beside what the old one says; None without --vllm."""
+    """The keys that are added to config.json, or replaced there; None without --vllm."""
     checkpoint, asked = Path(args.checkpoint), (args.compression, args.ratio, args.positions, args.k)
     if not args.vllm:
         if asked != (None,) * 4:
             raise InputError("a plain export keeps the run's own compression: --compression is for --vllm alone")
         return None
     whole = checkpoint if not checkpoint.is_dir() or (checkpoint / "config.json").is_file() else None
-    base = whole or args.model or read_base(checkpoint)["model"]  # of an adapter
+    base = whole or args.model or read_base(checkpoint)["model"]  # the last two: the base of an adapter
     return marks(base, compressions(args, checkpoint)[0], **reading(args))

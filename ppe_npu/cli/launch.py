@@ -1,6 +1,6 @@
-"""python -m ppe_npu.cli.launch --nproc-per-node 8 -m ppe_npu.cli train ...: torchrun, and of a failure one line.
+"""python -m ppe_npu.cli.launch --nproc-per-node 8 -m ppe_npu.cli train ...: torchrun with failures reported in a line.
 
-torchrun itself adds a traceback of its own code to the line in which a command says what is wrong.
+torchrun by itself prints a traceback of its own code below the line in which a command reports its error.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """torchrun with these arguments; gives the exit code of the process that failed first, else 0."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, with a page about it
+    """Run torchrun with these arguments; returns the exit code of the process that failed first, else 0."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun would do the same, and print a long warning
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

@@ -1,4 +1,4 @@
-"""What `ppe-npu describe --show` does: the pictures and frames that a prompt shows, and the file with their groups."""
+"""Implements `ppe-npu describe --show`: draws the groups of a prompt's pictures and frames into a file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 @dataclass
 class Looking:
-    """A file to draw, and what is drawn into it.
+    """The file that is drawn, and the pictures that are drawn into it.
 
     Attributes:
-        path: the file. token: the merged token that is outlined, counted over all images and videos, or None.
-        seen: of each image or video in the prompt's order its picture, or what each temporal step shows.
+        path: the file. token: the merged token to outline, counted over all images and videos, or None.
+        seen: for each image or video, in the prompt's order, its picture or the first frame of each temporal step.
     """
 
     path: Path
@@ -39,10 +39,10 @@ class Looking:
 
     @classmethod
     def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> Looking | None:
-        """From --show and --token; None without --show.
+        """From the values of --show and --token; None without --show.
 
         Raises:
-            InputError: what cannot be drawn, before anything is read.
+            InputError: --token without --show, a file that cannot be written, or a compression that cannot be drawn.
         """
         if show is None:
             if token is not None:
@@ -61,7 +61,7 @@ class Looking:
     def opened(
         self, messages: Sequence[Mapping[str, Any]], processor: Any, sampling: VideoSampling
     ) -> list[dict[str, Any]]:
-        """The messages with every file read, once; what they show is remembered."""
+        """The messages with every file read, so that it is read only once; the pictures are kept in `seen`."""
         self.temporal_patch = processor.video_processor.temporal_patch_size
         return [
             {**message, "content": [self._opened(item, sampling) for item in message["content"]]}
@@ -86,7 +86,7 @@ class Looking:
         return [Image.fromarray(frame.numpy()) for frame in frames]
 
     def check_token(self, inputs: Mapping[str, Any], processor: Any) -> None:
-        """Raise InputError unless the token will be there: how many are kept, or how many at most, follows from the
+        """Raise InputError if the token cannot exist: the number of kept tokens, or its upper bound, follows from the
         grids."""
         merge, given = processor.image_processor.merge_size, {}
         for kind in ("image", "video"):
@@ -97,10 +97,10 @@ class Looking:
             raise InputError(f"--token {self.token} is not there: {kept} tokens are kept, 0 to {kept - 1}")
 
     def write(self, visuals: Sequence[Visual]) -> Path:
-        """Draw all images and videos, one below the other, and write the file in one step.
+        """Draw all images and videos, one below the other, and write the file atomically.
 
         Raises:
-            InputError: a token that is not there, where it hung on the features how many are kept.
+            InputError: the token does not exist, though check_token() passed: the method has late counts.
         """
         first, sheets = 0, []
         total = sum(len(visual.stages[-1].representatives) for visual in visuals)

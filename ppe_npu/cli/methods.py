@@ -1,5 +1,5 @@
-"""`ppe-npu methods`: all methods, where each may stand, what it looks at, how it counts, and its paper; or the rules by
-which merged tokens keep positions."""
+"""`ppe-npu methods`: lists all methods with their places, what they look at, their budget and their paper; or the rules
+by which merged tokens keep positions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEAD = ("method", "place", "looks at", "budget", "paper")
 
 
 def run_methods(args: argparse.Namespace) -> int:
-    """Print one line per method, or with --json all that is known of each; --positions: of each rule of positions."""
+    """Print one line per method, or all its facts with --json; with --positions, the rules of positions instead."""
     if args.positions:
         whats = {name: rule_named(name).what for name in rule_names()}
         if args.json:

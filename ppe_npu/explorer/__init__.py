@@ -1,6 +1,6 @@
-"""`ppe-npu explore`: a page on which compression is seen.
+"""`ppe-npu explore`: a web page that shows what a compression does.
 
-state.py: what is chosen; sources.py: what is looked at; groups.py: what a model makes of it; session.py: what one
-visitor looks at; words.py: numbers and groups in words; page.py: the page, which alone imports Gradio; policy.py: what
-a browser may do for it.
+state.py: the page's settings; sources.py: pictures and videos; groups.py: the model, its groups, costs and answers;
+session.py: one visitor's state; words.py: groups and costs as text; page.py: the page itself, and the only file that
+imports Gradio; policy.py: limits on what the browser may load.
 """

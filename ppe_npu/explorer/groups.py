@@ -1,4 +1,4 @@
-"""What a model makes of a source: its groups and costs, and its answer as it comes. Many users may ask one model."""
+"""Runs a model on a source: its groups, its costs, and its streamed answer. Several users share one model."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ LEFT_BEHIND = ("runs/demo/seed0/ppe/final", "runs/demo/seed0/ppe-45/final", "run
 
 
 def found_model(folder: Path = Path()) -> Path | None:
-    """A model that an earlier command left below this folder; None: there is none."""
+    """The best model that an earlier command left below this folder; None if there is none."""
     return next((folder / name for name in LEFT_BEHIND if os.path.isfile(folder / name / "config.json")), None)
 
 
 @dataclass(frozen=True)
 class Look:
-    """A source as a compression left it.
+    """What a compression made of a source, and its costs.
 
     Attributes:
-        groups: of the last stage; of the dense model every token is a group of its own.
-        renumbered: whether the prompt was numbered anew, so that no position of it is kept.
-        costs: "before" and "after" (visual tokens, the mean over decoder layers), "tower" (those that it was given),
-            "prompt" (tokens), "kv" (bytes), "tower_flops", "decoder_flops".
+        groups: the groups of the last stage; for the dense model each token is its own group.
+        renumbered: whether the prompt was renumbered, so that merged tokens keep no positions.
+        costs: "before" and "after" (visual tokens; "after" is the mean over decoder layers), "tower" (visual tokens
+            that the tower was given), "prompt" (tokens), "kv" (bytes), "tower_flops", "decoder_flops".
     """
 
     groups: Groups
@@ -52,11 +52,11 @@ class Look:
 
 
 class Explorer:
-    """A model that is asked by several users, one after the other.
+    """A model that several users share; it handles one call at a time.
 
     Args:
-        answers: whether what it says is worth showing; of random weights it is not.
-        sampling: frames of videos, and how large they are.
+        answers: whether its answers are shown; those of random weights are not.
+        sampling: the number and the size of a video's frames.
     """
 
     def __init__(self, model: Any, processor: Any, sampling: VideoSampling, answers: bool, max_new_tokens: int = 64):
@@ -69,11 +69,11 @@ class Explorer:
         self._lock = threading.Lock()  # compress() patches the instance
 
     def inputs(self, source: Source, question: str) -> dict[str, Any]:
-        """What the model is given; InputError where the source or the question cannot be."""
+        """The model's inputs; InputError if the source or the question cannot be used."""
         return self._fitting(lambda: build_inputs(self.processor, [source.messages(question)], sampling=self.sampling))
 
     def look(self, inputs: Mapping[str, Any], config: CompressionConfig) -> Look:
-        """One prefill, its products counted."""
+        """Run one prefill and count its FLOPs."""
         with self._lock:
             compression = compress(self.model, config, self.processor).compression
             compression.keep_groups = not config.is_dense
@@ -87,7 +87,8 @@ class Explorer:
         return Look(groups or _each_alone(report.spans[0].grid), config.positions == "renumber", costs)
 
     def ask(self, inputs: Mapping[str, Any], config: CompressionConfig) -> Iterator[str | Generated]:
-        """Pieces of the answer as they come, then what it cost. Who stops listening ends it with its next piece."""
+        """Yields pieces of the answer as they are generated, then a Generated with its costs. If the caller closes the
+        iterator, generation stops at the next piece."""
         told: queue.Queue[Any] = queue.Queue()
         gone = threading.Event()
 
@@ -100,7 +101,7 @@ class Explorer:
                     told.put(
                         self._fitting(lambda: generate(model, self.processor, inputs, self.max_new_tokens, streamer))
                     )
-            except BaseException as error:  # it is raised where the answer is read
+            except BaseException as error:  # raised again in the thread that reads the answer
                 told.put(error)
 
         threading.Thread(target=work, daemon=True).start()
@@ -116,20 +117,20 @@ class Explorer:
             gone.set()
 
     def _fitting(self, work: Callable[[], T]) -> T:
-        """What the work returns. Where memory ends it is given back, and InputError says what to do."""
+        """The result of work(). If memory runs out, release it and raise InputError with a remedy."""
         try:
             return work()
         except Exception as error:
             if not ran_out(error):
                 raise
-        devices.release_memory(self.model.device)  # by now the error, which holds what was computed, is gone
+        devices.release_memory(self.model.device)  # after `except`, when the error no longer keeps tensors alive
         raise InputError(
             "this does not fit into memory: take a smaller picture, or start explore with less --max-pixels"
         )
 
 
 class _GoneError(Exception):
-    """Nobody listens any more."""
+    """The reader of an answer has closed its iterator."""
 
 
 def _streamer(tokenizer: Any, told: queue.Queue, gone: threading.Event) -> Any:
@@ -146,10 +147,10 @@ def _streamer(tokenizer: Any, told: queue.Queue, gone: threading.Event) -> Any:
 
 
 def _last(trace: Any) -> Groups | None:
-    """Of one image or video the groups of the last stage; None where nothing was merged.
+    """The last stage's groups of the trace's only image or video; None if nothing was merged.
 
     Raises:
-        InputError: several ratios, with which a token is in several groups.
+        InputError: there are several images or videos, or several ratios.
     """
     visuals = trace.visuals()
     if len(visuals) != 1:
@@ -158,6 +159,6 @@ def _last(trace: Any) -> Groups | None:
 
 
 def _each_alone(grid: tuple[int, int, int]) -> Groups:
-    """Every token a group of its own, as in the dense model."""
+    """Groups of one token each, as in the dense model."""
     own = np.arange(int(np.prod(grid)))
     return Groups(None, own.reshape(grid), own, own[:, None])

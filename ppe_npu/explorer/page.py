@@ -1,4 +1,4 @@
-"""The page of `ppe-npu explore`. Every visitor has a Session; the model is one, and Explorer lets one in at a time."""
+"""The page of `ppe-npu explore`. Each visitor has a Session; all share an Explorer, which serves one call at a time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ppe_npu.explorer.state import NONE, YOURS, Settings, choices
 from ppe_npu.inspect.show import token_at
 from ppe_npu.utils.escape import printable
 
-_KEPT = 3600  # seconds that a visitor's pictures are held
+_KEPT = 3600  # seconds that a visitor's session and pictures are kept
 
 
 def build(explorer: Explorer, about: str) -> Any:
     """The page, as a gradio.Blocks.
 
     Args:
-        about: a line on which model this is.
+        about: a line about the model.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: it asks when it is
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
     from ppe_npu.utils.optional import optional
 
     gr = optional("gradio", "ppe-npu explore", "ppe-npu[app]")
@@ -37,7 +37,7 @@ def build(explorer: Explorer, about: str) -> Any:
 
 
 class Page:
-    """The parts of the page and what happens when one is used. Handlers return the new value of each of `shown`."""
+    """The components of the page and their event handlers. A handler returns a new value for each part of `shown`."""
 
     def __init__(self, gr: Any, explorer: Explorer, about: str, blocks: Any):
         self.gr, self.explorer = gr, explorer
@@ -124,7 +124,7 @@ class Page:
         self.link = gr.Textbox("", label="Link to what is shown", interactive=False, elem_id="link")
 
     def _connect(self, blocks: Any) -> None:
-        # What is shown may stand as it was, with its address: of that the query counts.
+        # The link may arrive as a query alone, or unchanged as a whole address: only its query is used.
         gr, addressed = self.gr, '(q) => {const u = location.origin + location.pathname + q.replace(/^[^?]*/, ""); '
         addressed += 'history.replaceState(null, "", u); return u}'
         own = [self.session, *self.settings]
@@ -137,10 +137,11 @@ class Page:
         def picked(event: Any, *values: Any) -> list[Any]:
             return self.picked(event, *values)
 
-        # Gradio reads from the annotations who wants these; they are classes of a package that may not be there.
+        # Gradio passes these objects to functions with such annotations. They are set here, because the classes belong
+        # to an optional package.
         restored.__annotations__, picked.__annotations__ = {"request": gr.Request}, {"event": gr.SelectData}
         shown = self.shown + self.columns[2:]
-        many = {"concurrency_limit": 16}  # handlers wait for the model themselves
+        many = {"concurrency_limit": 16}  # handlers may run concurrently: Explorer locks the model
         asking = self.ask.click(
             self.asked,
             self.session,
@@ -161,7 +162,7 @@ class Page:
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def changed(self, session: Session, *values: Any) -> list[Any]:
-        """Something was chosen."""
+        """A setting was changed."""
         return self._tried(session, lambda: _settings(values), ())
 
     def opened(self, path: str | None, session: Session, *values: Any) -> list[Any]:
@@ -174,7 +175,7 @@ class Page:
         return self._tried(session, read, ("source", "place"))
 
     def restored(self, request: Any) -> list[Any]:
-        """The page was opened, perhaps by a link: what the link cannot say is left as it is by default."""
+        """The page was opened, perhaps from a link with settings; if they are invalid, the defaults are shown."""
         session, said = Session(), ""
         try:
             session.update(self.explorer, Settings.of_query(dict(request.query_params)))
@@ -187,10 +188,10 @@ class Page:
         return self._all(session, said, [one.name for one in dataclasses.fields(Settings)])
 
     def picked(self, event: Any, session: Session, *values: Any) -> list[Any]:
-        """A place of a picture was clicked."""
+        """A picture was clicked."""
 
         def at() -> Settings:
-            if not session.looks:  # forgotten since: the page is looked at anew
+            if not session.looks:  # the session has expired: start again from the page's settings
                 return _settings(values)
             shape = session.looks["dense"].groups.labels.shape
             place = token_at(tuple(event.index), shape, *session.drawn)
@@ -200,7 +201,7 @@ class Page:
         return self._tried(session, at, ("place",))
 
     def asked(self, session: Session) -> Iterator[list[Any]]:
-        """Every column answers, one after the other, word by word."""
+        """Stream the answers of all columns, one after the other."""
         said = dict.fromkeys(COLUMNS, "")
         try:
             configs, prompt = dict(session.configs), session.prompt()
@@ -216,10 +217,10 @@ class Page:
             yield [session, _line(error), *said.values(), self.gr.skip()]
 
     def _tried(self, session: Session, settings: Any, moved: Sequence[str]) -> list[Any]:
-        """Show what these settings say; what cannot be is one line, and all else stays.
+        """Show the result of these settings, or only an error line if they are invalid.
 
         Args:
-            moved: settings whose parts are to show another value. The others may hold what is being typed.
+            moved: the settings whose components get new values. The user may be typing in the others.
         """
         try:
             session.update(self.explorer, settings())
@@ -228,7 +229,7 @@ class Page:
         return self._all(session, "", moved)
 
     def _left(self) -> list[Any]:
-        """All but the session and the message as it was."""
+        """Updates that leave everything but the session and the message unchanged."""
         return [self.gr.skip()] * len(self.shown[2:] + self.columns[2:])
 
     def _all(self, session: Session, message: str, moved: Sequence[str]) -> list[Any]:
@@ -277,25 +278,25 @@ def _columns(session: Session) -> list[tuple[str, Look, Generated | None]]:
 
 
 def _budgets(session: Session) -> str:
-    """Which column the budget does not move, and how long it took."""
+    """How long the update took, and which columns ignore the budget."""
     fixed = [name for name in COLUMNS[1:] if name in session.looks and not session.settings.moved_by_budget(name)]
     note = f" {' and '.join(fixed).capitalize()}: its own settings say how many tokens stay, not the budget."
     return f"Made in {session.seconds:.2f} s.{note if fixed else ''}"
 
 
 def _line(error: UserError) -> str:
-    """An error, for the page."""
+    """An error as Markdown."""
     return f"**Error:** {_plain(str(error))}"
 
 
 def _plain(text: str) -> str:
-    """A text in one line, and nothing in it that Markdown takes for markup."""
+    """The text in one line, with every character that Markdown could take for markup escaped."""
     text = printable(" ".join(text.split()))
     return "".join(f"&#{ord(sign)};" if sign in "\\`*_{}[]()<>#+-.!|~&$" else sign for sign in text)
 
 
 def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[Any, str]:
-    """Start the page; (its Blocks, its address). The caller blocks, and closes it.
+    """Start the page and return (its Blocks, its address). It runs in the background until the caller closes it.
 
     Raises:
         InputError: Gradio is not installed, or the address is taken.
@@ -306,7 +307,7 @@ def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[
 
     from ppe_npu.explorer.policy import OwnHostOnly
 
-    own = ("localhost", host.strip("[]"))  # where Gradio looks whether the page is there: no proxy knows
+    own = ("localhost", host.strip("[]"))  # Gradio checks that the page is up at these, which no proxy may intercept
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = others if others == "*" else ",".join(filter(None, (others, *own)))
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

@@ -1,4 +1,4 @@
-"""What a browser may do for the page: talk to the host that it came from, and to no other."""
+"""A content security policy that lets a browser load the page's contents from its own host only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POLICY = (
 
 
 class OwnHostOnly:
-    """ASGI middleware that adds the policy to every answer."""
+    """ASGI middleware that adds the policy to every response."""
 
     def __init__(self, app: Any):
         self.app = app

@@ -1,4 +1,4 @@
-"""What one visitor of the page looks at."""
+"""The state of one visitor of the page."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ppe_npu.explorer.state import YOURS, Settings
 from ppe_npu.inspect.show import draw_strip
 
 COLUMNS = ("dense", "left", "right")
-_SIDE, _SIDE_VIDEO = 560, 280  # pixels of a drawn picture's longer side, and of a frame's
+_SIDE, _SIDE_VIDEO = 560, 280  # pixels of the longer side of a drawn picture, and of a video's frame
 
 
 @dataclass
 class Session:
-    """What one visitor looks at.
+    """One visitor's settings and results.
 
     Attributes:
-        uploaded: their own picture or video. source: what is shown; prepared: (source, question, what the model is
-            given). looks, done: of each column what became of it, and what its answer cost.
+        uploaded: the visitor's own picture or video. source: the one that is shown.
+        prepared: (source, question, model inputs). looks: each column's groups and costs. done: each column's answer.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -39,11 +39,11 @@ class Session:
     seconds: float = 0.0
 
     def upload(self, explorer: Explorer, path: str) -> None:
-        """Read a visitor's file; InputError says in one line what is wrong with it."""
+        """Read a visitor's file; InputError states in one line what is wrong with it."""
         self.uploaded = sources.yours(path, explorer.sampling, explorer.temporal_patch)
 
     def update(self, explorer: Explorer, settings: Settings) -> None:
-        """Look with other settings; where they cannot be, InputError, and what was shown stays."""
+        """Apply new settings. If they are invalid, raise InputError and leave the session unchanged."""
         started = time.perf_counter()
         configs = {"dense": CompressionConfig.preset("dense")}
         for side in COLUMNS[1:]:
@@ -69,19 +69,19 @@ class Session:
         self.seconds = time.perf_counter() - started
 
     def prompt(self) -> Any:
-        """What the model is given."""
+        """The model's inputs."""
         if self.prepared is None:
             raise InputError("nothing is looked at any more: choose a picture again")
         return self.prepared[2]
 
     @property
     def drawn(self) -> tuple[int, int | None]:
-        """(side, columns) of the strips."""
+        """(longer side of a frame in pixels, columns of frames), as draw_strip() takes them."""
         frames = 1 if self.source is None else len(self.source.frames)
         return (_SIDE, 1) if frames == 1 else (_SIDE_VIDEO, 2 if frames <= 4 else 4)
 
     def picture(self, name: str) -> Any:
-        """A column's groups, the chosen place's outlined."""
+        """A drawing of a column's groups, with the group of the selected token outlined."""
         look, (side, columns) = self.looks[name], self.drawn
         token = int(look.groups.labels.reshape(-1)[self.settings.place])
         frames = self.source.frames if self.source is not None else ()

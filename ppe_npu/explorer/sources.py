@@ -1,4 +1,4 @@
-"""What is looked at: pictures and a video of ours, drawn here, and files of the user's, read by the checked readers."""
+"""The pictures and videos of the page: built-in ones, which are drawn here, and the user's files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError, shown
 
 _VIDEOS = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp", ".ts")
-_STEPS = 4  # of our video
+_STEPS = 4  # temporal steps of the built-in video
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Source:
     """A picture or a video.
 
     Attributes:
-        kind: "image" or "video". held: what build_inputs takes. frames: the picture, or what each temporal step shows.
+        kind: "image" or "video". held: the picture or Video for build_inputs().
+        frames: the picture, or the first frame of each temporal step.
     """
 
     kind: str
@@ -40,18 +41,18 @@ class Source:
 
 
 def names() -> tuple[str, ...]:
-    """Of our pictures and videos."""
+    """Names of the built-in pictures and videos."""
     return tuple(_OURS)
 
 
 def ours(name: str, unit: int, temporal_patch: int = 2) -> Source:
-    """One of our own.
+    """A built-in picture or video.
 
     Args:
-        unit: pixels along one side of a visual token. temporal_patch: frames that become one step.
+        unit: pixels along one side of a visual token. temporal_patch: frames per temporal step.
 
     Raises:
-        InputError: no such name.
+        InputError: the name is unknown.
     """
     if name not in _OURS:
         raise InputError(f"source {shown(name)} is none of ours: choose one of {', '.join(_OURS)}")
@@ -63,17 +64,17 @@ def ours(name: str, unit: int, temporal_patch: int = 2) -> Source:
 
 
 def yours(path: str, sampling: VideoSampling, temporal_patch: int = 2) -> Source:
-    """A file of the user's.
+    """The picture or video in a user's file.
 
     Raises:
-        InputError: it is no picture and no video, or a broken or too large one.
+        InputError: the file is neither a picture nor a video, is broken, or is too large.
     """
     name = Path(path).name
     if Path(path).suffix.lower() in _VIDEOS:
         try:
             video = load_video(path, sampling, temporal_patch)
         except InputError as error:
-            raise InputError(str(error).replace(str(path), name)) from error  # not the server's folder
+            raise InputError(str(error).replace(str(path), name)) from error  # hides the server's folder
         pixels = video.frames[::temporal_patch].permute(0, 2, 3, 1).numpy()
         return Source("video", video, tuple(map(Image.fromarray, pixels)))
     image = load_image(Path(path).read_bytes(), f"picture {name}")
@@ -81,13 +82,13 @@ def yours(path: str, sampling: VideoSampling, temporal_patch: int = 2) -> Source
 
 
 def _scene(seed: int, unit: int) -> list[Image.Image]:
-    """One of the demo's scenes: a cell is a visual token."""
+    """One of the demo's scenes, with one visual token per cell of its grid."""
     scene = scenes.make_scene(np.random.default_rng(seed))
     return [scene.render().resize((scenes.GRID * unit,) * 2, Image.Resampling.NEAREST)]
 
 
 def _vanishing(unit: int) -> list[Image.Image]:
-    """A scene from which a figure goes with every step."""
+    """A scene that loses one figure with every step."""
     scene = scenes.make_scene(np.random.default_rng(3))
     steps = [scenes.Scene(scene.figures[number:]) for number in range(_STEPS)]
     return [step.render().resize((scenes.GRID * unit,) * 2, Image.Resampling.NEAREST) for step in steps]
@@ -95,7 +96,7 @@ def _vanishing(unit: int) -> list[Image.Image]:
 
 def _house(unit: int) -> list[Image.Image]:
     """A house under a sky, 20 tokens wide and 15 high."""
-    big = 4  # drawn so much larger, for smooth edges
+    big = 4  # drawn larger by this factor, for smooth edges
     picture = Image.new("RGB", (20 * unit * big, 15 * unit * big), (150, 196, 236))
     draw = ImageDraw.Draw(picture)
 

@@ -1,4 +1,4 @@
-"""What is chosen on the page: settings <-> a link, compressions, JSON, and three lines of Python. It needs no model."""
+"""The page's settings, and their conversion to and from links, to compressions, JSON and Python. Needs no model."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ppe_npu.settings import check_fields, setting
 
 NONE = "none"  # a side that shows nothing
 YOURS = "yours"  # a picture or video of the user's, which no link holds
-OWN = ("ppe", "ppe_plus", "keep_one", "chatunivi", "dense")  # presets of ours, which say their positions themselves
+OWN = ("ppe", "ppe_plus", "keep_one", "chatunivi", "dense")  # presets, which have their own rule of positions
 _BESIDE = ("positions", "k", "members", "proportional_attention")
 
 
 def choices() -> list[str]:
-    """What a side may name: presets of ours and every method. Both may have keys, and methods may follow each other."""
+    """The presets and all methods, as suggestions for a side. A side may also add keys, or chain several methods."""
     return [*OWN, *published()]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the page shows.
+    """The settings of the page.
 
     Args:
-        source: the name of one of our pictures or videos, or YOURS.
-        question: that the model is asked about it.
-        left, right: a compression in words: a preset or a method, "NAME:key=value,key=value", or several methods that
-            follow each other, "NAME + NAME:key=value"; right may be NONE.
-        budget: the share of the tokens that each step keeps which names none itself.
-        positions, k: of methods that name none themselves; k=0: the default.
-        place: the token of the picture that is looked at, in raster order, frame after frame.
+        source: the name of a built-in picture or video, or YOURS.
+        question: the question that the model is asked about it.
+        left, right: a compression as text: a preset or a method, "NAME:key=value,key=value", or several methods in
+            sequence, "NAME + NAME:key=value"; right may be NONE.
+        budget: the share of the tokens that a step keeps, for steps that do not set one.
+        positions, k: for methods that do not set them; k=0: the default.
+        place: the index of the token that is looked at, in raster order, frame after frame.
 
     Raises:
-        InputError: names the key, the value and what would be right.
+        InputError: a value is invalid; the message names the key, the value and the valid values.
     """
 
     source: str = "house"
@@ -60,16 +60,16 @@ class Settings:
             raise InputError("the question is empty: ask something")
 
     def query(self) -> str:
-        """What stands behind the page's address: all that is not as it is by default."""
+        """The query string of a link to the page: all settings that differ from the defaults."""
         said = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return urlencode({key: value for key, value in said.items() if value != _default(key)})
 
     @classmethod
     def of_query(cls, values: Mapping[str, str]) -> Settings:
-        """From the keys and texts of a link. Keys that begin with "__" are the server's own.
+        """From a link's query. Keys that begin with "__" are used by the server and ignored here.
 
         Raises:
-            InputError: an unknown key, or a value that cannot be.
+            InputError: an unknown key, or an invalid value.
         """
         known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         unknown = sorted(key for key in values if key not in known and not key.startswith("__"))
@@ -84,11 +84,11 @@ class Settings:
         return cls(**found)
 
     def compression(self, side: str, layers: int) -> CompressionConfig | None:
-        """What the side "left" or "right" asks for; None where it shows nothing.
+        """The compression of side "left" or "right"; None if the side is NONE.
 
         Args:
-            layers: of the model's decoder; a method that stands on entry of a layer, and of which none that is there is
-                named, stands at the second.
+            layers: number of the model's decoder layers. A method that must run on entry of a layer, and has no default
+                layer that exists in the model, runs at layer layers // 2.
 
         Raises:
             InputError: as CompressionConfig.
@@ -108,7 +108,7 @@ class Settings:
         return CompressionConfig.from_dict({"steps": steps, **values})
 
     def _step(self, name: str, keys: Mapping[str, Any], layers: int) -> dict[str, Any]:
-        """A step of this name, with its own keys, the page's budget and a layer where it needs one."""
+        """The keys of a step: the method's name, its own keys, the page's budget, and a layer if it needs one."""
         fields = {field.name for field in dataclasses.fields(method_class(name))}
         own = {key: value for key, value in keys.items() if key not in _BESIDE}
         if "ratio" in fields:
@@ -119,7 +119,7 @@ class Settings:
         return {"method": name, **own}
 
     def moved_by_budget(self, side: str) -> bool:
-        """Whether some step of this side takes the page's budget."""
+        """Whether a step of this side uses the page's budget."""
         parts = [_named(part) for part in re.split(r"\s\+\s", getattr(self, side).strip())]
         return any(_takes_ratio(name) and "ratio" not in keys for name, keys in parts)
 
@@ -141,12 +141,12 @@ def _takes_ratio(name: str) -> bool:
 
 
 def as_json(config: CompressionConfig) -> str:
-    """A file that `--compression FILE` and CompressionConfig.from_file take."""
+    """The text of a file for `--compression FILE` and CompressionConfig.from_file."""
     return json.dumps(config.to_dict(), indent=1) + "\n"
 
 
 def as_python(config: CompressionConfig) -> str:
-    """Three lines that compress a `model` in this way."""
+    """Three lines of Python that compress `model` with this config."""
     return (
         "from ppe_npu import CompressionConfig, compress\n"
         f"config = CompressionConfig.from_dict({config.to_dict()!r})\n"

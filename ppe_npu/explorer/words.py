@@ -1,4 +1,4 @@
-"""Groups and costs in words and as a table. All that comes from outside is escaped where it becomes HTML."""
+"""Groups and costs as text and as a table. Text from outside is escaped where it becomes HTML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppe_npu.explorer.groups import Look
 from ppe_npu.explorer.state import as_json, as_python
 from ppe_npu.inspect.trace import Groups
 
-_LISTED = 12  # places that are written out
+_LISTED = 12  # places that are listed at most
 _ROWS = {
     "after": "visual tokens in the decoder, mean over its layers",
     "tower": "visual tokens in the vision tower",
@@ -28,10 +28,10 @@ _ROWS = {
 
 
 def told(look: Look, place: int) -> str:
-    """What became of one token of the picture: its group, whose positions it keeps, and who lent them.
+    """A description of what became of one token: its group, the positions that the group keeps, and their lenders.
 
     Args:
-        place: its number in raster order, frame after frame.
+        place: the token's index in raster order, frame after frame.
     """
     groups = look.groups
     own = where(groups, place)
@@ -52,7 +52,7 @@ def told(look: Look, place: int) -> str:
 
 
 def _positions(look: Look, token: int, center: int) -> str:
-    """Which positions a token keeps and who lent them."""
+    """A description of the positions that a merged token keeps, and of the tokens that lent them."""
     if look.renumbered:
         return "It keeps no position: the prompt was numbered anew."
     groups = look.groups
@@ -69,7 +69,7 @@ def _positions(look: Look, token: int, center: int) -> str:
 
 
 def where(groups: Groups, place: int) -> str:
-    """(row, column), or (step, row, column) in a video; counted from 0."""
+    """The place as "(row, column)", or "(step, row, column)" in a video; counted from 0."""
     spot = np.unravel_index(place, groups.labels.shape)
     return f"({', '.join(str(int(part)) for part in spot[0 if groups.labels.shape[0] > 1 else 1 :])})"
 
@@ -80,7 +80,7 @@ def _listed(groups: Groups, places: Sequence[int] | np.ndarray) -> str:
 
 
 def alternative(name: str, look: Look) -> str:
-    """What a screen reader says of a drawn picture."""
+    """The alternative text of a drawn picture, for screen readers."""
     before, after = look.groups.labels.size, len(look.groups.representatives)
     gone = int((look.groups.labels < 0).sum())
     dropped = f", {gone} dropped" if gone else ""
@@ -88,7 +88,7 @@ def alternative(name: str, look: Look) -> str:
 
 
 def table(columns: Sequence[tuple[str, Look, Generated | None]]) -> str:
-    """The costs of each column as HTML, beside the first one's shares."""
+    """An HTML table of each column's costs; all but the first are also given relative to the first."""
     found = [{**look.costs, "ttft": None if done is None else done.prefill_seconds} for _, look, done in columns]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name, _, _ in columns)
     rows = []
@@ -116,7 +116,7 @@ def _cell(key: str, value: float | None, dense: float | None, first: bool) -> st
 
 
 def taken_along(configs: Mapping[str, CompressionConfig]) -> str:
-    """Links that save each column's settings as JSON and as Python."""
+    """HTML links that save each column's settings as JSON and as Python."""
     parts = []
     for name, config in configs.items():
         links = [
@@ -133,5 +133,5 @@ def _download(file: str, kind: str, text: str, words: str) -> str:
 
 
 def python_of(configs: Mapping[str, Any]) -> str:
-    """The lines of all columns, each under its name."""
+    """The Python lines of all columns, each under a comment with the column's name."""
     return "\n".join(f"# {name}\n{as_python(config)}" for name, config in configs.items())

@@ -1,1 +1,1 @@
-"""Serving compressed models by engines that have models of their own. Only a subpackage imports its engine."""
+"""Serves compressed models with engines that have their own model classes. Only an engine's subpackage imports it."""

@@ -1,7 +1,7 @@
-"""Another compression than the server's, for one request: within what the server has room for.
+"""A request's own compression, which may differ from the server's within what the server has reserved room for.
 
 It travels with the request's items, as bytes beside their pixels, and is part of the key of every cache that holds
-what was made with it.
+results made with it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ppe_npu.errors import InputError, shown
 from ppe_npu.serving.settings import KEY
 from ppe_npu.utils.recent import Recent
 
-_SAME = ("positions", "k", "members")  # a server's rows and rotary embedding are those of its own compression
+_SAME = ("positions", "k", "members")  # a request cannot change these: the server's rows and rotary embedding are fixed
 
 
 class Asked:
-    """A server's compression, and those that requests ask for.
+    """A server's compression, and the compressions that requests ask for.
 
     Args:
-        own: the server's.
+        own: the server's compression.
     """
 
     def __init__(self, own: Compression):
@@ -38,7 +38,7 @@ class Asked:
             values: the keys that it changes, as CompressionConfig.changed() takes them ({"ratio": 0.25}); None: none.
 
         Raises:
-            InputError: no such keys, other positions than the server's, or what a server cannot have.
+            InputError: unknown keys, other positions than the server's, or a compression that cannot be served.
         """
         if values is None:
             return self.own
@@ -60,14 +60,14 @@ class Asked:
         return made
 
     def read(self, sent: torch.Tensor) -> Compression:
-        """The compression that travels as written() has it."""
+        """The compression that written() has encoded."""
         return self.of(json.loads(bytes(sent.tolist())))
 
     def check_room(self, compression: Compression, kind: str, shape: Shape) -> None:
-        """Raise InputError where a request may keep more of an item than its server, which has room for its own.
+        """Raise InputError if a request may keep more tokens of an item than its server has reserved room for.
 
         Args:
-            kind: "image" or "video". shape: of the item, as item_runs() takes it.
+            kind: "image" or "video". shape: the item's, as item_runs() takes it.
         """
         asked, most = (sum(run.kept for run in item_runs(one, kind, shape)) for one in (compression, self.own))
         if asked > most:
@@ -78,7 +78,7 @@ class Asked:
 
 
 def written(values: Mapping[str, Any] | None, count: int) -> torch.Tensor:
-    """[count, bytes] uint8, what a request asks for, once for each of its items."""
+    """[count, bytes] uint8: the keys that a request changes, as JSON, once for each of its items."""
     return torch.tensor(list(_plain(values).encode()), dtype=torch.uint8).expand(count, -1).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as vLLM is to find it: the plug-in's architecture and the compression, in its config.json."""
+"""Checkpoints for vLLM, whose config.json names the plug-in's architecture and the compression."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ppe_npu.utils.reading import json_or_none
 
 
 def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) -> dict[str, Any]:
-    """What a config.json, or vLLM's --hf-overrides, must say for a model to be served with this compression.
+    """The keys that config.json, or vLLM's --hf-overrides, needs for a model to be served with this compression.
 
     Args:
-        path: its checkpoint's folder, or an id on the hub. No weights are read.
-        allow_bin: as load_model.
+        path: the checkpoint's folder, or an id on the hub. No weights are read.
+        allow_bin: as in load_model.
 
     Raises:
-        InputError: no checkpoint, a class that the plug-in does not serve, or a compression that it or the model cannot
-            take.
+        InputError: no checkpoint, a class that the plug-in does not serve, or a compression that the plug-in or the
+            model does not support.
     """
     from transformers import AutoConfig
 
@@ -43,10 +43,10 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
 
 
 def is_marked(path: str | Path) -> bool:
-    """Whether a folder's config.json says all that vLLM needs to know.
+    """Whether a folder's config.json has the keys that marks() gives.
 
     Raises:
-        InputError: what it says cannot be.
+        InputError: its compression is invalid, or its architecture is not one of the plug-in's.
     """
     file = Path(path) / "config.json"
     found = json_or_none(file)

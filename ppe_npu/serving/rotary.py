@@ -1,7 +1,7 @@
 """Rotary embedding over position rows, for engines whose attention calls a module with positions, query and key.
 
-Such an engine's layers look the same positions up, one after the other. Here that is done once a step, and what a layer
-is given as positions are the cosines and sines themselves.
+In such an engine every layer looks the same positions up again. Here they are looked up once per step, and each layer
+is given the cosines and sines in place of the positions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ppe_npu.engine.rotary import channel_rows
 
 
 class RowRotary(nn.Module):
-    """Rotates every channel by the row that it reads.
+    """Rotates every channel by the position row that it reads.
 
     Args:
         table: [P, D] cosines of P positions and D / 2 channels, then their sines, in the dtype of queries and keys.
-        channels: the axis of each channel of the half head.
+        channels: the axis of each of the D / 2 channels.
         rows: R, axes * K.
-        head: channels of a head, of which the first D are rotated; None: D.
+        head: the width of a head, of which the first D channels are rotated; None: D.
     """
 
     def __init__(self, table: Tensor, channels: Sequence[int], rows: int, head: int | None = None):
@@ -34,10 +34,10 @@ class RowRotary(nn.Module):
         self.register_buffer("lookup", torch.tensor(channel_rows(rows, channels)), persistent=False)
 
     def turns(self, positions: Tensor) -> Tensor:
-        """What every layer of a step rotates by: [N, 2D], of each token the cosines of a head's D channels, then sines.
+        """[N, 2D] cosines, then sines, of a head's D channels for each token: what every layer of a step rotates by.
 
         Args:
-            positions: [R, N] int64; what is out of the table (stale padding) is taken to its nearest end.
+            positions: [R, N] int64; values outside the table (stale padding) are clamped to it.
         """
         table = self.table
         half, last = table.shape[1] // 2, len(table) - 1
@@ -49,14 +49,14 @@ class RowRotary(nn.Module):
         """The rotated query and key.
 
         Args:
-            turns: [2D, N], turns() transposed: tokens last, as an engine's positions have them.
+            turns: [2D, N], the result of turns() transposed: tokens are the last axis, as in an engine's positions.
             query: [N, heads * head]. key: [N, key heads * head].
         """
         width = self.table.shape[1]
         cos, sin = turns.T[None].split(width, dim=-1)
         whole = [part.unflatten(-1, (-1, self.head)).transpose(0, 1)[None] for part in (query, key)]
         heads = [part[..., :width] for part in whole]
-        # A compiler fuses the plain formula; a kernel of ours it could only call.
+        # A compiler can fuse the plain formula, but could only call one of this package's kernels.
         named = "reference" if torch.compiler.is_compiling() else None
         rotated = backends.rotary(*heads, cos, sin, implementation=named)
         if width < self.head:

@@ -1,7 +1,7 @@
-"""How position rows travel through an engine that knows three rows at most, and caches features by themselves.
+"""Carries position rows through an engine that handles at most three rows and caches features without positions.
 
-An item's own rows count from 0 and travel beside its features, as trailing channels: whatever the engine does with
-features (cache, cut, send them) it does with the rows. The prompt's line says only from where an item counts.
+An item's rows count from 0 and are appended to its features as trailing channels, so the engine caches, cuts and sends
+them together with the features. The prompt's own line of positions only says where each item starts to count.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from ppe_npu.engine.items import ItemRun
 from ppe_npu.errors import InputError
 
-_BASE = 256  # bf16 and fp16 hold whole numbers up to here exactly; of larger ones bf16 holds every other at most
-LARGEST = _BASE**2  # extent of a run of visual tokens
+_BASE = 256  # bf16 and fp16 represent all integers up to 256 exactly; above it bf16 skips at least every other one
+LARGEST = _BASE**2  # largest extent of a run of visual tokens
 
 
 def with_rows(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[N, C + 2R] features and, exactly in any dtype, their rows in two digits.
+    """[N, C + 2R] features and their rows, each position as two digits, which are exact in any dtype.
 
     Args:
         features: [N, C] floating point. rows: [R, N] positions below LARGEST.
@@ -29,16 +29,16 @@ def with_rows(features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def split_rows(joined: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What went into with_rows: features [N, C], rows [R, N] int64."""
+    """The inverse of with_rows: features [N, C], rows [R, N] int64."""
     features, digits = joined[:, : -2 * rows], joined[:, -2 * rows :].long()
     return features, (digits[:, :rows] * _BASE + digits[:, rows:]).T
 
 
 def thinned_runs(tokens: Sequence[int], placeholder: int, kept: Sequence[int]) -> list[int]:
-    """Tokens of which each run of placeholders keeps its number.
+    """The tokens, with each run of placeholders cut to its number in `kept`.
 
     Raises:
-        InputError: more or fewer runs, or one that is shorter than what it keeps.
+        InputError: there are not len(kept) runs, or a run is shorter than its number.
     """
     out: list[int] = []
     numbers = iter(kept)
@@ -60,18 +60,18 @@ def thinned_runs(tokens: Sequence[int], placeholder: int, kept: Sequence[int]) -
 
 
 def prompt_line(length: int, items: Sequence[tuple[np.ndarray, Sequence[ItemRun]]]) -> tuple[np.ndarray, int]:
-    """A compressed prompt's one line of positions: of text as they are, at a visual token of an item -1 - b, where b is
-    the position that its run counts from.
+    """A compressed prompt's single line of positions: the position of a text token, and -1 - b at a visual token, where
+    b is the position that its run counts from.
 
     Args:
         length: tokens of the prompt.
-        items: of each item, in order, the columns of its visual tokens, rising, and its runs.
+        items: for each item, in order, the indices of its visual tokens in the prompt, rising, and its runs.
 
     Returns:
-        the line [length] int64, and the position after the prompt's largest.
+        the line [length] int64, and the position that follows the prompt.
 
     Raises:
-        InputError: columns that are not as many as the runs keep, or a run with gaps.
+        InputError: the number of indices differs from what the runs keep, or a run has gaps.
     """
     line, at, following = np.zeros(length, dtype=np.int64), 0, 0
     for columns, runs in items:
@@ -92,9 +92,9 @@ def prompt_line(length: int, items: Sequence[tuple[np.ndarray, Sequence[ItemRun]
 
 
 def placed_rows(line: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """The rows [R, N] of tokens: of text its position in every row, of visual tokens their own and where these begin.
+    """[R, N] rows of tokens: text has its position in every row, a visual token its own rows plus its run's start.
 
     Args:
-        line: [N] as prompt_line gives it. local: [R, N], read at visual tokens alone.
+        line: [N] as prompt_line gives it. local: [R, N], read only at visual tokens.
     """
     return torch.where(line < 0, local - 1 - line, line)

@@ -1,4 +1,4 @@
-"""Which compression a served checkpoint has: the key `ppe_compression` of its config."""
+"""The compression of a served checkpoint: the key `ppe_compression` of its config."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, shown
 
 DEFAULT = "ppe"
-AXES = "mrope_section"  # beside it, where a decoder counts in one dimension: then vLLM keeps positions of ours
+AXES = "mrope_section"  # a second key for decoders with 1-D positions: it makes vLLM ask for positions and keep them
 
 
 def compression_config(values: Any) -> CompressionConfig:
-    """The compression that a config's key states.
+    """The compression that the value of a config's key describes.
 
     Args:
         values: a text as on the command line ("divprune:ratio=0.25"), a preset with its keys ({"preset": "ppe",
-            "ratio": 0.25}), what CompressionConfig.to_dict() gives, or None: preset ppe.
+            "ratio": 0.25}), the result of CompressionConfig.to_dict(), or None for preset ppe.
 
     Raises:
         InputError: anything else, or what CompressionConfig refuses.
@@ -36,6 +36,6 @@ def compression_config(values: Any) -> CompressionConfig:
 
 
 def identity(config: CompressionConfig) -> str:
-    """A short name of all that decides a compression's results, for the keys of caches that several servers share."""
+    """A short hash of all settings that affect a compression's results, for keys of caches that servers share."""
     plain = json.dumps(config.to_dict(), sort_keys=True)
     return "ppe-" + hashlib.sha256(plain.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What an engine's fields say of the shape of images and videos: patches, or the tiles that a prompt has of them."""
+"""The shapes of images and videos, read from an engine's fields: grids of patches, or tiles."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ppe_npu.models.one_dimension_families import FAMILIES
 
 
 class Grids:
-    """Of families whose images and videos are grids of patches, of any size."""
+    """Shapes in families whose images and videos are grids of patches of any size."""
 
     field = "{}_grid_thw"
 
     def of(self, kind: str, said: Any) -> list[Shape]:
-        """The shape of each image, or video, from the numbers that the field has of them [n, ...]."""
+        """The shape of each image, or video, from the field's numbers [n, ...]."""
         return torch.as_tensor(said).tolist()
 
     def rows(self, shape: Shape, tokens: int) -> tuple[int, int]:
-        """How many rows an item of so many tokens has in the field of its pixels, and in that of ready features."""
+        """How many rows an item of `tokens` tokens has in the field of pixels, and in the field of ready features."""
         return int(np.prod(shape)), tokens
 
 
 class Tiles:
-    """Of families whose images are tiles of one size, that follow each other, and whose videos are frames of it, that
-    stand apart.
+    """Shapes in families whose images are tiles of one size in a row, and whose videos are frames of that size with
+    text between them.
 
     Args:
         side: (height, width) of a tile, in visual tokens.
@@ -54,18 +54,18 @@ class Tiles:
 
 
 def shapes_of(hf_config: Any, compression: Compression) -> Grids | Tiles:
-    """How the shape of a model's images and videos is said."""
+    """The kind of shapes that a model's images and videos have."""
     return Tiles(FAMILIES[hf_config.model_type].tile(hf_config)) if compression.axes == 1 else Grids()
 
 
 def shapes_in(shapes: Grids | Tiles, kind: str, fields: Mapping[str, Any]) -> list[Shape] | None:
-    """The shape of each image, or video, of these fields; None where there are none."""
+    """The shape of each image, or video, in these fields; None if there are none."""
     said = fields.get(shapes.field.format(kind))
     return None if said is None else shapes.of(kind, said)
 
 
 def batches(tokens: Sequence[int], most: int) -> list[slice]:
-    """Items in order, of which each batch has at most so many tokens, or is a single item."""
+    """Slices of consecutive items; each has at most `most` tokens in all, or is a single item."""
     out, start, held = [], 0, 0
     for item, count in enumerate(tokens):
         if item > start and held + count > most:
@@ -76,12 +76,12 @@ def batches(tokens: Sequence[int], most: int) -> list[slice]:
 
 
 def fields_of(items: slice, fields: Mapping[str, Any], rows: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What an engine's fields, of which each holds all items of a kind, say of some of them.
+    """The fields of some items, cut from an engine's fields, each of which holds all items of a kind.
 
     Args:
-        fields: those of pixels and of ready features have an item's rows beside the next one's, a token's id is that of
-            all items, and every other one has one row an item.
-        rows: of each item as Grids.rows() gives them, or what is left of its pixels.
+        fields: pixels and ready features have each item's rows one after the other, a token id applies to all items,
+            and every other field has one row per item.
+        rows: for each item, the result of Grids.rows(), with the rows of kept pixels only if pixels were dropped.
     """
     pixels, embeds = ([sum(counts[: end or 0]) for end in (items.start, items.stop)] for counts in zip(*rows))
 

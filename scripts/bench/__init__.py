@@ -1,1 +1,1 @@
-"""What the benchmark scripts share: counting, peaks, clocks, inputs, the released loop, plots."""
+"""Modules that the benchmark scripts share: counting, peaks, clocks, inputs, the released loop, plots."""

@@ -1,8 +1,8 @@
-"""The calls that are timed: one table by op. A new op of the registry needs a line in `_BUILDERS`, sizes in `SIZES` and
+"""The calls that bench_ops.py times, by op. A new op of the registry needs a line in `_BUILDERS`, sizes in `SIZES` and
 a formula in counting.WORK.
 
-Sizes "device" are those of Qwen2.5-VL-3B with 64 frames of 256 tokens (16,450 tokens dense, 7,490 at ratio 0.45), and
-frames of 256 to 4,096 tokens; "cpu" takes about a minute on two cores; "tiny" is for the tests.
+The sizes "device" are those of Qwen2.5-VL-3B with 64 frames of 256 tokens (16,450 tokens dense, 7,490 at ratio 0.45),
+and frames of 256 to 4,096 tokens; "cpu" takes about a minute on two cores; "tiny" is for tests.
 """
 
 import itertools
@@ -26,7 +26,7 @@ SIZES: dict[str, dict[str, tuple]] = {
         "cpu": ((8, 2, 994, 994, 128), (8, 2, 1, 994, 128)),
         "device": ((16, 2, 16450, 16450, 128), (16, 2, 7490, 7490, 128), (16, 2, 1, 7490, 128)),
     },
-    # (heads, windows, tokens of a window, head width), packed, each window to itself
+    # (heads, windows, tokens of a window, head width), packed; each window attends to itself
     "windows": {"tiny": ((2, 3, 8, 16),), "cpu": ((16, 32, 64, 80),), "device": ((16, 1024, 64, 80),)},
     # (heads, key heads, tokens, head width)
     "rotary": {
@@ -54,10 +54,10 @@ class Case:
 
     Args:
         op: a function of ppe_npu.backends, or "merge": clustering, means and positions, as the engine runs them.
-        shape: as it is printed.
-        arguments, options: of the op.
-        gradients: places among the arguments of those that are differentiated; () if the op has no gradient.
-        loop: the same by a loop over frames, or None.
+        shape: description for the table.
+        arguments, options: positional and keyword arguments of the op.
+        gradients: indices of the arguments that are differentiated; () if the op has no gradient.
+        loop: the same computation as a loop over frames, or None.
     """
 
     op: str
@@ -74,7 +74,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the tensors of cases on a device, in a dtype; the same numbers on every run."""
+    """Makes the tensors of cases on a device, in a dtype, with the same numbers in every run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -122,7 +122,7 @@ def _dpc_knn(make: Maker, frames: int, tokens: int, channels: int) -> Case:
 
 def _group_mean(make: Maker, frames: int, tokens: int, channels: int) -> Case:
     x, budget = make.normal(frames, tokens, channels), groups(tokens, RATIO)
-    # Neighbours are far apart in memory, as the members of a group may be; the groups differ by one at most.
+    # Members of a group are far apart in memory, as they may be in practice; sizes of groups differ by one at most.
     labels = make.integers(budget, 1, tokens).expand(frames, -1).contiguous()
     counts = tokens // budget + (make.integers(budget, 1, budget) < tokens % budget).long().expand(frames, -1)
     loop = lambda: released_loop.means_of_frames(x, labels, budget)  # noqa: E731
@@ -164,12 +164,12 @@ _BUILDERS: dict[str, tuple[tuple[str, Callable[..., Case]], ...]] = {
     "swiglu": (("swiglu", _swiglu),),
     "linear_cross_entropy": (("linear_cross_entropy", _linear_cross_entropy),),
 }
-# Those that there are here.
+# The ops with a case that this installation has.
 OPS = tuple(op for op in _BUILDERS if op == "merge" or op in dispatch.ops())
 
 
 def makers(op: str, sizes: str, device: torch.device, dtype: torch.dtype) -> list[Callable[[], Case]]:
-    """What makes each case of an op, one at a time: together they would not fit into memory.
+    """A function for each case of an op that makes the case; all of them at once would not fit into memory.
 
     Args:
         sizes: "tiny", "cpu" or "device".

@@ -1,12 +1,12 @@
-"""FLOPs and bytes that an op cannot do without: counted by formula from the shapes of its arguments.
+"""The least FLOPs and bytes of an op, by formula from the shapes of its arguments.
 
-FLOPs: a multiplication or an addition is one, so that a product of [n, k] and [k, m] has 2nkm. Exponentials, roots and
-divisions count as one. Bytes: every input is read once and every result written once, whatever a cache could save
-between two calls. A backward pass counts twice the forward's FLOPs; it reads the incoming gradient and what the formula
-of the gradient needs, and writes the gradients. An implementation that does less than is counted here (the Gram matrix
-of `dpc_knn` is symmetric: half of it would do) may exceed 100 % of the limit.
+FLOPs: multiplications and additions count as one each, so a product of [n, k] and [k, m] has 2nkm. Exponentials, roots
+and divisions count as one. Bytes: every input is read once and every result is written once; what a cache could save
+between two calls is ignored. A backward pass counts as twice the forward's FLOPs; it reads the incoming gradient and
+what the gradient's formula needs, and writes the gradients. An implementation that does less than is counted here (the
+Gram matrix of `dpc_knn` is symmetric, so half of it is enough) may exceed 100 % of the limit.
 
-The functions take an op's own arguments, and look at shapes and dtypes only: meta tensors do.
+The functions take an op's own arguments but use only their shapes and dtypes, so meta tensors are enough.
 """
 
 import itertools
@@ -22,20 +22,20 @@ INDEX = 8  # bytes of an int64
 
 @dataclass(frozen=True)
 class Work:
-    """flops: operations. bytes: moved between memory and chip. dtype: in which the products are taken."""
+    """flops: number of operations. bytes: moved between memory and chip. dtype: of the products."""
 
     flops: float
     bytes: int
     dtype: torch.dtype
 
     def seconds(self, peaks: "Peaks") -> float:
-        """The least time that a chip with these peaks needs: products and transfers overlap."""
+        """The least time that a chip with these peaks needs, if computation and transfers overlap."""
         return max(self.flops / peaks.flops[self.dtype], self.bytes / peaks.bandwidth)
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """flops: of a large product, per second, by dtype. bandwidth: bytes per second that a copy reads and writes."""
+    """flops: FLOP/s of a large matrix product, by dtype. bandwidth: bytes per second that a copy reads and writes."""
 
     flops: dict[torch.dtype, float]
     bandwidth: float
@@ -60,10 +60,10 @@ def attention(
     training: bool = False,
     **_,
 ) -> Work:
-    """Two products over the pairs that attend; a mask's zeros are not left out. The softmax is not counted."""
+    """Two products over the pairs that attend, including pairs that a mask excludes. The softmax is not counted."""
     batch, heads, queries, width = query.shape
     segments = [(end - start,) * 2 for start, end in itertools.pairwise(cu_seqlens or ())] or [(queries, key.shape[2])]
-    # Causal: the last query sees all keys, each earlier one sees one less.
+    # Causal: the last query sees all keys, each earlier query one key less.
     pairs = sum(s * t - (s * (s - 1) // 2 if causal else 0) for s, t in segments)
     forward = _bytes(query, key, value, mask, query)
     backward = _bytes(query, key, value, mask, query, query) + _bytes(query, key, value)  # output and its gradient
@@ -86,18 +86,18 @@ def dpc_knn(
     training: bool = False,
     **_,
 ) -> Work:
-    """The product of all pairs of tokens of a frame, which the distances come from; what follows is N / C of it. The
-    matrix itself need not stand in memory: read are the tokens, written centres and labels. Has no gradient."""
+    """The product of all pairs of a frame's tokens, from which the distances follow; the steps after it, about N / C of
+    it, are not counted. The matrix need not be stored: tokens are read, centres and labels written. No gradient."""
     frames, count, channels = tokens.shape
     written = INDEX * frames * (max_groups + count)
     return Work(2 * frames * count**2 * channels, _bytes(tokens, valid, budgets, num_neighbors) + written, tokens.dtype)
 
 
 def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, training: bool = False, **_) -> Work:
-    """An addition for each number, and a division for each one of a mean."""
+    """An addition for each number of the tokens, and a division for each number of the means."""
     frames, count, channels = tokens.shape
     means = frames * counts.shape[1] * channels
-    moved = _bytes(tokens, labels, counts) + means * tokens.element_size()  # as much in both directions
+    moved = _bytes(tokens, labels, counts) + means * tokens.element_size()  # the same in the backward pass
     return _work(frames * count * channels + means, moved, moved, tokens, training)
 
 
@@ -110,12 +110,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, training: bool = False, *
 
 
 def swiglu(gate: Tensor, up: Tensor, *, training: bool = False, **_) -> Work:
-    """gate / (1 + exp(-gate)) * up: five for each number (sign, exponential, sum, division, product)."""
+    """gate / (1 + exp(-gate)) * up: five operations per number (sign, exponential, sum, division, product)."""
     return _work(5 * gate.numel(), _bytes(gate, up, gate), _bytes(gate, gate, up, gate, up), gate, training)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, training: bool = False, **_) -> Work:
-    """The product with the vocabulary; logits need not stand in memory. The softmax is not counted."""
+    """The product with the vocabulary; logits need not be stored. The softmax is not counted."""
     tokens, width = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32).itemsize
     forward, backward = _bytes(hidden, weight, labels) + wide, 2 * _bytes(hidden, weight) + _bytes(labels) + wide
@@ -123,7 +123,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, *, trai
 
 
 def merge(tokens: Tensor, budgets: Tensor, max_groups: int, *, training: bool = False, **_) -> Work:
-    """Clustering and means, the tokens read once; choosing positions is as nothing beside them."""
+    """Clustering and means, with the tokens read once; choosing positions is negligible."""
     frames, count, channels = tokens.shape
     means = frames * max_groups * channels
     written = means * tokens.element_size() + INDEX * frames * (max_groups + count)
@@ -131,7 +131,7 @@ def merge(tokens: Tensor, budgets: Tensor, max_groups: int, *, training: bool = 
     return Work(flops, _bytes(tokens, budgets) + written, tokens.dtype)
 
 
-# Of every op of ppe_npu.backends, and of the merge that is made of them.
+# op of ppe_npu.backends, or "merge", which consists of several -> its formula
 WORK: dict[str, Callable[..., Work]] = {
     "merge": merge,
     "attention": attention,

@@ -22,16 +22,17 @@ from ppe_npu.models.forward_pass import ForwardPass
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
-PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"  # which spare the tower work: its time alone says nothing of theirs
+PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"  # these change the tower's own time
 STEPS = 32
 
 
 def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, CompressionConfig | None]:
-    """What is compared in a decoder of so many layers; None: without compress().
+    """The settings that are compared in a decoder of `layers` layers; None: without compress().
 
     Args:
-        blocks: of the vision tower: patches leave it before the last, or before IPCV's own where it is as deep.
-        picture: visual tokens of a picture, of whose cells PixelPrune leaves 45 %; 0: there is none.
+        blocks: blocks of the vision tower. IPCV drops patches before its default block, or before the last if there are
+            fewer; 1: no IPCV.
+        picture: visual tokens of a picture, of which PixelPrune keeps 45 %; 0: there is no picture.
     """
     third = layers // 3
     late, early = [third - 1, 2 * layers // 3 - 1, layers - 1], [0, third, 2 * layers // 3]
@@ -54,8 +55,8 @@ def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, Compre
 
 
 def peak_mib(run: Callable[[], object]) -> float:
-    """MiB on a CPU above what is there before: every allocation and release of torch's, added up, for a process' size
-    is rounded by the system."""
+    """Peak MiB that run() allocates on a CPU, from a running sum of torch's allocations and releases, as the system
+    rounds the size of a process."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -65,8 +66,8 @@ def peak_mib(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, its inputs, and how often each setting is measured: after `seconds` no further round begins, if there
-    has been one."""
+    """A model, its inputs, and how often each setting is measured: `rounds` times, but no further round begins after
+    `seconds` if at least one was measured."""
 
     model: torch.nn.Module
     inputs: dict
@@ -82,7 +83,7 @@ class Bench:
 
     @property
     def short(self) -> list[str]:
-        """Those that decode and train: the controls cost what the others of their length do."""
+        """The settings for decoding and training; the others cost as much as one of these with the same length."""
         return [name for name in self.settings if name not in (UNMODIFIED, "chatunivi 0.45", "ppe 0.90")]
 
     def configure(self, name: str) -> None:
@@ -94,8 +95,8 @@ class Bench:
     def turns(
         self, names: Iterable[str], prepare: Callable[[str], None], run: Callable[[str], object]
     ) -> tuple[dict[str, Times], dict[str, list], dict[str, str]]:
-        """Milliseconds of run(name) in every round, what each run gave and how long it took by the wall, and why a
-        setting could not run. A first round warms up. prepare(name) is not timed."""
+        """(milliseconds of run(name) in every round, (result, wall-clock milliseconds) of every run, why settings could
+        not run), each by name. A first round is only a warm-up. prepare(name) is not timed."""
         names, times, results, failed = list(names), {}, {}, {}
         end = time.perf_counter() + self.seconds
         for number, name in itertools.product(range(self.rounds + 1), names):
@@ -116,13 +117,13 @@ class Bench:
         return {name: Times(tuple(values)) for name, values in times.items() if name not in failed}, results, failed
 
     def _timed(self, function: Callable[[], object]) -> tuple[float, tuple[object, float]]:
-        """Milliseconds by the clock; the result, and milliseconds by the wall."""
+        """(milliseconds by the benchmark's clock, (result, milliseconds of wall-clock time))."""
         result, start = [], time.perf_counter()
         elapsed = stopwatch(lambda: result.append(function()), self.device)
         return elapsed, (result[0], (time.perf_counter() - start) * 1e3)
 
     def peak_mib(self, run: Callable[[], object]) -> float:
-        """MiB above what is there before."""
+        """Peak MiB that run() allocates."""
         if devices.on_cpu(self.device):
             return peak_mib(run)
         devices.reset_peak_memory(self.device)
@@ -140,7 +141,7 @@ def measure_part(
     checkpointing: bool,
     seconds: float = math.inf,
 ) -> dict[str, dict]:
-    """Rows by setting. checkpointing: gradient checkpointing in a training step. rounds, seconds: Bench's."""
+    """Rows by setting. checkpointing: use gradient checkpointing in a training step. rounds, seconds: as in Bench."""
     bench = Bench(model, prompt.inputs(model), device, rounds, seconds)
     try:
         if part == "train":
@@ -192,7 +193,7 @@ def _prefill(bench: Bench) -> dict[str, dict]:
 
 
 def _without_tower(whole: Times, tower: Times | None) -> dict[str, float]:
-    """How long tower and decoder took; nothing where the tower could not be measured by itself."""
+    """Median milliseconds of tower and decoder; {} if the tower could not be measured alone."""
     if tower is None:
         return {}
     decoder = Times(tuple(max(0.0, both - part) for both, part in zip(whole.rounds, tower.rounds)))
@@ -228,7 +229,7 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # A rate of 0: it computes as any other does, and the next setting meets the same weights.
+    # A learning rate of 0 costs the same as any other, and leaves the weights unchanged for the next setting.
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=devices.has_fused_adamw(bench.device))
 
     def run(name: str):
@@ -259,7 +260,7 @@ def _train(bench: Bench, checkpointing: bool) -> dict[str, dict]:
 
 
 def _share(reports: list) -> float:
-    """Of a pass, the median over its rounds: (report of the compression or None, milliseconds of the whole)."""
+    """The fraction of a pass that compression takes, median over rounds. reports: (report or None, milliseconds)."""
     return statistics.median(report.milliseconds / wall if report else 0.0 for report, wall in reports)
 
 

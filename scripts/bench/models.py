@@ -1,7 +1,7 @@
-"""Qwen2.5-VL models with random weights, and prompts for them: nothing is downloaded.
+"""Qwen2.5-VL models with random weights, and prompts for them; nothing is downloaded.
 
-The sizes 3b and 7b are those of the public config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. They are made
-on the device, in their dtype, and their weights are drawn there: normal with a deviation of 0.02, norms 1, biases 0.
+Sizes 3b and 7b are those of the public config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. Models are created
+on the device, in their dtype, and weights are drawn there: normal with a standard deviation of 0.02, norms 1, biases 0.
 """
 
 import math
@@ -35,8 +35,8 @@ def _text(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int
 # Placeholders: image, video, start, end.
 _QWEN_IDS, _SMALL_IDS = (151655, 151656, 151652, 151653), (8, 9, 6, 7)
 
-# size -> (text, vision, whether the head is the embedding). "cpu" is for a CPU: its tower is next to nothing. That of
-# "tiny" has a block more, before which patches may leave.
+# size -> (text, vision, whether the head shares the embedding's weights). The tower of "cpu" is negligible; that of
+# "tiny" has a second block, so that patches can leave before it.
 SIZES: dict[str, tuple[dict, dict, bool]] = {
     "tiny": (_text(3, 256, 256, 2, 1, 1000), _SMALL_TOWER | {"depth": 2}, True),
     "cpu": (_text(12, 1024, 2816, 8, 2, 1000), _SMALL_TOWER, True),
@@ -47,7 +47,7 @@ SIZES: dict[str, tuple[dict, dict, bool]] = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, one image or video, a text. grid: (frames, height, width) in tokens. text: its tokens in all."""
+    """Text, one image or video, text. grid: (frames, height, width) in tokens. text: total number of text tokens."""
 
     grid: tuple[int, int, int]
     text: int = 66
@@ -89,7 +89,7 @@ PROMPTS: dict[str, Prompt] = {
 
 
 def config_of(size: str):
-    """transformers' config of a model."""
+    """transformers' config of a size."""
     from transformers import Qwen2_5_VLConfig
 
     text, vision, tied = SIZES[size]
@@ -103,7 +103,7 @@ def config_of(size: str):
 
 
 def build(size: str, device: torch.device, dtype: torch.dtype):
-    """A model in eval mode on the device, its operators fused."""
+    """A model of this size in eval mode on the device, with fused operators."""
     from transformers import Qwen2_5_VLForConditionalGeneration
     from transformers.initialization import no_init_weights
 

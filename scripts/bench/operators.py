@@ -1,5 +1,5 @@
-"""How many operators a merge takes: ours, for all frames at once, as the specification of clustering and means has it,
-with masks and positions; and the released loop."""
+"""Counts the torch operators of a merge: of this package's, which merges all frames at once (with masks and positions,
+and the reference implementations of clustering and means), and of the released loop."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +28,7 @@ class Counter(TorchDispatchMode):
 
 @torch.no_grad()
 def operators(frames: int) -> dict[str, int]:
-    """Of a merge of so many frames of 128 tokens at ratio 0.45, K = 8; on the CPU."""
+    """{"ours", "released"} operators of a merge of `frames` frames of 128 tokens at ratio 0.45, K = 8; on the CPU."""
     height, width = FRAME
     tokens, config = height * width, CompressionConfig.preset("ppe")
     vision = VisionTokens(image_token_id=8, video_token_id=VIDEO_ID, merge_size=2, tokens_per_second=2)

@@ -1,4 +1,4 @@
-"""Pages of a document and screens of a computer, drawn here: text, tables, charts, windows, icons."""
+"""Draws pages of documents and screens of computers: text, tables, charts, windows, icons."""
 
 import io
 import math
@@ -13,14 +13,14 @@ from ppe_npu.compat import ensure_mm_token_type_ids
 WORDS = ("the", "of", "section", "and", "report", "to", "in", "annual", "total", "is", "that", "value", "for", "with")
 WHITE, BLACK, GREY, BLUE = (255, 255, 255), (24, 24, 24), (226, 228, 232), (40, 90, 200)
 VARIANTS = ("png", "jpeg 75", "resized")
-_DRAWN_AT = 1.25  # how much larger a resized picture is drawn
+_DRAWN_AT = 1.25  # scale at which a "resized" picture is drawn first
 
 
 def picture(kind: str, variant: str, width: int, height: int, seed: int = 0) -> Image.Image:
     """A "page" or a "screen" of this size, in pixels.
 
     Args:
-        variant: "png", as it is drawn; "jpeg 75", saved and read again; "resized", drawn larger and made smaller.
+        variant: "png": as drawn; "jpeg 75": saved as JPEG and read again; "resized": drawn larger and scaled down.
     """
     draw = {"page": page, "screen": screen}[kind]
     if variant == "resized":
@@ -52,7 +52,7 @@ def page(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def screen(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A desk with icons at the left, two windows, of which one lies over the other, and a bar at the bottom."""
+    """A desktop with icons at the left, two overlapping windows, and a bar at the bottom."""
     rng, image = random.Random(seed), Image.new("RGB", (width, height), (58, 98, 140))
     draw, unit = ImageDraw.Draw(image), height // 16
     for number in range(6):
@@ -111,7 +111,7 @@ def _table(draw, rng, box: tuple[int, ...], size: int) -> None:
 
 
 def inputs_of(image: Image.Image, model, text: int = 66) -> dict[str, torch.Tensor]:
-    """What a Qwen2.5-VL model is given of a picture whose sides are multiples of a cell's, between words."""
+    """Inputs of a Qwen2.5-VL model: a picture, whose sides are multiples of a cell's, between random words."""
     vision, config = model.config.vision_config, model.config
     processor = Qwen2VLImageProcessor(
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, do_resize=False,

@@ -1,4 +1,4 @@
-"""What the chip can do at most, measured: a large matrix product by dtype, and a large copy."""
+"""Measures a chip's peak speeds: of a large matrix product, by dtype, and of a large copy."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from bench.counting import Peaks
 from bench.timing import stopwatch
 from ppe_npu.backends import device as devices
 
-# (side of the square matrices, bytes of the copy): large enough that no cache and no launch shows.
+# (side of the square matrices, bytes of the copy): large enough that caches and launches do not matter.
 SIZES = {"cpu": (2048, 2**27), "cuda": (8192, 2**31), "npu": (8192, 2**31)}
 TINY = (64, 2**16)
 
@@ -16,7 +16,7 @@ TINY = (64, 2**16)
 def measure(
     device: torch.device, dtypes: Iterable[torch.dtype], rounds: int, size: tuple[int, int] | None = None
 ) -> Peaks:
-    """The fastest of several rounds: a peak is what nothing disturbed. fp32 products are fp32 (no TF32, no HF32)."""
+    """The peaks, each from the fastest, least disturbed round. fp32 products are real fp32 (no TF32, no HF32)."""
     side, count = size or SIZES[device.type]
     return Peaks({dtype: _product(device, dtype, side, rounds) for dtype in dtypes}, _copy(device, count, rounds))
 

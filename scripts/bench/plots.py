@@ -1,4 +1,4 @@
-"""Plots of what the benchmarks wrote, without a display."""
+"""Plots of the benchmarks' results, drawn without a display."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "ta
 
 
 def drawn(plot: Callable[[dict, Path], Path], result: dict, path: Path) -> str:
-    """Where plot(result, path) stands, or why there is none: a measurement does not fail for want of its picture."""
+    """The path of the drawn plot, or why there is none: a missing matplotlib does not make a measurement fail."""
     try:
         optional("matplotlib", "the plot", "matplotlib")
     except InputError as error:
@@ -35,7 +35,7 @@ def _save(figure, path: Path) -> Path:
 
 
 def plot_ops(result: dict, path: Path) -> Path:
-    """Milliseconds of every implementation, a line a case; a stroke where the chip's limit is."""
+    """Milliseconds of every implementation, one line per case, with a stroke at the chip's limit."""
     pyplot, rows = _pyplot(), result["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row["times"]))
     figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(rows)))
@@ -56,7 +56,7 @@ def plot_ops(result: dict, path: Path) -> Path:
 
 
 def plot_prefill(result: dict, path: Path) -> Path:
-    """A column of panels: prefill (the vision tower's share darker), decoding and a training step of every case."""
+    """A panel for each part of each case: prefill (the vision tower's time is darker), decoding, a training step."""
     pyplot = _pyplot()
     parts = result["parts"]
     figure, panels = pyplot.subplots(len(parts), squeeze=False, figsize=(9, 2.6 * len(parts)))
@@ -76,7 +76,8 @@ def plot_prefill(result: dict, path: Path) -> Path:
 
 
 def plot_scaling(axes: dict[str, dict], path: Path) -> Path:
-    """Two panels an axis, logarithmic: milliseconds and MiB, and dotted what theory says, through the largest size."""
+    """Two log-log panels per axis, milliseconds and MiB, with dotted lines of the theoretical order through the largest
+    size's value."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(2, len(axes), squeeze=False, figsize=(4 * len(axes), 6.2), sharey="row")
     for column, (title, axis) in enumerate(axes.items()):

@@ -1,8 +1,8 @@
-"""The merge as a loop over frames, by all operators of the released PPE code: what the batched merge is compared with.
+"""The merge as a loop over frames with all operators of the released PPE code, as a baseline for the batched merge.
 
-Own code after a description of the released one (MouxiaoHuang/PPE @ 7b6aa7d, an image or a frame at a time): cdist,
-topk, a noisy density, masks of [N, N], centres by topk, whose rows are gathered, weights and index_add, the records of
-which token became which and with what weight (which nothing reads later), then positions by a sort in fp64 and
+Written from a description of the released code (MouxiaoHuang/PPE @ 7b6aa7d), one image or frame at a time:
+cdist, topk, a noisy density, [N, N] masks, centres by topk, whose rows are gathered, weights and index_add, records of
+the merged token and the weight of each token (which are never read), then positions by a sort in fp64 and
 unique_consecutive, for which the host waits in every frame.
 """
 
@@ -13,14 +13,14 @@ NOISE = 1e-6
 
 
 def gathered(values: Tensor, index: Tensor) -> Tensor:
-    """values [B, N, C] at index [B, ...]: [B, ..., C]."""
+    """[B, ..., C] rows of values [B, N, C] at index [B, ...]."""
     shape = [len(index)] + [1] * (index.dim() - 1)
     batch = torch.arange(len(values), device=values.device).view(shape).expand_as(index)
     return values[batch, index]
 
 
 def cluster(x: Tensor, budget: int, neighbors: int, noise: float = NOISE) -> Tensor:
-    """Labels [1, N] of one frame [1, N, C]: the rank of each token's centre in falling score."""
+    """[1, N] labels of one frame [1, N, C]: the rank of each token's centre by descending score."""
     channels = x.shape[-1]
     distance = torch.cdist(x.float(), x.float()) / channels**0.5
     nearest = torch.topk(distance, k=neighbors, dim=-1, largest=False).values
@@ -38,7 +38,7 @@ def cluster(x: Tensor, budget: int, neighbors: int, noise: float = NOISE) -> Ten
 
 
 def means(x: Tensor, labels: Tensor, budget: int) -> Tensor:
-    """[1, M, C] means of the groups of one frame, by weights of one, summed in the tokens' dtype."""
+    """[1, M, C] means of one frame's groups, with all weights 1, summed in the tokens' dtype."""
     batch, count, channels = x.shape
     weights = x.new_ones(batch, count, 1)
     index = (labels + torch.arange(batch, device=x.device)[:, None] * budget).reshape(-1)
@@ -51,7 +51,7 @@ def means(x: Tensor, labels: Tensor, budget: int) -> Tensor:
 
 
 def records(labels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one frame the merged token [1, N] that each token went to, and its weight [1, N, 1] there."""
+    """The merged token [1, N] of each token of one frame, and the token's weight [1, N, 1] in it."""
     tokens = torch.arange(labels.shape[1], device=labels.device)[None].repeat(len(labels), 1)
     before = share.new_ones(*labels.shape, 1)
     weight = before * gathered(share, tokens)
@@ -59,7 +59,8 @@ def records(labels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def positions(labels: Tensor, rows: Tensor, k: int) -> Tensor:
-    """[3k, M] of the positions [3, N] of one frame: the last k members of each group, last first, in turn."""
+    """[3k, M] positions, from the positions [3, N] of one frame: those of each group's last k members, last first; a
+    smaller group's members repeat."""
     weights = torch.ones(labels.shape[1], device=labels.device)
     keys = torch.stack([labels[0].float().double(), weights.float().double()], dim=1)
     order = keys.sort(dim=0, stable=True).indices[:, 0]

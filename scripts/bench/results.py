@@ -1,4 +1,4 @@
-"""What a benchmark has written before: a run that was cut off goes on in the same file."""
+"""Output files of the benchmarks, in which an interrupted run can be resumed, and reasons for missing results."""
 
 import argparse
 import os
@@ -16,19 +16,19 @@ NO_ROOM = "out of memory"
 
 
 def reason(error: Exception) -> str:
-    """Why something was not measured: what else there is to measure is measured all the same."""
+    """Why a case was not measured, in one line. Benchmarks record it and go on with the other cases."""
     if isinstance(error, torch.OutOfMemoryError):
         return NO_ROOM
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 def faults(why: Mapping[str, str]) -> list[str]:
-    """Of what was not measured, and why, that which has failed: a device may be too small for it without a fault."""
+    """The cases that failed, of those that were not measured. A device with too little memory is not a failure."""
     return [f"{name} ({text})" for name, text in why.items() if text != NO_ROOM]
 
 
 def output_file(text: str) -> str:
-    """--output, as argparse takes it: where a file can be written, which is looked at before anything is measured."""
+    """argparse type of --output: a path that can be written, which is checked before anything is measured."""
     path = os.path.expanduser(text)
     try:
         if not text.strip() or address_fault(text):
@@ -40,13 +40,13 @@ def output_file(text: str) -> str:
 
 
 def earlier(output: str | None, facts: dict, rows: str) -> dict:
-    """What is in the output already, if it was measured under the same conditions; else these facts and no rows.
+    """The contents of an existing output file, or, if there is none, these facts and no rows.
 
     Args:
-        rows: the key under which the rows stand.
+        rows: the key of the rows.
 
     Raises:
-        InputError: it was measured under others.
+        InputError: the file was measured under other conditions.
     """
     if output is None or not Path(output).is_file():
         return {"facts": facts, rows: {}}

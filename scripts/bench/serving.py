@@ -1,15 +1,15 @@
 """vLLM with and without compression: time to the first token, requests/s and tokens/s at several loads.
 
-Every engine is in this process, and they take turns in each round of a load, so that what else the machine does meets
-all alike. A load of n is n requests at once, each with a picture of its own (no cache of pictures or prefixes); TTFT is
-the mean over them, from when a request came. Medians of the rounds; in brackets how many times as good as the first
-setting in the same round: the median, and the range.
+All engines run in this process and alternate in each round of a load, so that other work of the machine affects all of
+them. A load of n is n simultaneous requests, each with its own picture (pictures and prefixes are not cached); TTFT is
+the mean over them, from a request's arrival. Numbers are medians of the rounds; in brackets is how many times better
+than the first setting they are in the same round: the median and the range.
 
     python tests/serving/checkpoints.py /tmp/random qwen2_5_vl small      # or any Qwen-VL checkpoint
     python scripts/bench/serving.py --model /tmp/random [--loads 1 4 16 32] [--rounds 1] [--side 256] [--new-tokens 16]
         [--settings stock ppe:ratio=0.45 ppe:ratio=0.25] [--dtype float32] [--output FILE.json]
 
-On a GPU: --dtype bfloat16 --side 1024 --graphs, a real checkpoint, and --memory 0.3 (each engine's share of it).
+On a GPU: --dtype bfloat16 --side 1024 --graphs, a real checkpoint, and --memory 0.3 (the share of memory per engine).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def engine(asked: argparse.Namespace, setting: str) -> Any:
 
 
 def picture(seed: int, side: int) -> Any:
-    """Smooth patches of random colour with noise."""
+    """A picture of smooth patches of random colours, with noise."""
     from PIL import Image
 
     draw = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def picture(seed: int, side: int) -> Any:
 
 
 def measure(llm: Any, load: int, seed: int, asked: argparse.Namespace) -> dict[str, float]:
-    """One round of a load."""
+    """The results of one round of a load."""
     from vllm import SamplingParams
 
     greedy = SamplingParams(max_tokens=asked.new_tokens, temperature=0, ignore_eos=True)
@@ -93,7 +93,7 @@ def measure(llm: Any, load: int, seed: int, asked: argparse.Namespace) -> dict[s
 
 
 def table_row(load: int, setting: str, own: list[dict[str, float]], first: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians of a setting's rounds; how many times as good as the first setting in the same round, and the range."""
+    """A setting's medians over rounds, and (median, least, most) of its improvement over the first setting."""
     found = {key: statistics.median(one[key] for one in own) for key in own[0]}
     better = {
         "ttft": [other["ttft"] / one["ttft"] for one, other in zip(own, first)],
@@ -116,7 +116,7 @@ def main() -> int:
     asked = arguments()
     engines = {setting: engine(asked, setting) for setting in asked.settings}
     for llm in engines.values():
-        measure(llm, 1, 10**6, asked)  # the first one loads what is loaded late
+        measure(llm, 1, 10**6, asked)  # a warm-up: the first request triggers late loading
     rows = []
     print("| load | setting | prompt | TTFT s | requests/s | tokens/s |\n|---|---|---|---|---|---|", flush=True)
     for load in asked.loads:

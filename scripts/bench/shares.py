@@ -1,8 +1,8 @@
-"""What a request to a Qwen2.5-VL costs, counted by formula, and how many times cheaper compression can make it at most.
+"""The cost of a request to a Qwen2.5-VL by formula, and the most that compression can reduce it.
 
-Steps at the input leave the tower as it is: the larger its share, the less they can gain, whatever a server does. A
-step at the pixels spares the tower, too. Linear layers and attention are counted (pairs that attend; an addition and a
-multiplication are two), norms and activations are not.
+Steps at the input do not change the tower's cost, so the larger the tower's share, the less they can gain on any
+server. A step at the pixels reduces it, too. Linear layers and attention are counted (only pairs that attend; an
+addition and a multiplication are two operations); norms and activations are not.
 
     python scripts/bench/shares.py --model FOLDER [--tokens 1024] [--kept 461] [--text 10] [--new-tokens 16]
 """
@@ -17,15 +17,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Widths:
-    """Of a Qwen2.5-VL, by whose numbers its operations are counted: transformers' config."""
+    """Counts the operations of a Qwen2.5-VL from transformers' config."""
 
     config: Any
 
     def tower(self, patches: int, seen: int | None = None) -> int:
-        """Of a picture of whole windows of patches, its projection into the decoder included.
+        """Operations for a picture of whole windows of patches, including the projection into the decoder.
 
         Args:
-            seen: how many patches the tower is given, where a step at the pixels drops the others evenly.
+            seen: number of patches that the tower is given, if a step at the pixels drops the others evenly.
         """
         vision = self.config.vision_config
         seen, cell = patches if seen is None else seen, vision.spatial_merge_size**2
@@ -39,29 +39,29 @@ class Widths:
 
     @property
     def layers(self) -> int:
-        """Of a token in the linear layers of the decoder."""
+        """Operations per token in the decoder's linear layers."""
         text = self.config.text_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         attention = 2 * text.hidden_size * width * (text.num_attention_heads + text.num_key_value_heads)
         return 2 * text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
 
     def pairs(self, count: int) -> int:
-        """Of so many pairs of a query and a key in the attention of all layers."""
+        """Operations of `count` pairs of a query and a key in the attention of all layers."""
         text = self.config.text_config
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return 4 * count * text.num_attention_heads * width * text.num_hidden_layers
 
     def prefill(self, tokens: int) -> int:
-        """Of a prompt in the decoder's layers."""
+        """Operations of a prompt of this length in the decoder's layers."""
         return tokens * self.layers + self.pairs(tokens * (tokens + 1) // 2)
 
     @property
     def head(self) -> int:
-        """Of the vocabulary's logits at one place."""
+        """Operations of the logits of one token."""
         return 2 * self.config.text_config.hidden_size * self.config.text_config.vocab_size
 
     def request(self, patches: int, tokens: int, new: int, seen: int | None = None) -> dict[str, int]:
-        """Of a prompt of so many tokens with one picture, and as many new ones, by part."""
+        """Operations, by part, of a prompt of `tokens` tokens with one picture, and of `new` generated tokens."""
         places = sum(range(tokens + 1, tokens + new))
         decoding = (new - 1) * self.layers + self.pairs(places)
         parts = {"tower": self.tower(patches, seen), "prefill": self.prefill(tokens)}

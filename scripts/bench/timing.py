@@ -1,4 +1,4 @@
-"""Clocks: several things take turns, round after round, so that a disturbance of the machine meets all of them."""
+"""Timing. Contenders are measured alternately in each round, so that disturbances of the machine affect all of them."""
 
 import math
 import statistics
@@ -10,16 +10,16 @@ import torch
 
 from ppe_npu.backends import device as devices
 
-CYCLES = 2_500_000  # of a GPU's clock in a millisecond, at least
-MOST_QUEUED = 20  # calls that a GPU is given at a time: it takes about a thousand launches ahead
-BETWEEN = 0.1  # milliseconds that two calls take the host beside: three launches
-STRETCH = 0.005  # seconds that the clock runs for at least: one call of a small kernel ends before a clock is read
+CYCLES = 2_500_000  # cycles per millisecond, not less than a GPU's clock has
+MOST_QUEUED = 20  # calls that are queued on a GPU at a time: its queue holds about a thousand launches
+BETWEEN = 0.1  # milliseconds of the host between two calls, for three more launches
+STRETCH = 0.005  # least seconds of a measurement: a single call of a small kernel is shorter than reading a clock
 MOST_REPEATS = 100
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one call, of every round: by the clock, and on the device itself where that can be told."""
+    """Milliseconds of one call in every round: by the clock and, if it can be measured, on the device itself."""
 
     rounds: tuple[float, ...]
     on_device: tuple[float, ...] = ()
@@ -29,7 +29,7 @@ class Times:
         return statistics.median(self.rounds)
 
     def ratio(self, other: "Times") -> float:
-        """How many times as fast as the other, the median over the rounds."""
+        """The speedup over the other, as a median over the rounds."""
         return statistics.median(theirs / mine for mine, theirs in zip(self.rounds, other.rounds))
 
     def to_dict(self) -> dict[str, float]:
@@ -38,7 +38,7 @@ class Times:
 
 
 def clock(device: torch.device) -> Callable[[], float]:
-    """Of one thread of a CPU the time that it computed, which other people's jobs disturb less; else the wall's."""
+    """The clock for a device: CPU time on one thread of a CPU, because other jobs disturb it less; else wall time."""
     return time.process_time if devices.on_cpu(device) and torch.get_num_threads() == 1 else time.perf_counter
 
 
@@ -47,7 +47,7 @@ def clock_name(device: torch.device) -> str:
 
 
 def stopwatch(function: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Milliseconds of one call, out of so many."""
+    """Milliseconds of one call, averaged over `repeats` calls."""
     devices.synchronize(device)
     now = clock(device)
     start = now()
@@ -58,18 +58,18 @@ def stopwatch(function: Callable[[], object], device: torch.device, repeats: int
 
 
 def thread_ms(function: Callable[[], object]) -> float:
-    """Milliseconds of one call that this thread of a CPU computed."""
+    """Milliseconds of this thread's CPU time for one call."""
     start = time.thread_time()
     function()
     return (time.thread_time() - start) * 1e3
 
 
 def on_device(function: Callable[[], object], device: torch.device, milliseconds: float) -> float | None:
-    """Milliseconds of one call by CUDA's events; None elsewhere. A call takes `milliseconds` by the wall.
+    """Milliseconds of one call by CUDA events; None on other devices. milliseconds: the call's wall time.
 
-    The GPU waits first, so that the calls are queued when it begins: what the host takes for launches does not count,
-    unless the calls themselves wait for the device. Before each its cache is filled with something else: a layer's
-    inputs come from memory, which the limit is counted by.
+    The GPU is made to wait first, so that all calls are queued when it begins. Then the host's time for launches does
+    not count, unless the calls themselves wait for the device. Before each call the cache is filled with other data,
+    because a layer's inputs come from memory, and the limit is counted that way.
     """
     if not devices.times_itself(device):
         return None
@@ -89,8 +89,8 @@ def on_device(function: Callable[[], object], device: torch.device, milliseconds
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, Times]:
-    """Time every function in every round, after two calls of each that warm it up (kernels are compiled and chosen in
-    the first, and the second says how often a clock's stretch has to repeat it)."""
+    """Time every function in every round, after two warm-up calls of each. The first compiles and selects kernels; the
+    second determines the number of repeats that a measurement of STRETCH seconds needs."""
     repeats = {}
     for name, function in functions.items():
         function()

@@ -1,1 +1,1 @@
-"""DeepSpeed's settings, by name: `deepspeed: zero2`. Imported as ppe_npu.deepspeed_configs, as setup.cfg says."""
+"""DeepSpeed's settings, by name: `deepspeed: zero2`. setup.cfg installs this folder as ppe_npu.deepspeed_configs."""

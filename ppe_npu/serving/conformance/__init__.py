@@ -1,11 +1,11 @@
-"""Positions that an engine must give a prompt whose images and videos were compressed: cases with the right answer.
+"""Test cases for the positions that an engine must assign when a prompt's images and videos were compressed.
 
-    python -m ppe_npu.serving.conformance transformers      # or vllm, vllm_evs, ours: which cases an engine gets right
+    python -m ppe_npu.serving.conformance transformers      # or ours, vllm_plug_in, vllm, vllm_evs
 
-positions.json holds the cases; docs/positions.md says what the rule is, and who keeps to it. A case is a prompt with
-the tokens of its images and videos that stay. The answer is what Qwen-VL models were trained with: every token stands
-where it stood in the whole prompt, and text goes on after the largest of an item's three positions, whatever of it is
-left.
+positions.json holds the cases; docs/positions.md explains the rule and lists the engines that follow it. A case is a
+prompt and the tokens that stay of its images and videos. The right answer is what Qwen-VL models were trained with:
+every token keeps its position in the whole prompt, and text continues after the largest of an item's three positions,
+no matter how much of the item is left.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Item:
     """An image or a video of a prompt.
 
     Args:
-        kind: "image" or "video". grid: (frames, height, width) in patches, of which 2 x 2 are a token.
-        seconds: between the frames of a video.
-        kept: which of its tokens stay, counted through all of its frames; None: all.
-        stamps: text tokens between its frames, where the family sets some.
+        kind: "image" or "video". grid: (frames, height, width) in patches; 2 x 2 patches are one token.
+        seconds: time between the frames of a video.
+        kept: indices of the tokens that stay, counted over all of its frames; None: all stay.
+        stamps: number of text tokens between its frames, if the family has some.
     """
 
     kind: str
@@ -62,12 +62,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is right, or what an engine says.
+    """The right positions of a case, or those of an engine.
 
     Args:
-        ids: (t, h, w) of every token that is left, three lists.
-        text_start: the position of the text token after each image and video (each frame, where text stands between).
-        delta: what is added to a token's place in the compressed prompt to number those that are generated.
+        ids: three lists, the t, h and w positions of the tokens that are left.
+        text_start: the position of the text token after each image and video (or each frame, if text separates them).
+        delta: offset from a generated token's index in the compressed sequence to its position.
     """
 
     ids: list[list[int]]
@@ -77,7 +77,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt: numbers of text tokens, and items; a text stands before, between and after them."""
+    """A prompt. parts: numbers of text tokens alternating with items, beginning and ending with text."""
 
     name: str
     family: str
@@ -93,12 +93,12 @@ class Case:
         return any(item.kept is not None for item in self.items)
 
     def tokens(self, whole: bool = False) -> np.ndarray:
-        """[N] ids of the prompt as it is left, or of the whole one; START before and END after each run of an item."""
+        """[N] token ids of the compressed prompt, or of the whole one; START precedes and END follows an item's run."""
         return np.array([token for token, stays in self._tokens() if stays or whole])
 
     @property
     def stays(self) -> np.ndarray:
-        """[S] bool, of the whole prompt."""
+        """[S] bool, whether each token of the whole prompt stays."""
         return np.array([stays for _, stays in self._tokens()])
 
     def _tokens(self) -> list[tuple[int, bool]]:
@@ -122,18 +122,18 @@ class Case:
         return out
 
     def answer_of(self, whole: np.ndarray) -> Answer:
-        """What the numbering of the whole prompt [3, S] means for what is left of it."""
+        """The answer that follows from the positions [3, S] of the whole prompt."""
         return self.read(whole[:, self.stays], int(whole.max()) + 1)
 
     def read(self, ids: np.ndarray, following: int) -> Answer:
-        """From the positions [3, N] of what is left, and the one that follows it."""
+        """The answer with the positions [3, N] of the tokens that are left; `following` is the position after them."""
         text = ~np.isin(self.tokens(), (IMAGE_ID, VIDEO_ID))
         starts = np.flatnonzero(text[1:] & ~text[:-1]) + 1
         return Answer(ids.tolist(), ids[0, starts].tolist(), following - ids.shape[1])
 
 
 def ours(case: Case) -> Answer:
-    """What the engine of this package says."""
+    """The answer of this package's engine."""
     vision, tokens = FAMILIES[case.family], case.tokens(whole=True)
     grids = {kind: [item.grid for item in case.items if item.kind == kind] for kind in (IMAGE, VIDEO)}
     seconds = [item.seconds for item in case.items if item.kind == VIDEO]
@@ -148,7 +148,7 @@ def load() -> list[Case]:
 
 
 def to_plain(case: Case, answer: Answer) -> dict[str, Any]:
-    """A case as JSON has it."""
+    """A case and its answer, as JSON values."""
     parts = [
         {
             "kind": p.kind, "grid": list(p.grid), "seconds": p.seconds, "stamps": p.stamps,

@@ -1,4 +1,4 @@
-"""python -m ppe_npu.serving.conformance [ENGINE ...]: which cases an engine that is installed here gets right."""
+"""python -m ppe_npu.serving.conformance [ENGINE ...]: lists the cases that installed engines get right and wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ppe_npu.serving.conformance.engines import ENGINES
 
 
 def difference(case: Case, found: Answer) -> str:
-    """In words, or nothing where an engine is right."""
+    """What is wrong with an engine's answer, in words; empty if it is right."""
     right = case.answer
     assert right is not None, "a case that was loaded has its answer"
     if found.text_start != right.text_start:

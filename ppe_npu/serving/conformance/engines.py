@@ -1,6 +1,6 @@
-"""What other engines say of a case: their own code is asked, with a config and without weights.
+"""The answers of this package and of other engines to a case, computed by the engines' own code without weights.
 
-None where an engine has no way to be asked.
+A function returns None if its engine cannot handle the case.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3V
 
 @functools.cache
 def _config(family: str) -> Any:
-    """The family's config, of a model of no size."""
+    """The config of a tiny model of the family."""
     import transformers
 
     vision: dict[str, Any] = {"depth": 1, "num_heads": 1, "spatial_merge_size": MERGE}
@@ -42,7 +42,7 @@ def _config(family: str) -> Any:
 
 
 def transformers(case: Case) -> Answer | None:
-    """The installed transformers' get_rope_index; it knows whole prompts alone, of which a pruned one is a part."""
+    """get_rope_index of the installed transformers. It handles only whole prompts; the kept tokens are picked after."""
     model = _transformers_model(case.family)
     ids = torch.from_numpy(case.tokens(whole=True))[None]
     asked: dict[str, Any] = {"mm_token_type_ids": (ids == IMAGE_ID).int() + 2 * (ids == VIDEO_ID).int()}
@@ -66,7 +66,7 @@ def _transformers_model(family: str) -> Any:
 
 
 def vllm(case: Case) -> Answer | None:
-    """The installed vLLM's get_mrope_input_positions, of its own classes; nothing is pruned there."""
+    """get_mrope_input_positions of the installed vLLM's own classes, which do not handle pruned prompts."""
     if case.pruned:
         return None
     stock = _vllm_class(case.family)
@@ -81,14 +81,14 @@ def vllm(case: Case) -> Answer | None:
 
 
 def vllm_evs(case: Case) -> Answer | None:
-    """vLLM's numbering with its own pruning on (Qwen2.5-VL): what its model class does with the tokens that stay."""
+    """vLLM's numbering of the tokens that stay under its own video pruning (Qwen2.5-VL only)."""
     if case.family != "qwen2_5_vl":
         return None
     from vllm.multimodal.video_prune import evs
 
     media = []
     for item in case.items:
-        # As its class calls it: seconds are whole numbers there, and an image has none.
+        # Called as by vLLM's class, which passes seconds as integers, and no time for an image.
         more = {} if item.kind == IMAGE else {"tokens_per_second": 2, "video_second_per_grid": int(item.seconds)}
         own = evs.compute_mrope_for_media(torch.tensor(item.grid), MERGE, **more)
         media.append(own[item.stays].permute(1, 0).long())
@@ -99,7 +99,7 @@ def vllm_evs(case: Case) -> Answer | None:
 
 
 def vllm_plug_in(case: Case) -> Answer | None:
-    """This package's plug-in: the prompt's line, and the items' own rows."""
+    """The answer of this package's vLLM plug-in, from the prompt's line and the items' rows."""
     from ppe_npu.engine.items import ItemRun, item_extents
     from ppe_npu.engine.positions import grid_positions
     from ppe_npu.engine.spans import item_spans
@@ -145,7 +145,7 @@ def _features(case: Case) -> list[Any]:
     for item in case.items:
         own = visual[at : at + len(item.stays)]
         at += len(own)
-        before = 1 if _apart(case, item) else 0  # a placeholder of Qwen3-VL begins with a frame's text
+        before = 1 if _apart(case, item) else 0  # Qwen3-VL's placeholder includes START and END
         place = SimpleNamespace(offset=int(own[0]) - before, length=int(own[-1] - own[0]) + 1 + 2 * before)
         data = {f"{item.kind}_grid_thw": SimpleNamespace(data=torch.tensor(item.grid))}
         if item.kind == VIDEO and case.family == "qwen2_5_vl":

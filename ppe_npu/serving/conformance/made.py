@@ -1,4 +1,4 @@
-"""The cases, and how positions.json is made of them: python -m ppe_npu.serving.conformance.made"""
+"""Defines the cases, and writes positions.json: python -m ppe_npu.serving.conformance.made"""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.files import write_text
 from ppe_npu.serving.conformance import FAMILIES, FILE, Case, Item, ours, to_plain
 
-# What is left of an item of n tokens, so that each wrong rule for where text goes on shows: the largest kept id, the
-# number of kept tokens, the sides of what is left.
+# Which of an item's n tokens stay. Together these expose every wrong rule for the position at which text continues:
+# after the largest kept position, by the number of kept tokens, or by the extent of the kept tokens.
 KEPT = {
     "all": lambda n: None,
     "every other": lambda n: tuple(range(0, n, 2)),
@@ -25,7 +25,7 @@ SECONDS = (1.0, 0.5, 2.0, 1.75, 0.4)
 
 
 def cases() -> list[Case]:
-    """More than fifty, of three families."""
+    """More than fifty cases, from three families."""
     return [case for family in FAMILIES for case in (*_images(family), *_videos(family), *_mixed(family))]
 
 
@@ -47,7 +47,7 @@ def _videos(family: str) -> Iterator[Case]:
         grid = VIDEOS["short"] if stamps else VIDEOS["long"]
         tokens = grid[0] * grid[1] * grid[2] // 4
         stays = kept(tokens)
-        if stamps:  # each frame keeps some: an engine has no place for text about nothing
+        if stamps:  # each frame keeps some tokens, because engines do not handle a timestamp without a frame
             frame = tokens // grid[0]
             stays = tuple(f * frame + n for f in range(grid[0]) for n in kept(frame))
         for per_frame in seconds[:2]:

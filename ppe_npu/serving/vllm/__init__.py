@@ -1,14 +1,14 @@
-"""vLLM with the visual tokens of every image and video merged: a plug-in, by vLLM's own registry.
+"""A plug-in for vLLM that merges the visual tokens of every image and video, added through vLLM's model registry.
 
-vLLM calls register() in each of its processes (entry point group vllm.general_plugins); it adds architectures and
-changes nothing that is there. A checkpoint asks for one by its config: `ppe-npu export --vllm` writes such a config.
+vLLM calls register() in each of its processes (entry point group vllm.general_plugins). It adds architectures and
+changes none of the existing ones. A checkpoint selects one in its config, which `ppe-npu export --vllm` writes.
 
-    register()      names the architectures, and imports none of their files
-    model.py        what the families share: features merged after the tower, rows put in place for the decoder
-    processing.py   how many placeholders an image or a video has, and the key of its caches
-    refusals.py     what of vLLM's settings cannot be, by name
-    tower.py        the Qwen-VL towers on what a step at the pixels keeps
-    qwen2_vl.py qwen2_5_vl.py qwen3_vl.py qwen3_5.py internvl.py   one file a family
+    register()      adds the architectures to the registry without importing their files
+    model.py        what the families share: merging features after the tower, placing position rows for the decoder
+    processing.py   the number of placeholders of an image or a video, and the keys of its caches
+    refusals.py     the vLLM settings that are refused
+    tower.py        the Qwen-VL towers on the patches that a step at the pixels keeps
+    qwen2_vl.py qwen2_5_vl.py qwen3_vl.py qwen3_5.py internvl.py   one file per family
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PREFIX = "PPE"
 
 
 def architectures() -> tuple[str, ...]:
-    """Names of the architectures that vLLM gets: a transformers class' own, after PREFIX."""
+    """Names of the architectures that are added to vLLM: PREFIX and the name of a transformers class."""
     return tuple(_FILES)
 
 
 def register() -> None:
-    """Add them to vLLM's registry; a second call in a process does nothing."""
+    """Add the architectures to vLLM's registry; a second call in the same process does nothing."""
     from vllm import ModelRegistry
 
     known = ModelRegistry.get_supported_archs()

@@ -1,10 +1,10 @@
-"""InternVL (transformers' form of its checkpoints) in vLLM.
+"""InternVL (checkpoints in transformers' format) in vLLM.
 
 Modifications: those of model.py, and
-* the runner asks for positions and keeps them (SupportsMRoPE): its config says `mrope_section` beside the compression,
-  which the decoder's own config does not. Its three rows are alike; RowRotary reads K.
+* SupportsMRoPE makes the runner ask for positions and keep them. The exported config therefore has `mrope_section`
+  beside the compression; the decoder's own config does not. The runner's three rows are equal; RowRotary reads K rows.
 
-An image is its tiles, one after the other. The frames of a video stand apart, each after a text that says its number.
+An image is a sequence of tiles. The frames of a video are separated by text: each follows a text with its number.
 """
 
 from vllm.model_executor.models.interfaces import SupportsMRoPE

@@ -1,14 +1,15 @@
-"""What vLLM's Qwen-VL families share: visual tokens merged after the tower, and rows of positions for the decoder.
+"""What all families share in vLLM: merging visual tokens after the tower, and position rows for the decoder.
 
-Modifications, by overriding what a model class of vLLM's offers to its runner:
-* embed_multimodal: merges the items that the stock class has encoded, each by itself (engine/items.py), and sends their
-  position rows along as trailing channels (serving/rows.py). vLLM's encoder cache, chunks of a prompt and transfers
-  between processes keep the two together.
-* get_mrope_input_positions: the runner's three rows say where text stands, and from where an item counts.
-* embed_input_ids, forward: take the channels off, and put the rows in place in the same step. Nothing of a request has
-  to be remembered, so chunked prefill, prefix hits and preemption need no code of ours.
-* rotary_emb of the decoder layers of this instance: turns by 3K rows, looked up once a step (serving/rotary.py).
-* get_encoder_cudagraph_config: none, because encoder graphs pass embed_multimodal by.
+Modifications, by overriding methods that vLLM's runner calls on a model class:
+* embed_multimodal: merges the items that the stock class has encoded, each by itself (engine/items.py), and appends
+  their position rows to the features as trailing channels (serving/rows.py). So vLLM's encoder cache, chunked prompts
+  and transfers between processes keep features and rows together.
+* get_mrope_input_positions: the runner's three rows hold the positions of text and, for the tokens of an item, the
+  position that the item counts from.
+* embed_input_ids, forward: split the trailing channels off and place the rows, both in the same step. The model keeps
+  no state of a request, so chunked prefill, prefix hits and preemption need no code here.
+* rotary_emb of this instance's decoder layers: rotates by all rows, looked up once per step (serving/rotary.py).
+* get_encoder_cudagraph_config: turns encoder graphs off, because they bypass embed_multimodal.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _PIXELS = {"pixel_values": IMAGE, "image_embeds": IMAGE, "pixel_values_videos": 
 
 
 class CompressedModel:
-    """Stands before a stock class for conditional generation."""
+    """A mixin that goes before vLLM's own class for conditional generation in the list of bases."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         compression = compression_of(vllm_config.model_config.hf_config)
@@ -53,31 +54,31 @@ class CompressedModel:
 
     @property
     def numbers_anew(self) -> bool:
-        """Whether the compressed prompt counts 0, 1, 2, ..., so that no token needs a position of its own."""
+        """Whether the compressed prompt is numbered 0, 1, 2, ..., so that merged tokens keep no positions."""
         return self.compression.config.positions == "renumber"
 
     def _install_rotary(self, text: Any, most: int) -> None:
         layers = self.language_model.model.layers  # type: ignore[attr-defined]
-        # Linear attention knows no positions.
+        # Layers of linear attention have no self_attn: they use no positions.
         attentions = [layer.self_attn for layer in layers if getattr(layer, "self_attn", None) is not None]
         stock = attentions[0].rotary_emb
         if any(attention.rotary_emb is not stock for attention in attentions):
             raise InputError("decoder layers with rotary embeddings of their own are not supported")
         table = _table(stock, LONGER * text.max_position_embeddings)
         self.rotary = RowRotary(table, self.compression.channels, self.rows, stock.head_size)
-        # Where they are: graphs of the decoder read the same memory in every step.
+        # A buffer that is never reallocated, because CUDA graphs of the decoder read the same memory in every step.
         turns = table.new_zeros(most, 2 * table.shape[1])
         self.register_buffer("turns", turns, persistent=False)  # type: ignore[attr-defined]
         for attention in attentions:
             attention.rotary_emb = self.rotary
 
-    # -- features, once an item -------------------------------------------------------------------------------------
+    # -- features, once per item ------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Of each item [kept, C (and what enters later layers) + 2 rows].
+        """[kept, C (plus the channels that enter later layers) + 2 * rows] features of each item.
 
-        vLLM's scheduler counts what is kept of an item: it sends more items at once than the tower has room for in the
-        stock class. The tower is given as many as it would be there, so that it takes no more memory.
+        vLLM's scheduler counts the kept tokens of an item, so it sends more items at once than it would send to the
+        stock class. They are encoded in batches of the stock class's size, so that the tower needs no more memory.
         """
         cells, out = kwargs.pop(CELLS, None), []
         asked = {kind: kwargs.pop(name, None) for kind, name in ASKED.items()}
@@ -100,7 +101,7 @@ class CompressedModel:
     def _embedded(
         self, kind: str, own: dict[str, Any], shapes: list[Shape], asked: Any, sources: Any
     ) -> list[torch.Tensor]:
-        """As embed_multimodal(), of some items of a kind."""
+        """As embed_multimodal(), for some items of one kind."""
         if sources is None:
             features = super().embed_multimodal(**own)  # type: ignore[misc]
         else:
@@ -108,7 +109,7 @@ class CompressedModel:
         return self._merged(kind, features, shapes, asked, own.get("second_per_grid_ts"), sources)
 
     def _of_kept(self, pixels: torch.Tensor, shapes: list[Shape], sources: list[np.ndarray]) -> Any:
-        """Of each image [kept cells, C] from the tower, which is given their patches alone."""
+        """[kept cells, C] tower output of each image; the tower gets only the patches of kept cells."""
         kept = kept_patches(sources, torch.tensor(shapes), self.compression.vision.merge_size)
         whole = run_on_kept(self.visual, pixels, kept)  # type: ignore[attr-defined]
         return whole.split([int((source == np.arange(len(source))).sum()) for source in sources])
@@ -116,7 +117,7 @@ class CompressedModel:
     def _merged(
         self, kind: str, features: Any, shapes: list[Shape], asked: Any, seconds: Any, sources: Any
     ) -> list[torch.Tensor]:
-        """Items that ask for the same compression are merged at once."""
+        """The merged items, with their rows. Items with the same compression are merged in one call."""
         per_grid = [1.0] * len(shapes) if seconds is None else torch.as_tensor(seconds).flatten().tolist()
         wishes: dict[int, tuple[Any, list[int]]] = {}
         for item, sent in enumerate(asked):
@@ -135,11 +136,11 @@ class CompressedModel:
 
     @property
     def feature_width(self) -> int | None:
-        """Channels of an item's own features, where others follow that enter later layers."""
+        """Channels of an item's own features if channels for later layers follow them, else None."""
         return None
 
     def get_encoder_cudagraph_config(self) -> Any:
-        """With no kind of item."""
+        """The stock config without modalities, so that no item is encoded by a graph."""
         config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
         config.modalities = []
         return config
@@ -147,7 +148,7 @@ class CompressedModel:
     # -- positions --------------------------------------------------------------------------------------------------
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
-        """[3, N] of the compressed prompt, and what is added to a place after it."""
+        """[3, N] int64 positions of the compressed prompt, and the offset from index to position after the prompt."""
         count = len(input_tokens)
         if self.numbers_anew:
             return torch.arange(count).expand(3, -1).contiguous(), 0
@@ -164,7 +165,7 @@ class CompressedModel:
     def embed_input_ids(
         self, input_ids: torch.Tensor, multimodal_embeddings: Any = None, *, is_multimodal: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Keeps the rows of this step's visual tokens for forward()."""
+        """The embeddings of a step; stores the rows of its visual tokens for forward()."""
         given = multimodal_embeddings
         if given is not None and len(given):
             if is_multimodal is None:
@@ -179,13 +180,13 @@ class CompressedModel:
         self, input_ids: Any, positions: torch.Tensor, intermediate_tensors: Any = None, inputs_embeds: Any = None,
         **kwargs: Any,
     ) -> Any:  # fmt: skip
-        """As the stock one; positions: [3, N] of the runner, or [N] of text alone."""
+        """As the stock class. positions: [3, N] from the runner, or [N] for text only."""
         if not self.numbers_anew:
             line = positions[0] if positions.ndim == 2 else positions
             count = line.shape[0]
             turns = self.turns[:count]
             turns.copy_(self.rotary.turns(placed_rows(line, self.local_rows[:, :count])))
-            positions = turns.T  # of which every layer hands on as many columns as there are tokens
+            positions = turns.T  # tokens last, as the layers pass positions on
         elif positions.ndim == 2 and self.compression.axes == 1:
             positions = positions[0]
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
@@ -196,10 +197,10 @@ def _is_of_images(key: str) -> bool:
 
 
 def _table(stock: Any, positions: int) -> torch.Tensor:
-    """The table of a rotary module of vLLM's, of that many positions at least.
+    """The cos/sin table of one of vLLM's rotary modules, extended to at least `positions` rows.
 
     Raises:
-        InputError: a rotary embedding that turns something else.
+        InputError: the module rotates neighbouring channels, or its table cannot be extended.
     """
     known = stock.cos_sin_cache
     if not stock.is_neox_style:

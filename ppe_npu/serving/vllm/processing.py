@@ -1,7 +1,7 @@
-"""vLLM's processors with as many placeholders as tokens stay, and with the compression in the keys of its caches.
+"""vLLM's processors with one placeholder per token that stays, and with the compression in the keys of vLLM's caches.
 
-Beside an item's pixels goes what a request asks for (serving/asked.py), and where there is a step at the pixels which
-cells it keeps (serving/cells.py): whoever has the item has all that its tokens and their positions hang on.
+The request's compression (serving/asked.py) and, with a step at the pixels, the cells that it keeps (serving/cells.py)
+travel beside an item's pixels, so an item carries everything that its tokens and their positions depend on.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ppe_npu.serving.settings import KEY, compression_config, identity
 from ppe_npu.serving.shapes import Grids, Tiles, shapes_in, shapes_of
 from ppe_npu.serving.vllm import PREFIX
 
-CELLS = "ppe_cells"  # of images
+CELLS = "ppe_cells"  # the field with the cells of images
 ASKED = {IMAGE: "ppe_image_asked", VIDEO: "ppe_video_asked"}
-LONGER = 4  # positions of a compressed prompt, in tokens of the longest context: those of a video run in seconds
+LONGER = 4  # largest position / longest context in tokens; above 1, because a video's positions follow its seconds
 
 
 def compression_of(hf_config: Any) -> Compression:
@@ -41,17 +41,17 @@ def compression_of(hf_config: Any) -> Compression:
         hf_config: transformers' config, as vLLM has read it.
 
     Raises:
-        InputError: one that does not fit the model.
+        InputError: the compression does not fit the model.
     """
     name = hf_config.architectures[0].removeprefix(PREFIX)
     return compression_for(name, hf_config, compression_config(getattr(hf_config, KEY, None)))
 
 
 def runs_of(asked: Asked, shapes: Grids | Tiles, kind: str, item: Mapping[str, Any]) -> list[ItemRun]:
-    """The runs of an image or a video that the processor is done with.
+    """The runs of an image or a video that has been processed.
 
     Args:
-        item: vLLM's fields of it.
+        item: vLLM's fields of the image or video.
     """
     seconds = item.get("second_per_grid_ts") if kind == VIDEO else None
     per_grid = 1.0 if seconds is None or seconds.data is None else float(seconds.data)
@@ -61,19 +61,22 @@ def runs_of(asked: Asked, shapes: Grids | Tiles, kind: str, item: Mapping[str, A
 
 
 class CompressedInfo:
-    """Of a stock ProcessingInfo: what the scheduler counts on."""
+    """A mixin for a stock ProcessingInfo: the sizes that the scheduler reserves."""
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int] | None:
-        """A picture's is that of the largest one. A video's stays: many small frames keep more than few large ones."""
+        """The most tokens of an image, after compression, and of a video, as in the stock class.
+
+        The video's number is not reduced, because many small frames keep more tokens than a few large ones.
+        """
         most = super().get_mm_max_tokens_per_item(seq_len, mm_counts)  # type: ignore[misc]
-        if most is None:  # then vLLM counts the placeholders of the largest, which are thinned
+        if most is None:  # then vLLM counts the placeholders of the largest item, which are thinned already
             return None
         config = compression_of(self.get_hf_config()).config  # type: ignore[attr-defined]
         return {**most, IMAGE: config.span_tokens(1, most[IMAGE])}
 
 
 class CompressedDummies:
-    """Of a stock DummyInputsBuilder: pictures of which a step at the pixels keeps as much as of any."""
+    """A mixin for a stock DummyInputsBuilder: its pictures are noise if a step at the pixels would drop plain ones."""
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> Any:
         data = dict(super().get_dummy_mm_data(seq_len, mm_counts, mm_options))  # type: ignore[misc]
@@ -87,7 +90,7 @@ def _noise(width: int, height: int) -> Image.Image:
 
 
 class CompressedProcessor:
-    """Of a stock MultiModalProcessor: its placeholders, thinned to what is kept."""
+    """A mixin for a stock MultiModalProcessor: thins its placeholders to the tokens that are kept."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -97,7 +100,7 @@ class CompressedProcessor:
         self.largest = min(LARGEST, LONGER * config.get_text_config().max_position_embeddings)
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        """The stock one's, without the patches of dropped cells, and with what our fields say of each item."""
+        """The stock result without the patches of dropped cells, and with this plug-in's fields for each item."""
         wish, others = _parted(hf_kwargs)
         compression = self.asked.of(wish)
         data = super()._apply_hf_processor_main(mm_items, others)  # type: ignore[misc]
@@ -121,7 +124,7 @@ class CompressedProcessor:
         return data
 
     def _normalised(self, hf_kwargs: Mapping[str, Any]) -> Any:
-        """What the processor's numbers are."""
+        """The PixelValues that describe how the processor normalises pixels."""
         processor = self.info.get_hf_processor(**hf_kwargs)  # type: ignore[attr-defined]
         return pixel_values(None, self.asked.own.vision, processor).pixels
 
@@ -146,7 +149,7 @@ class CompressedProcessor:
 
         def thinned(update: Any) -> Any:
             kind, stock = update.modality, update.replacement
-            # In families of tiles what vLLM sets for a video is not what transformers does.
+            # In families with tiles, vLLM's placeholder for a video differs from the one of transformers.
             token = update.target[0] if isinstance(self.shapes, Tiles) else tokens[kind]
 
             def replacement(index: int) -> Any:
@@ -166,8 +169,8 @@ class CompressedProcessor:
         return [thinned(update) for update in updates]
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
-        """The keys of processed items, of encoded ones and of the KV blocks that they stand in: with the compression,
-        so that requests and servers of several may share a store."""
+        """The keys of processed items, of encoded items and of the KV blocks that contain them. They include the
+        compression, so that requests and servers with different compressions may share a store."""
         wish, others = _parted(inputs.hf_processor_mm_kwargs)
         own = identity(self.asked.of(wish).config)
         found = super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=others))  # type: ignore[misc]
@@ -175,5 +178,5 @@ class CompressedProcessor:
 
 
 def _parted(kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a request asks of us, and what of the processor."""
+    """The request's compression, and the remaining arguments, which are the processor's."""
     return kwargs.get(KEY), {key: value for key, value in kwargs.items() if key != KEY}

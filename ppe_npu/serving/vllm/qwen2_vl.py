@@ -1,6 +1,6 @@
 """Qwen2-VL in vLLM.
 
-Modifications: those of model.py, nothing of its own.
+Modifications: only those of model.py.
 """
 
 from vllm.model_executor.models.qwen2_vl import (

@@ -1,9 +1,10 @@
 """Qwen3.5 in vLLM.
 
 Modifications: those of model.py, and
-* use_fused_qk_norm_rope_gate of the full attention of this instance is off: that kernel rotates by three rows itself.
+* use_fused_qk_norm_rope_gate is turned off in this instance's full attention, because that kernel does its own rotation
+  and reads only three rows.
 
-Linear attention sees the order of tokens and no positions. The frames of a video stand apart, as Qwen3-VL's do.
+Linear attention uses the order of tokens but no positions. The frames of a video are separated by text, as in Qwen3-VL.
 """
 
 from typing import Any

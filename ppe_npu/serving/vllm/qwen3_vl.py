@@ -1,9 +1,10 @@
 """Qwen3-VL in vLLM.
 
 Modifications: those of model.py, and
-* the features that enter the first decoder layers (DeepStack) stand beside an item's own, and are merged by its groups.
+* the features that are added in the first decoder layers (DeepStack) are concatenated to an item's own features and
+  merged with the same groups.
 
-The frames of a video stand apart, each after a text that says its second: each is a run with positions of its own.
+The frames of a video are separated by text: each follows its timestamp, and is a run with its own positions.
 """
 
 from vllm.model_executor.models.qwen3_vl import (

@@ -1,4 +1,4 @@
-"""What of vLLM's settings a compressed model cannot take, refused at start by name."""
+"""Refuses, at start, the vLLM settings that do not work with a compressed model, and names each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppe_npu.serving.settings import AXES, KEY
 
 
 def check_settings(vllm_config: Any, compression: Compression) -> None:
-    """Raise InputError for the first setting that would give wrong numbers, or none at all.
+    """Raise InputError for the first setting that would give wrong results, or fail.
 
     Args:
         vllm_config: vLLM's VllmConfig.
@@ -21,7 +21,7 @@ def check_settings(vllm_config: Any, compression: Compression) -> None:
 
 
 def _refusals(config: Any, compression: Compression) -> Iterator[str]:
-    """What is said of every such setting that is asked for."""
+    """The error message for each of these settings that is in use."""
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         yield (

@@ -1,7 +1,7 @@
-"""vLLM's vision towers on the patches of kept cells, by the argument that its encoder graphs use.
+"""Runs vLLM's vision towers on the patches of kept cells, through the argument that vLLM's encoder graphs use.
 
-What a tower works out from the grids is asked of it for whole grids, and picked for these: a patch keeps its place in
-its picture, and a frame's patches attend to each other.
+The tower computes its metadata for whole grids, and the entries of the kept patches are selected from it: a patch keeps
+the position that it has in its picture, and the patches of a frame attend to each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WINDOWS = (
 
 
 def run_on_kept(tower: Any, pixels: torch.Tensor, kept: KeptPatches) -> torch.Tensor:
-    """The tower's output [kept tokens, C] of the kept patches [P, values], in any dtype that it takes."""
+    """[kept tokens, C] output of the tower for the kept patches [P, values], in any dtype that the tower accepts."""
     return tower(pixels, None, encoder_metadata=_metadata(tower, kept))
 
 
@@ -51,7 +51,7 @@ def _metadata(tower: Any, kept: KeptPatches) -> dict[str, Any]:
 
 
 def _window_borders(tower: Any, grids: torch.Tensor) -> torch.Tensor:
-    """[windows + 1] where the windows of whole grids begin and end, in patches."""
+    """[windows + 1] int32 borders of the windows of whole grids, counted in patches."""
     out, last = [torch.zeros(1, dtype=torch.int32)], 0
     for grid in grids.tolist():
         _, ends = tower.get_window_index_thw(*grid)
@@ -61,7 +61,7 @@ def _window_borders(tower: Any, grids: torch.Tensor) -> torch.Tensor:
 
 
 def _borders(tower: Any, ends: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """What attention is told of runs of patches that attend to themselves: borders, the longest, all lengths."""
+    """(borders, longest, all lengths): attention's arguments for runs of patches that attend only to themselves."""
     backend, device, attention = tower.attn_backend, tower.device, MMEncoderAttention
     most = torch.tensor(attention.compute_max_seqlen(backend, ends), dtype=torch.int32)
     lengths = attention.maybe_compute_seq_lens(backend, ends, device)
