@@ -314,7 +314,7 @@ class CompressionConfig:
 
     @property
     def label(self) -> str:
-        """A short name for files and folders, distinct for distinct settings. A long one is cut, and ends in a hash."""
+        """A short name for files and folders that tells settings apart. A long one is cut short and ends in a hash."""
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
             return shorthand.cut_short(shorthand.label(self) + proportional)
