@@ -193,7 +193,8 @@ class CompressionConfig:
             One number for one grid, a list of n numbers for n grids.
 
         Raises:
-            InputError: a grid that is not three numbers of at least 1, with sides that are multiples of merge_size.
+            InputError: a grid that is not three numbers of at least 1 with sides that are multiples of merge_size, or a
+                layer that is not a whole number of at least 0.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):

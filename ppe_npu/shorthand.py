@@ -42,7 +42,7 @@ _OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only som
 
 
 def speaks_of(name: str) -> bool:
-    """Whether the shorthand can express this method: it has a ratio, and the shorthand has a key for all its fields."""
+    """Whether the shorthand can express this method: it groups frames, and has a ratio and no settings but _OWN's."""
     fields = _fields(name) - {"layer", "neighbors"}
     return method_class(name).scope == "frame" and "ratio" in fields and fields <= {"ratio", *_OWN}
 

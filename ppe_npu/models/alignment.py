@@ -93,7 +93,7 @@ def whole_labels(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, slic
 
 
 def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[B, S, C] outputs [B, L, C] in the prompt's columns. places: [B, S] index in the flattened output; B * L: 0."""
+    """[B, S, C] outputs [B, L, C] in the prompt's columns. places: [B, S] index in the flattened output, or B * L."""
     rows = torch.cat([hidden.flatten(0, 1), hidden.new_zeros(1, hidden.shape[-1])])
     return rows.index_select(0, places.flatten()).unflatten(0, tuple(places.shape))
 

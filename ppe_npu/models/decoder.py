@@ -28,7 +28,7 @@ def staged_forward(self, **kwargs):
     """Replaces a text model's forward. It reads inputs_embeds [B, L, C], the KV cache, use_cache, output_hidden_states,
     output_attentions, output_router_logits, and the pass (forward_pass.py), whose run has the positions and masks."""
     run: Run | None = kwargs.get(KEYWORD, NOTHING).run
-    if run is None:  # called by itself
+    if run is None:  # called directly
         return original(self, "forward")(**kwargs)
     hidden, cache = kwargs["inputs_embeds"], cache_of(kwargs)
     if hidden is None:

@@ -106,7 +106,7 @@ def _vision_attention(
 def heads_of(
     attention, rows: torch.Tensor, table: Sequence[torch.Tensor], cache: Any, place: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries [B, H, S, D], and keys and values [B, K, T, D] with what a cache holds.
+    """Queries [B, H, S, D], and keys and values [B, K, T, D] including those in the cache.
 
     Args:
         rows: [B, S, C]. table: cos, sin [B, S, D]. place: cache_position, for older caches.

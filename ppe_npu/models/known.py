@@ -112,7 +112,7 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
 
 
 def has_attention(layer) -> bool:
-    """Whether a decoder layer attends to the tokens before; one with linear attention keeps a state of them."""
+    """Whether a decoder layer attends to earlier tokens; one with linear attention keeps a state of them instead."""
     return hasattr(layer, "self_attn")
 
 

@@ -118,7 +118,7 @@ class Looking:
         query = self._rotated(self._heads(normed.index_select(0, last), "queries"), last)
         keys, mask = prompts.apart(keys), prompts.seen
         given = self.run.masks[self.stage]
-        if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
+        if given is not None and given.dim() == 4:  # only without packing and without a cache
             place = last % given.shape[2]
             given = given.gather(2, place[:, None, None, None].expand(-1, given.shape[1], 1, given.shape[3]))[:, :, 0]
             mask = given.to(mask.device)

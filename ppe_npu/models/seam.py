@@ -127,8 +127,7 @@ def _is_ours(method: Any) -> bool:
 
 
 def is_shallow_copy(module: torch.nn.Module) -> bool:
-    """Whether this is a copy.copy of a module with overrides, whose overrides and submodules are
-    still the original's."""
+    """Whether this is a copy.copy of a module with overrides: its overrides and submodules are the original's."""
     methods = [vars(module).get(name) for name in vars(module).get(_SAVED, ())]
     return any(isinstance(method, MethodType) and method.__self__ is not module for method in methods)
 

@@ -5,7 +5,7 @@ Modifications (on the given instance only, where a method works inside the tower
 * every block's forward: runs through the pass.
 
 With transformers' own "sdpa" or flash attention, attention calls backends.attention, with separate borders for queries
-and keys. Any other chosen implementation stays in use, where needed on all rows, whose surplus is then discarded.
+and keys. Any other chosen implementation stays in use; where it has to run on all rows, surplus output is discarded.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class TowerSeam:
 
     Args:
         path: attribute names that lead from the ...Model to the tower, and on to its list of blocks.
-        forwards: the new forward of each module on that path, without the list of blocks.
+        forwards: the new forward of each module on that path except the list of blocks.
         block: the new forward of a block: block(number, self, **kwargs).
         widths: the function that returns a block's Widths.
     """
@@ -35,7 +35,7 @@ class TowerSeam:
     widths: Callable[[Any], Widths]
 
     def install(self, model, compression: Compression) -> None:
-        """Let patches leave the blocks of a ...Model's tower."""
+        """Make a ...Model's tower and its blocks run through passes."""
         *outer, blocks = self._modules(model)
         vars(outer[0])["compression"] = compression
         compression.widths = self.widths(blocks[0]), _decoder_widths(model.language_model.layers)

@@ -4,7 +4,7 @@ A family's model is a transformers class for conditional generation with `model.
 `model.language_model` (embed_tokens, layers, norm, rotary_emb).
 
 Modifications (on the given instance only):
-* ...ForConditionalGeneration.forward: shortens labels to the output's length before the loss (alignment.py); the
+* ...ForConditionalGeneration.forward: arranges labels in the output's columns before the loss (alignment.py); the
   output carries them as `labels`. A pass with skip_logits gives only the loss, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
   them between versions, and silently drops M-RoPE when mm_token_type_ids is missing), merges the vision tower's
@@ -162,8 +162,8 @@ def causal_lm_forward(self, labels=None, **kwargs):
 
 
 def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
-    """A function that arranges the labels, and the other arguments of the loss, like the output; and whether it can be
-    called only after the pass. The prompt's plan is put into kwargs."""
+    """A function that arranges the labels, and the loss's other arguments, in the output's columns; and whether it can
+    be called only after the pass. The prompt's plan is put into kwargs."""
     state = settled(state_of(model.compression, kwargs))
     if not _compresses(state, kwargs):
         return lambda: labels, False
@@ -185,7 +185,7 @@ def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable
 
 
 def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
-    """A forward pass with the loss computed afterwards, because only then it is known which columns the labels get."""
+    """A forward pass whose loss is computed afterwards, because only then the labels' columns are known."""
     return_dict = kwargs.pop("return_dict", None)
     output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
     labels = arrange()
@@ -279,7 +279,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     if plan.layout.spans and _DELTAS in vars(self) and (this.left or kwargs.get("position_ids") is None):
-        self.rope_deltas = on.deltas  # outside of generate(), as transformers, not for given position_ids
+        self.rope_deltas = on.deltas  # as transformers, which outside generate() sets none for given position_ids
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     apart = bool(parts or plan.ahead) and not compiling
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)
