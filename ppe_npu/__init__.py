@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 __version__ = "0.1.0"
-__path__.append(str(Path(__file__).parent / "old_names"))  # so `import ppe_npu.media` goes on to work
+__path__.append(str(Path(__file__).parent / "old_names"))  # keeps `import ppe_npu.media` working
 
 _PUBLIC = {
     "CompressionConfig": "ppe_npu.config",
@@ -22,7 +22,7 @@ _PUBLIC = {
     "from_pretrained": "ppe_npu.checkpoints.compressed",
     "restore": "ppe_npu.models",
 }
-__all__ = ["CompressionConfig", "__version__", "align", "compress", "restore"]  # a star brings no from_pretrained
+__all__ = ["CompressionConfig", "__version__", "align", "compress", "restore"]  # `import *` leaves out from_pretrained
 
 
 def __getattr__(name: str):

@@ -1,15 +1,15 @@
-"""The traps between the versions that this package pins: each is handled here, once, and nowhere else.
+"""The incompatibilities between the supported versions: each is handled here, once, and nowhere else.
 
-Accelerator.unwrap_model: transformers >= 5.2 passes `keep_torch_compile`, which accelerate 1.1.1 does not know.
+Accelerator.unwrap_model: transformers >= 5.2 passes `keep_torch_compile`, which accelerate 1.1.1 does not accept.
 resize: until about 5.20 a processor takes its resampling as `interpolation`, and ignores `resample`.
 mm_token_type_ids: without them transformers >= 5.3 silently runs Qwen2.5-VL with text positions only.
 cache: the KV cache's name in calls and outputs since transformers 5.24; before, it is past_key_values.
-create_causal_mask: until about 5.20 transformers sizes a mask by its first layer's cache, whatever layer it is for.
-cache_position: until about 5.10 transformers' layers want to be told where a static cache is written.
-decoder_cache: until 5.4 a model with linear attention (Qwen3.5) has a cache of a class of its own, without `layers`.
-run_linear: until 5.6 linear attention begins anew where more than one token goes on from a cache.
+create_causal_mask: until about 5.20 transformers sizes every mask by the first layer's cache.
+cache_position: until about 5.10 transformers' layers need an argument that says where a static cache is written.
+decoder_cache: until 5.4 a model with linear attention (Qwen3.5) has its own cache class, without `layers`.
+run_linear: until 5.6 linear attention forgets its state when more than one token continues a cache.
 
-tests/test_compat.py shows for each that the break is still there without the guard, and fails when it can be deleted.
+tests/test_compat.py shows for each that the guard is still needed, and fails once it can be deleted.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ppe_npu.errors import InputError
 
 
 def adapt_unwrap_model(accelerator: Any) -> Any:
-    """Let this one accelerator's unwrap_model take `keep_torch_compile`, as accelerate >= 1.3 does; its class stays.
+    """Let this accelerator's unwrap_model take `keep_torch_compile`, as in accelerate >= 1.3; its class is unchanged.
 
-    accelerate 1.1.1 always gives a compiled model back compiled, so keep_torch_compile=False takes the shell off here.
+    accelerate 1.1.1 always returns a compiled model compiled, so keep_torch_compile=False unwraps it here.
 
     Args:
-        accelerator: an accelerate.Accelerator, changed in place when its unwrap_model lacks the argument.
+        accelerator: an accelerate.Accelerator, changed in place if its unwrap_model lacks the argument.
 
     Returns:
         The accelerator.
@@ -58,8 +58,8 @@ def ensure_mm_token_type_ids(inputs: dict[str, Any], image_token_id: int, video_
         video_token_id: the id of a video's placeholder token.
 
     Returns:
-        inputs, with mm_token_type_ids, int64 [B, S]: 1 at image tokens, 2 at video tokens, 0 elsewhere. Ids that
-        are already there stay.
+        inputs, with mm_token_type_ids, int64 [B, S]: 1 at image tokens, 2 at video tokens, 0 elsewhere. If they are
+        there already, they are not changed.
     """
     if inputs.get("mm_token_type_ids") is None:
         input_ids = inputs["input_ids"]
@@ -75,8 +75,8 @@ def drop_unknown_types(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_pixels(maker: Any, least: int, most: int) -> None:
-    """How many pixels an image processor makes of a picture, at least and at most; older transformers keeps the two
-    numbers a second time, and goes by those."""
+    """Set the least and the most pixels to which an image processor resizes a picture. Older transformers uses
+    a second copy of these two numbers."""
     maker.size = {"shortest_edge": least, "longest_edge": most}
     for name, pixels in (("min_pixels", least), ("max_pixels", most)):
         if getattr(maker, name, None) is not None:
@@ -84,13 +84,13 @@ def set_pixels(maker: Any, least: int, most: int) -> None:
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The KV cache among the arguments of a model, a layer or an attention, under either name; None without one."""
+    """The KV cache among the arguments of a model, layer or attention, under either name; None without one."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
 
 
 def cache_argument(function: Callable, cache: Any) -> dict[str, Any]:
-    """That cache as an argument of a forward, or of an output's class, under the name that it has there."""
+    """The KV cache as a keyword argument of a forward or an output class, under the name that this one uses."""
     return {_cache_name(function): cache}
 
 
@@ -108,10 +108,10 @@ def decoder_cache(text: Any, cache: Any) -> Any:
     """The KV cache of a decoder, with `layers`: the given one, or a new one for None.
 
     Args:
-        text: the text model. cache: transformers' Cache, one of the class that only this model has, or None.
+        text: the text model. cache: transformers' Cache, an instance of the model's own cache class, or None.
 
     Raises:
-        InputError: another cache than the model's own, in a transformers whose Cache holds no states.
+        InputError: not the model's own cache class, in a transformers whose Cache holds no states.
     """
     from transformers import DynamicCache, __version__
 
@@ -132,21 +132,21 @@ def decoder_cache(text: Any, cache: Any) -> Any:
 
 @functools.cache
 def _own_cache(text: type) -> type | None:
-    """The cache's class that is defined beside this text model's; None where it is transformers' DynamicCache."""
+    """The cache class that is defined in the module of this text model; None where it is transformers' DynamicCache."""
     known = next((base for base in text.__mro__ if base.__module__.startswith("transformers.models.")), text)
     name = f"{known.__name__.removesuffix('TextModel')}DynamicCache"
     return getattr(sys.modules[known.__module__], name, None)
 
 
 class _StateLayer:
-    """What such a cache holds of a layer of linear attention: a state, which has no length."""
+    """A layer of linear attention in a model's own cache: a state, which has no length."""
 
     def __init__(self, cache: Any, number: int):
         self._cache, self._number = cache, number
 
 
 class _AttentionLayer(_StateLayer):
-    """What it holds of a layer of full attention: keys and values [B, heads, tokens, D]; None before there are any."""
+    """A layer of full attention in that cache: keys and values [B, heads, tokens, D], None while it is empty."""
 
     keys = property(lambda self: self._cache.key_cache[self._number])
     values = property(lambda self: self._cache.value_cache[self._number])
@@ -157,10 +157,10 @@ class _AttentionLayer(_StateLayer):
 
 
 def run_linear(layer: Any, hidden: Any, arguments: dict[str, Any], past: int) -> Any:
-    """What a decoder layer of linear attention makes of hidden [B, L, C]. past: how many tokens its state has seen.
+    """Output of a decoder layer of linear attention for hidden [B, L, C]. past: how many tokens its state has seen.
 
-    A transformers that would forget the state is given one token after the other, with zeros for padding, as the layer
-    itself would mask it.
+    Where transformers would forget the state, the layer is given one token after the other, with zeros for padding (so
+    does the layer itself mask it).
     """
     import torch
 
@@ -185,8 +185,8 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
 
     Args:
         config: the text model's. hidden: [B, L, C], for shape, dtype and device.
-        mask: [B, past and L], nonzero at real places; a 4D one, which is given back; or None.
-        cache: transformers' Cache or None. layer: the one whose cache counts. past: places that it holds.
+        mask: [B, past + L], nonzero at real tokens; or a 4D mask, which is returned as it is; or None.
+        cache: transformers' Cache or None. layer: the layer whose cache sizes the mask. past: how many tokens it holds.
     """
     from transformers.masking_utils import create_causal_mask
 
@@ -205,7 +205,7 @@ def layer_causal_mask(config: Any, hidden: Any, mask: Any, cache: Any, layer: in
 
 
 class _OneLayer:
-    """A cache as it would be if all its layers were as one of them."""
+    """A cache that reports the sizes of one of its layers for all of them."""
 
     is_sliding = (False,)
 
@@ -224,8 +224,8 @@ class _OneLayer:
 
 
 def cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any]:
-    """The argument of that name, for a function of older transformers that takes it: the places that the new tokens
-    [B, L, C] get in a cache that holds `past` of them."""
+    """The argument cache_position, if the function (of older transformers) takes it: the indices that new tokens
+    [B, L, C] get in a cache that holds `past` tokens."""
     import torch
 
     if "cache_position" not in _parameters(function):
@@ -234,8 +234,8 @@ def cache_position(function: Callable, past: int, hidden: Any) -> dict[str, Any]
 
 
 def resampling(resize: Callable, resample: Any) -> dict[str, Any]:
-    """The argument by which a processor's resize() takes its resampling (a PIL one): `resample`, until about 5.20
-    `interpolation`, which is torchvision's. What resize() does not know it ignores, and resizes otherwise."""
+    """The argument for the resampling (a PIL constant) of a processor's resize(): `resample`, or until about 5.20
+    torchvision's `interpolation`. resize() ignores unknown arguments, and would use its default resampling."""
     if "resample" in _parameters(resize):
         return {"resample": resample}
     from transformers.image_utils import pil_torch_interpolation_mapping
@@ -245,5 +245,5 @@ def resampling(resize: Callable, resample: Any) -> dict[str, Any]:
 
 @functools.cache
 def _parameters(function: Callable) -> frozenset[str]:
-    """Names that a function takes; asked in every stage of every step."""
+    """The names of a function's parameters; cached, because every stage of every step needs them."""
     return frozenset(inspect.signature(function).parameters)

@@ -1,11 +1,11 @@
-"""CompressionConfig: the steps by which visual tokens are compressed, and which positions the merged tokens keep.
+"""CompressionConfig: the steps that compress visual tokens, and the positions that merged tokens keep.
 
     CompressionConfig(steps=[DPCKNN(ratio=0.45)], positions="ppe", k=8)
     CompressionConfig(steps=[Random(ratio=0.5), DPCKNN(ratio=0.45, layer=[11, 23])], positions="keep_one")
     CompressionConfig.preset("ppe", ratio=0.25)
     CompressionConfig.from_text("divprune:ratio=0.25,positions=ppe,k=4")
 
-What is not a list of steps is a shorthand for one: see ppe_npu.shorthand.
+Any form other than a list of steps is a shorthand for one: see ppe_npu.shorthand.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setti
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
-DEFAULT_K = 8  # of positions="ppe", as released
+DEFAULT_K = 8  # for positions="ppe", as in the released code
 MEMBERS = rule_names()
 
 _PRESETS: dict[str, dict] = {
     "dense": {"method": "none", "ratio": 1.0, "positions": "keep_one", "k": 1},
-    # Chat-UniVi (arXiv 2311.08046): merged tokens stand in score order and the prompt is numbered anew.
+    # Chat-UniVi (arXiv 2311.08046): merged tokens are in score order, and the prompt is renumbered.
     "chatunivi": {"positions": "renumber", "k": 1, "order": "score"},
     "keep_one": {"positions": "keep_one", "k": 1},
     "ppe": {"positions": "ppe"},
-    # Not of the paper, see docs/positions.md.
+    # Not in the paper, see docs/positions.md.
     "ppe_plus": {"positions": "ppe", "proportional_attention": True},
-    # The released cascade, for the 36 layers of Qwen2.5-VL-3B; name other layers for other models.
+    # The released cascade, for the 36 layers of Qwen2.5-VL-3B; other models need other layers.
     "ppe_cascade": {"positions": "ppe", "layers": (11, 23, 35)},
 }
 PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
 _SHARE = "give a share in (0, 1], or null"
-_BESIDE = ("positions", "k", "members", "proportional_attention")  # what is said beside the steps, or the shorthand
+_BESIDE = ("positions", "k", "members", "proportional_attention")  # keys given beside steps, or beside the shorthand
 
 
 def _one_of(default: str, names: tuple[str, ...]) -> Any:
@@ -59,25 +59,25 @@ class CompressionConfig:
 
     Args:
         steps: the methods (ppe_npu.methods), as instances or as dicts {"method": name, "ratio": ..., "layer": ...}, in
-            the order in which they are taken: at the pixels, in the vision tower, before the decoder, and on entry of
+            the order in which they run: at the pixels, in the vision tower, before the decoder, and on entry of
             decoder layers. [] compresses nothing.
         positions: "ppe", a merged token keeps the (t, h, w) of `k` of its members (PPE, arXiv 2510.22936, section 3);
             "keep_one", the (t, h, w) of its representative; "renumber", the compressed prompt is numbered 0, 1, 2, ...
-        k: how many member positions a merged token keeps, at most as many as an axis has rotary channels. Without one
-            1, or for "ppe" 8, or the most that the model's axes hold, which compress() says.
-        members: which members, and in which order they are listed (the order decides which band of rotary channels a
-            position reaches): "nearest", the k members nearest to the centre, listed in raster order, last first;
+        k: how many member positions a merged token keeps, at most as many as an axis has rotary channels. None: 8 for
+            "ppe", else 1; where the model's axes hold fewer than 8, compress() lowers it and logs a warning.
+        members: which members those are, and the order in which they are listed (the order decides which band of rotary
+            channels a position reaches): "nearest", the k members nearest to the centre, in raster order, last first;
             "spread", k members evenly over the raster-sorted members, last first; "last", the last k members, last
             first (the released code's rule); "nearest_first", the k nearest, listed by nearness (the paper's text);
-            or another rule of ppe_npu.methods.positions, which docs/positions.md lists.
-        method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: in place of steps, the
-            shorthand that ppe_npu.shorthand describes.
-        proportional_attention: whether a token that stands for s tokens is attended to as s of them would be: + log(s)
-            on its attention scores (ToMe, arXiv 2210.09461, section 3). Tokens that lend their positions alone do not
-            count. Needs attn_implementation "sdpa" or "eager".
+            or another rule of ppe_npu.methods.positions (docs/positions.md lists them).
+        method, ratio, layers, before_llm, temporal_ratio, event_ratio, order, ties, seed: the shorthand that
+            ppe_npu.shorthand describes, in place of steps.
+        proportional_attention: whether a token that stands for s tokens is attended to as if there were s of it, by
+            adding log(s) to its attention scores (ToMe, arXiv 2210.09461, section 3). Tokens that only lend their
+            positions do not count. Needs attn_implementation "sdpa" or "eager".
 
     Raises:
-        InputError: names the key, the value and what would be right.
+        InputError: a value that cannot be used; the message names the key, the value and the remedy.
     """
 
     steps: tuple[Method, ...] | None = None
@@ -98,7 +98,7 @@ class CompressionConfig:
 
     def __post_init__(self):
         check_fields(self)
-        object.__setattr__(self, "_k_named", self.k is not None)  # no field: two configs of one k are equal
+        object.__setattr__(self, "_k_named", self.k is not None)  # not a field: configs with the same k compare equal
         k = self.k if self.k is not None else DEFAULT_K if self.positions == "ppe" else 1
         if self.positions != "ppe" and k != 1:
             raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
@@ -110,24 +110,24 @@ class CompressionConfig:
             raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
 
     def _given_steps(self) -> dict:
-        """The fields of a config that names its steps. The shorthand says nothing then."""
+        """The shorthand's method, ratio, order and ties as None; raises InputError where a shorthand key was set."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
-    # -- the steps, in the order in which a forward pass comes by them -------------------------------------------------
+    # -- the steps, in the order in which a forward pass reaches them --------------------------------------------------
 
     @cached_property
     def methods(self) -> tuple[Method, ...]:
-        """The steps, also those that a shorthand stands for, in order of their places."""
+        """The steps, including those that a shorthand stands for, sorted by their places."""
         steps = shorthand.steps_of(self) if self.steps is None else self.steps
         return tuple(sorted(steps, key=lambda method: PLACES.index(method.place)))
 
     @cached_property
     def stages(self) -> tuple[tuple[int | None, tuple[Method, ...]], ...]:
-        """(None, the steps before the decoder), then (layer, the steps on its entry) for each layer that has some."""
+        """(None, the steps before the decoder), then (layer, the steps on its entry) for each layer with steps."""
         at_layers = sorted({layer for method in self.methods for layer in method.layers})
         at_input = tuple(method for method in self.methods if method.groups_before_decoder)
         return (
@@ -137,22 +137,22 @@ class CompressionConfig:
 
     @property
     def entry_layers(self) -> tuple[int, ...]:
-        """The decoder layers on whose entry tokens are merged, rising."""
+        """The decoder layers on whose entry tokens are merged, in ascending order."""
         return tuple(layer for layer, _ in self.stages[1:])
 
     @cached_property
     def at_pixels(self) -> Method | None:
-        """The step that chooses what the vision tower is given."""
+        """The step that chooses the vision tower's input, or None."""
         return next((method for method in self.methods if method.place == "pixels"), None)
 
     @cached_property
     def needs(self) -> frozenset[str]:
-        """What any of its steps looks at; nothing else is worked out."""
+        """The inputs (NEEDS) that any of the steps looks at; the engine computes no others."""
         return frozenset().union(*(method.needs for method in self.methods))
 
     @cached_property
     def rule(self) -> Rule:
-        """How the positions of merged tokens are chosen; "nearest" where they keep one or none."""
+        """The rule that chooses the positions of merged tokens; "nearest" where they keep one or none."""
         return rule_named(self.members if self.positions == "ppe" else "nearest")
 
     @property
@@ -170,30 +170,31 @@ class CompressionConfig:
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
-        """Of the shorthand: its ratio or ratios."""
+        """The shorthand's ratio or ratios."""
         return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
 
-    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
+    # -- how many tokens are kept, known before any feature is computed -----------------------------------------------
 
     def tokens_kept(
         self, grid_thw, merge_size: int = 2, layer: int | None = None, video: bool = False, pixels=None
     ) -> int | list[int]:
-        """How many visual tokens stay of each image or video, known from its grid alone; of methods with late counts
-        how many at most, but for what a step at the pixels keeps of an image whose `pixels` are given.
+        """How many visual tokens of each image or video are kept, computed from its grid alone. For methods with late
+        counts this is an upper bound, except for a step at the pixels where the image's `pixels` are given.
 
         Args:
             grid_thw: (frames, height, width) in patches, as processors give it, or a list, array or tensor [n, 3].
-            merge_size: patches that the vision tower joins to one token along each side.
-            layer: the decoder layer that is asked about; None: what is left at the end.
-            video: whether these are videos: of one temporal step they look like images, of which a step at the pixels
-                keeps fewer.
-            pixels: an image's cells [rows, columns, values], in [0, 1]; of n grids a list of n, None where unknown.
+            merge_size: how many patches the vision tower joins into one token along each side.
+            layer: count the tokens in this decoder layer; None: those left at the end.
+            video: whether these are videos. A step at the pixels drops tokens of images only, and the grid of a video
+                with one temporal step looks like an image's.
+            pixels: an image's cells [rows, columns, values], in [0, 1]; for n grids a list of n, None where unknown.
 
         Returns:
-            One number for one grid, a list of n for n.
+            One number for one grid, a list of n numbers for n grids.
 
         Raises:
-            InputError: a grid that is no three whole multiples.
+            InputError: a grid that is not three numbers of at least 1 with sides that are multiples of merge_size, or a
+                layer that is not a whole number of at least 0.
         """
         grids = np.array([np.asarray(part) for part in grid_thw])
         if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):
@@ -225,10 +226,10 @@ class CompressionConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides) -> CompressionConfig:
-        """A named setting: one of PRESETS, which are ours and the name of every method, with single keys overridden.
+        """One of PRESETS (this package's own, and one for every method), with some of its keys overridden.
 
-        A method's preset is the method alone with its own defaults and positions="keep_one"; overrides are its fields,
-        what stands beside steps. PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
+        A method's preset is the method alone with its own defaults and positions="keep_one". Overrides are the method's
+        fields and the keys beside steps. With PPE on top: preset("random", ratio=0.25, positions="ppe", k=4).
 
         Raises:
             InputError: unknown preset or key.
@@ -245,24 +246,24 @@ class CompressionConfig:
 
     @classmethod
     def from_text(cls, text: str, **overrides) -> CompressionConfig:
-        """From a preset's name, or from one with its keys: "divprune:ratio=0.25,positions=ppe,k=4". A value is written
-        as in JSON, a text without its quotes.
+        """From a preset's name, alone or with keys: "divprune:ratio=0.25,positions=ppe,k=4". Values are written as in
+        JSON, but text without quotes.
 
         Args:
             overrides: more keys, in place of those in the text.
 
         Raises:
-            InputError: unknown preset or key, or what is no key=value.
+            InputError: an unknown preset or key, or text that is not key=value.
         """
         name, _, rest = str(text).partition(":")
         return cls.preset(name, **{**shorthand.keys_of(rest, text), **overrides})
 
     def changed(self, **values) -> CompressionConfig:
-        """The same with some keys changed: those beside steps, those of the shorthand, and fields of its steps, as far
-        as one step alone has them. None changes nothing.
+        """A copy with some keys changed: those beside steps, those of the shorthand, and fields that exactly one step
+        has. A value of None changes nothing.
 
         Raises:
-            InputError: a key that is none here, that several steps have, or a value that cannot be.
+            InputError: an unknown key, a field that several steps have, or a value that cannot be used.
         """
         values = {key: value for key, value in values.items() if value is not None}
         if not values:
@@ -276,7 +277,7 @@ class CompressionConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping) -> CompressionConfig:
-        """From our own keys. Unknown keys are errors. Without a k, 8 where positions is "ppe", else 1."""
+        """From this package's own keys. Unknown keys are errors. The default k is 8 for positions="ppe", else 1."""
         check_mapping(values, "compression")
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = strangers(values, known)
@@ -286,10 +287,10 @@ class CompressionConfig:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike) -> CompressionConfig:
-        """From a JSON file with our own keys, or with the released code's keys.
+        """From a JSON file with this package's own keys, or with the released code's keys.
 
         Raises:
-            InputError: no such file, not JSON, or keys that do not fit.
+            InputError: the file does not exist or is not JSON, or its keys are not valid.
         """
         try:
             values = read_json(path)
@@ -305,16 +306,16 @@ class CompressionConfig:
 
     @classmethod
     def from_released(cls, values: Mapping) -> CompressionConfig:
-        """From the released PPE code's JSON keys; behaves as that code does: score order, last members, no noise.
+        """From the released PPE code's JSON keys. Behaves as that code does: score order, last members, no noise.
 
-        An empty mapping is dense. A ratio above 1, which the released code takes for a count, is refused.
+        An empty mapping is dense. A ratio above 1, which the released code reads as a count, is refused.
         """
         settings = Released.from_dict(values).settings()
         return cls(**settings) if settings else cls.preset("dense")
 
     @property
     def label(self) -> str:
-        """A short name, a file's or folder's, that tells settings apart. A long one ends in a hash of all of it."""
+        """A short name for files and folders that tells settings apart. A long one is cut short and ends in a hash."""
         proportional = "-proportional" if self.proportional_attention else ""
         if self.steps is None:
             return shorthand.cut_short(shorthand.label(self) + proportional)
@@ -324,22 +325,22 @@ class CompressionConfig:
     # -- saving ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict:
-        """Plain values, of the keys that were given: steps, or the shorthand's."""
+        """The keys as plain values: steps, or those of the shorthand if that was given."""
         values = fields_to_plain(self)
         keys = shorthand.KEYS if self.steps is None else ("steps", "positions", "k", "members")
-        # A file of the first edition knows no proportional_attention.
+        # The first edition does not read proportional_attention, so that it is written only where it is set.
         return {key: values[key] for key in (*keys, *(_BESIDE[3:] if self.proportional_attention else ()))}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write our own keys as JSON, atomically."""
+        """Write this package's own keys as JSON, atomically."""
         write_json(path, self.to_dict())
 
 
 def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> None:
-    """Raise InputError where a step needs frames that a step before it has done away with."""
+    """Raise InputError where a step needs frames, but an earlier step has left no frames."""
     mixed: Method | None = None
     for method in (method for _, methods in stages for method in methods):
         if mixed is not None and method.scope == "segment":
             raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
-        # What keeps a number of tokens for all frames together leaves no frames; late counts leave some of any size.
+        # A method with one count for all frames together leaves no frames; late counts leave frames of unequal size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed

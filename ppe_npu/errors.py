@@ -1,7 +1,7 @@
-"""What this package raises when it was asked for something that cannot be, or cannot go on. Messages are one line.
+"""The exceptions of this package. Their messages are one line.
 
-Everything that is the user's to mend is a UserError: the command line prints it as one line. Any other exception is a
-fault of this package, and keeps its traceback.
+An error that the user can fix is a UserError: the command line prints it as one line. Any other exception is a fault of
+this package, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import reprlib
 from typing import Any
 
-_QUOTED = 500  # signs of another program's message
+_QUOTED = 500  # characters of another program's message
 
 
 class UserError(Exception):
-    """The user can mend this: the message names the subject, its value and the remedy."""
+    """An error that the user can fix: the message names the subject, its value and the remedy."""
 
     exit_code = 2  # of the command line
 
 
 class InputError(UserError, ValueError):
-    """Something that was given cannot be used: the message names it, says why, and what to do."""
+    """An input that cannot be used: the message names it, and says why and what to do."""
 
 
 class FileError(UserError, OSError):
-    """A file or folder cannot be written: the message names it, says why (a full disk, rights, ...), and what to do."""
+    """A file or folder that cannot be written: the message names it, and says why (a full disk, ...) and what to do."""
 
 
 class TrainingError(UserError, RuntimeError):
@@ -33,20 +33,20 @@ class TrainingError(UserError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, with the next one behind a colon, or its name if it says nothing: to be
-    quoted in a message of ours; cut short, as it may repeat a whole file."""
+    """The first line of an error's message, for quoting in another message: with the second line if the first ends in a
+    colon, the error's class name if it is empty, and cut short, because it may contain a whole file."""
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     text = f"{first} {others[0].strip()}" if first.endswith(":") and others else first
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
 
 
 def counted(number: float, what: str) -> str:
-    """How many there are of something, in words: "1 file", "1,024 files"."""
+    """A number with its noun, in the plural if needed: "1 file", "1,024 files"."""
     return f"{number:{',' if isinstance(number, int) else ',.10g'}} {what}{'s' * (number != 1)}"
 
 
 def shown(value: Any) -> str:
-    """A value in a message: its repr in one line, cut short; of anything, however deep, long or broken it is."""
+    """A value for a message: its repr in one line, cut short. Works for any value, however deep, long or broken."""
     return " ".join(_SHORT.repr(value).split())
 
 
@@ -58,7 +58,7 @@ class _Short(reprlib.Repr):
         self.maxdict = self.maxset = self.maxfrozenset = 5
 
     def repr_int(self, value: int, level: int) -> str:
-        if abs(value) >= 10**self.maxlong:  # Python itself refuses to write very long ones
+        if abs(value) >= 10**self.maxlong:  # Python itself refuses to print very long ones
             return f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."
         return repr(value)
 

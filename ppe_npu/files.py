@@ -1,6 +1,6 @@
-"""Files and folders that are whole or not there: written beside their place, then renamed, and on the disk by then.
+"""Files and folders that are either complete or absent: written under a temporary name, synced to disk, then renamed.
 
-What cannot be written is a FileError that names the file, also where a library does the writing.
+A failure to write raises a FileError that names the file, also where a library does the writing.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ _CAUSES = {
 }
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # folders that cannot be synced
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers
-_TORCH = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save; it says nothing of why
-_ELSEWHERE = (ConnectionError, TimeoutError, ChildProcessError)  # OSErrors that are no file's
-_NEAR = 2**20  # bytes: a file as near to its limit, or a disk as near to its end, has met it
+_TORCH = ("PytorchStreamWriter failed", "unexpected pos ")  # torch.save; its messages do not say why
+_ELSEWHERE = (ConnectionError, TimeoutError, ChildProcessError)  # OSErrors that are not about files
+_NEAR = 2**20  # bytes: a file this close to its limit, or a disk this close to full, is taken to have reached it
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 def check_regular(path: str | Path) -> None:
-    """Whether a file that is there can be read without waiting for ever: it is no pipe, device or folder.
+    """Check that a path, if it exists, is a regular file, which can be read without waiting forever.
 
     Raises:
-        InputError: it is one.
+        InputError: it is a pipe, a device or a folder.
     """
-    if os.path.exists(path) and not os.path.isfile(path):  # what may not be looked at, opening it will say
+    if os.path.exists(path) and not os.path.isfile(path):  # without access both are False, and open() will fail
         raise InputError(f"{path} is a folder, a pipe or a device, not a file: move it away, or name another place")
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text so that path holds the old content or all of the new one, even after a kill or a power cut.
 
-    Half a character, which UTF-8 has no bytes for, is written as JSON's own escape of it.
+    A lone surrogate, which UTF-8 cannot encode, is written as its JSON escape.
 
     Raises:
-        FileError: it cannot be written; what was there before stays.
+        FileError: it cannot be written; the old content stays.
     """
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """write_text of bytes."""
+    """write_text() for bytes."""
     path = Path(path)
     temporary = _beside(path, "tmp")
     with writing(temporary, named=path):
@@ -90,31 +90,31 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Whoever may rename over a device would take it from the whole machine: /dev/null, say."""
+    """Raise FileError where the path is a device or a pipe: a rename would replace it (/dev/null) for all processes."""
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise FileError(f"{path} is a device or a pipe, not a file or a folder: {_OTHER_PLACE}")
 
 
 def write_whole(file: Any, data: bytes) -> None:
-    """All of data into an unbuffered file, of which the system may take a part at a time."""
+    """Write all of data to an unbuffered file, whose write() may take only a part of it."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """write_text of a JSON value, indented."""
+    """write_text() of a value as indented JSON."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A fresh folder to fill; when the block ends without error it takes the place of `path` and of what was there.
+    """A new folder to fill; when the block ends without error, it replaces `path`.
 
-    What an earlier process left half done, because it was killed, is brought back or removed first.
+    Anything that a killed process left half done there is first brought back or removed.
 
     Raises:
-        FileError: it cannot be written; what was there before stays.
+        FileError: it cannot be written; the old folder stays.
     """
     path = Path(os.path.realpath(path) if os.path.islink(path) and os.path.isdir(path) else path)
     temporary = _beside(path, "tmp")
@@ -134,12 +134,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path, file: bool = False) -> None:
-    """Whether new_folder(), or with `file` write_bytes(), could write here now; nothing is left.
+    """Check that new_folder(), or with `file` write_bytes(), can write here now. Leaves nothing behind.
 
     Raises:
         FileError: it cannot be written.
     """
-    probe = _beside(Path(path), f"{uuid.uuid4().hex}.tmp")  # processes of two containers may have one number
+    probe = _beside(Path(path), f"{uuid.uuid4().hex}.tmp")  # processes in two containers may have the same id
     with writing(probe, named=path):
         _check_replaceable(Path(path))
         if file and Path(path).is_dir():
@@ -149,14 +149,14 @@ def check_writable(path: str | Path, file: bool = False) -> None:
             probe.mkdir(parents=True)
         finally:
             with contextlib.suppress(OSError):
-                for part in made:  # the innermost first; none in which somebody else has put something
+                for part in made:  # the innermost first; rmdir fails if another process has put something there
                     part.rmdir()
 
 
 def put_folder(new: Path, place: Path) -> None:
-    """Rename a finished folder; at every moment `place` is all of the old folder (file) or all of the new one.
+    """Rename a finished folder; at every moment `place` is all of the old folder (or file) or all of the new one.
 
-    Where the file system cannot exchange two names there is a moment between two renames; recover() knows of it.
+    Where the file system cannot exchange two names, there is a gap between two renames; recover() repairs a kill in it.
     """
     sync_tree(new)
     if not os.path.lexists(place):
@@ -174,10 +174,10 @@ def put_folder(new: Path, place: Path) -> None:
 
 
 def recover(path: Path, alone: bool = False) -> None:
-    """Bring back, or remove, what killed processes left of `path` in new_folder.
+    """Bring back, or remove, what killed processes left of `path` in new_folder().
 
     Args:
-        alone: no living process can be writing it; else those that live are told by a lock, and left alone.
+        alone: assume that no living process is writing it; else folders that a living process has locked are skipped.
     """
     name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.(tmp|old)")
     left = [found for found in path.parent.iterdir() if name.fullmatch(found.name)] if path.parent.is_dir() else []
@@ -191,7 +191,7 @@ def recover(path: Path, alone: bool = False) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file, a folder with all that is in it, a link (not what it points to), or nothing."""
+    """Remove a file, a folder with its content, or a link (not its target); does nothing if the path does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -199,7 +199,7 @@ def remove(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until a folder, and all files and folders in it, are on the disk."""
+    """Wait until a folder, and all files and folders in it, are on disk."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             with open(os.path.join(root, name), "rb") as file:
@@ -208,7 +208,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Wait until the names in a folder are on the disk; nothing where its file system does not know of that."""
+    """Wait until the names in a folder are on disk; does nothing where its file system does not support that."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -222,14 +222,14 @@ def sync_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | Path, named: str | Path | None = None, then: str = "") -> Iterator[None]:
-    """Turns what the system says about writing a file, or the files of a folder, into a FileError.
+    """Context that turns system errors about writing a file, or the files of a folder, into a FileError.
 
-    Libraries' own errors are known by the words of their writers; any other error passes.
+    Errors of libraries are recognized by the messages of their writers; any other error passes through.
 
     Args:
         path: the file, or a folder that is being filled.
-        named: what to call it in the message, where it is filled under another name.
-        then: what to do after the remedy.
+        named: the name to use in the message, if `path` is temporary.
+        then: text for what to do after the remedy.
     """
     try:
         yield
@@ -246,7 +246,7 @@ def writing(path: str | Path, named: str | Path | None = None, then: str = "") -
 
 
 def _write_failure(error: Exception, path: Path) -> int | None:
-    """The number of the system's error behind one that was raised while `path` was written; None: it is another."""
+    """The errno behind an error that was raised while `path` was written; None if it is not about writing it."""
     if isinstance(error, OSError):
         known = error.errno is not None and not isinstance(error, _ELSEWHERE)
         return error.errno if known and _about(_target(error), path) else None
@@ -263,12 +263,12 @@ def _write_failure(error: Exception, path: Path) -> int | None:
 
 
 def _target(error: Exception) -> Any:
-    """The file that an error names, or None; of a rename or a copy the new one."""
+    """The file that an error names (for a rename or a copy the new one), or None."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None)
 
 
 def _about(name: Any, path: Path) -> bool:
-    """Whether an error's file name, or None, may be of what is written to `path`: beneath or above its folder."""
+    """Whether a file name from an error may belong to writing `path`: None, or beneath or above its folder."""
     if name is None:
         return True
     file, folder = (Path(os.path.abspath(os.fsdecode(part))) for part in (name, path.parent))
@@ -276,7 +276,7 @@ def _about(name: Any, path: Path) -> bool:
 
 
 def _being_written(error: BaseException, path: Path) -> str | Path:
-    """The file that a library was writing when it raised an error without a name: what its functions were given."""
+    """The file that a library was writing when it raised an error without a file name: found in its frames' locals."""
     inside = f"{os.path.abspath(path)}{os.sep}"
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         for value in frame.f_locals.values():
@@ -287,10 +287,10 @@ def _being_written(error: BaseException, path: Path) -> str | Path:
 
 @contextlib.contextmanager
 def locked(lock: FileLock, folder: Path, wait: float = -1) -> Iterator[None]:
-    """While it is open no other process holds the lock, which is the kernel's: it ends with the process.
+    """Context that holds a lock against other processes. It is a kernel lock, which is released when the process ends.
 
     Args:
-        lock: of a file in `folder`, or below it.
+        lock: a lock on a file in or below `folder`.
         wait: seconds until it gives up; -1: never.
 
     Raises:
@@ -304,10 +304,10 @@ def locked(lock: FileLock, folder: Path, wait: float = -1) -> Iterator[None]:
     try:
         with writing(lock.lock_file):
             lock.acquire(timeout=wait, poll_interval=0.005)
-    except NotImplementedError as error:  # filelock's word for a file system without flock
+    except NotImplementedError as error:  # filelock raises it on a file system without flock
         raise InputError(no_locks) from error
     try:
-        if isinstance(lock, SoftFileLock):  # a newer filelock's: a file that a killed process would leave
+        if isinstance(lock, SoftFileLock):  # newer filelock's fallback: a file that a killed process leaves
             raise InputError(no_locks)
         yield
     finally:
@@ -319,7 +319,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Two names change places in one step; False where the system or the file system has no such step."""
+    """Exchange two names atomically; False where the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -328,7 +328,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """A lock on a folder, which the kernel releases when this process ends; nothing where folders have no locks."""
+    """Context with a lock on a folder, which the kernel releases when this process ends; no lock if unsupported."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -339,7 +339,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _free(folder: Path) -> bool:
-    """Whether no living process holds a folder. In doubt one does."""
+    """Whether no living process holds the lock on a folder; False if that cannot be determined."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

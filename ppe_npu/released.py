@@ -1,8 +1,8 @@
-"""What only the released PPE code needs: its JSON keys, and its quirks, apart from the rest.
+"""What is specific to the released PPE code: its JSON keys and its quirks.
 
-Its ways, each a setting of ours: tokens in order of score (DPCKNN.order="score") and equal tokens that all become
-centres (DPCKNN.ties="none"); the last members' positions (CompressionConfig.members="last"); lists of ratios, whose
-tokens are all kept (Levels); and a share of tokens for all events together (Events.keep).
+Each of its quirks is a setting here: tokens in score order (DPCKNN.order="score"); equal tokens that all become
+centres (DPCKNN.ties="none"); the positions of the last members (CompressionConfig.members="last"); lists of ratios
+whose tokens are all kept (Levels); and a share of tokens for all events together (Events.keep).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ppe_npu.settings import check_fields, check_mapping, setting, strangers
 class Levels(Method):
     """A list of ratios: each part groups what the part before left, and the tokens of all parts are kept.
 
-    A token is part of several groups, one per part; and the ratios r0, r1, ... keep r0 + r0 * r1 + ... of the tokens.
+    A token is in several groups, one per part; the ratios r0, r1, ... keep r0 + r0 * r1 + ... of the tokens.
 
     Args:
-        parts: the methods, in order; they look at tokens or at places, and each has frames as its cells.
+        parts: the methods, in order. They look at tokens or at places, and their cells are frames.
     """
 
     parts: tuple[Method, ...] = ()
@@ -40,7 +40,7 @@ class Levels(Method):
     def budgets(self, tokens: int) -> tuple[int, ...]:
         budgets, left = [], tokens
         for later, part in zip(reversed(range(len(self.parts))), self.parts):
-            # Never so many that more are kept than came in; each part keeps one.
+            # Never more than came in, minus one token for each later part; at least one.
             tokens = max(min(part.kept(tokens), left - later), 1)
             left -= tokens
             budgets.append(tokens)
@@ -60,7 +60,7 @@ _SHARE = "give the kept share of the tokens, in (0, 1], or a list of shares"
 
 @dataclass(frozen=True)
 class Released:
-    """The keys; null is as if a key were not there."""
+    """The released code's keys. null means the same as a missing key."""
 
     spatial_compression: bool | None = None
     spatial_clustering_ratio: float | tuple[float, ...] = setting(0.45, above=0, most=1, remedy=_SHARE)
@@ -77,10 +77,10 @@ class Released:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Released:
-        """From a file's keys.
+        """From the keys of a file.
 
         Raises:
-            InputError: a key that is none, or a value that cannot be.
+            InputError: an unknown key, or a value that cannot be used.
         """
         check_mapping(values, "compression config")
         unknown = strangers(values, KEYS)
@@ -89,7 +89,7 @@ class Released:
         return cls(**values)
 
     def settings(self) -> dict[str, Any]:
-        """CompressionConfig's arguments; empty: dense.
+        """The arguments for CompressionConfig; empty for dense.
 
         Raises:
             InputError: settings that contradict each other.
@@ -120,7 +120,7 @@ class Released:
         }
 
     def _only(self, key: str) -> float:
-        """The ratio in a list of one."""
+        """The only ratio of a key; raises InputError if there are none or several."""
         value = getattr(self, key)
         ratios = value if isinstance(value, tuple) else (value,)
         if len(ratios) != 1 or ratios[0] is None:

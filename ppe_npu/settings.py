@@ -1,4 +1,4 @@
-"""Settings that a user gives: dataclasses whose fields are checked, all in one way, by their annotations.
+"""Settings that a user gives: dataclasses whose fields are checked, in one uniform way, by their annotations.
 
     @dataclass(frozen=True)
     class Sharpening:
@@ -8,14 +8,14 @@
         limit: int | None = None
 
         def __post_init__(self):
-            check_fields(self)          # then what several fields say together
+            check_fields(self)          # checks across fields may follow
 
     from_mapping(Sharpening, {"strength": 2}, "sharpening")
     to_plain(Sharpening()) == {"strength": 1.0, "layers": [], "mode": "fast", "limit": None}
 
 Annotations: bool, int, float, str, Literal, None, tuple[X, ...], tuple[X, Y], Mapping, a dataclass, any other class,
-and unions of them. A text is never a number and a number never true or false; nan and infinities are no numbers.
-Numbers of NumPy are taken, and what is kept is Python's own.
+and unions of them. A text is never a number, and a number is never true or false; nan and infinities are refused.
+NumPy numbers are accepted, and are stored as Python numbers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LARGEST = 2**63  # whole numbers stay below: tensors and files hold 64 bits
 
 
 class _Unfit(Exception):
-    """What is wrong with a value, to stand behind "key=value ". close: its type is right."""
+    """What is wrong with a value: text to follow "key=value". close: its type is right."""
 
     def __init__(self, said: str, close: bool = False):
         super().__init__(said)
@@ -51,7 +51,7 @@ class _Unfit(Exception):
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a field asks for beyond its annotation, of every number or text in it."""
+    """The requirements of a field beyond its annotation, for every number or text in it."""
 
     least: float | None = None
     above: float | None = None
@@ -98,30 +98,31 @@ def setting(
     remedy: str | None = None,
     convert: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """A dataclass' field that check_fields checks.
+    """A dataclass field that check_fields() checks.
 
     Args:
-        default, default_factory: as dataclasses.field has them.
+        default, default_factory: as in dataclasses.field.
         least, above, most, below: bounds on every number in the field (value >= least, > above, <= most, < below).
-        choices: the texts that may be.
-        single: one entry may stand for a list of one.
-        path, written: as utils.paths.as_path() says, of an os.PathLike, too; ".json": only a text that ends so.
-        remedy: what is said of a value that cannot be, in place of "must be ...": "give a share in (0, 1]".
-        convert: called with a value that fits its annotation; what it returns is kept.
+        choices: the allowed texts.
+        single: a single entry is accepted as a list of one.
+        path: the text is a path, may be given as an os.PathLike, and is stored as utils.paths.as_path() returns it;
+            ".json": only a text with this ending is a path. written: as in as_path().
+        remedy: the message for a wrong value, in place of "must be ...": "give a share in (0, 1]".
+        convert: called with a value that fits its annotation; its result is stored.
     """
     rule = _Rule(least, above, most, below, choices and tuple(choices), single, path, written, remedy, convert)
     return dataclasses.field(default=default, default_factory=default_factory, metadata={_RULE: rule})
 
 
 def check_fields(settings: Any, subject: str = "") -> None:
-    """Check every field of a dataclass by its annotation and setting(), and set it in one form: in __post_init__.
+    """Check every field of a dataclass by its annotation and setting(), and store it normalized. For __post_init__.
 
     Args:
         settings: the instance, frozen or not.
-        subject: stands before the key in messages ("adapter").
+        subject: a word that precedes the key in messages ("adapter").
 
     Raises:
-        InputError: names the key, its value and what would be right.
+        InputError: a value that cannot be used; the message names the key, the value and the remedy.
     """
     before = f"{subject} " if subject else ""
     for field in dataclasses.fields(settings):
@@ -136,8 +137,8 @@ def check_fields(settings: Any, subject: str = "") -> None:
 
 
 def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
-    """check_fields of some of a class' fields, each by itself: of a file's, say, that others complete; without paths.
-    InputError: no mapping, a key that is not the class's, or as check_fields."""
+    """Check some of a class's fields, each by itself, as check_fields() does: those of a file that is completed later,
+    for example. Paths are not resolved. Raises InputError for a non-mapping, an unknown key, or as check_fields()."""
     check_mapping(values, subject)
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = strangers(values, known)
@@ -152,10 +153,10 @@ def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], subject: str) -> T:
-    """A dataclass of settings from the keys of a file.
+    """An instance of a dataclass of settings from the keys of a file.
 
     Raises:
-        InputError: no mapping, keys that are not the class's, or too few; and as the class itself.
+        InputError: `values` is not a mapping, keys are unknown or missing; or as the class itself.
     """
     check_mapping(values, subject)
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
@@ -176,14 +177,14 @@ def check_mapping(values: Any, subject: str) -> None:
 
 
 def strangers(values: Mapping[Any, Any], known: Mapping[str, Any] | Sequence[str]) -> str:
-    """The keys that are not known, of whatever type, in words; empty where all are."""
+    """The unknown keys, of whatever type, as text for a message; empty if there are none."""
     unknown = [key for key in values if not isinstance(key, str) or key not in known]
     names = [key if isinstance(key, str) and key.isidentifier() and len(key) < 60 else shown(key) for key in unknown]
     return ", ".join(names[:5]) + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
 
 
 def to_plain(settings: Any) -> Any:
-    """Settings as JSON takes them: a dataclass as a dict, a tuple as a list."""
+    """Settings in a form for JSON: a dataclass as a dict, a tuple as a list."""
     own = getattr(settings, "to_dict", None)
     if own is not None:
         return own()
@@ -193,12 +194,12 @@ def to_plain(settings: Any) -> Any:
 
 
 def fields_to_plain(settings: Any) -> dict[str, Any]:
-    """to_plain() of every field, for a dataclass' own to_dict()."""
+    """{name: to_plain(value)} of every field, for a dataclass's own to_dict()."""
     return {field.name: to_plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
 
 
 def _fit_field(cls: type, field: dataclasses.Field, value: Any, before: str) -> Any:
-    """A field's value as its annotation and setting() ask for it; InputError starts with `before`."""
+    """A field's value, normalized by its annotation and setting(). InputError messages start with `before`."""
     try:
         return _fit(value, _hints(cls)[field.name], _rule(field), field.name)
     except _Unfit as unfit:
@@ -217,7 +218,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _fit(value: Any, kind: Any, rule: _Rule, key: str) -> Any:
-    """The value in the form that its annotation states, or _Unfit."""
+    """The value, normalized to the annotation `kind`; raises _Unfit if it does not fit."""
     arms = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
     unfit = None
     for arm in arms:
@@ -262,7 +263,7 @@ def _require(value: Any, fits: bool) -> Any:
 
 
 def _named(key: str, make: Callable[[Any], Any], value: Any) -> Any:
-    """What make(value) returns; its complaint names the key."""
+    """The result of make(value); its InputErrors are made to name the key."""
     try:
         return make(value)
     except InputError as error:
@@ -286,7 +287,7 @@ def _chosen(text: str, choices: Sequence[str]) -> str:
 
 
 def _number(value: Any, kind: type, rule: _Rule) -> Any:
-    """An int or a float of Python's, finite and within bounds."""
+    """A Python int or float, finite and within bounds."""
     _require(value, isinstance(value, numbers.Integral if kind is int else numbers.Real))
     _require(value, not isinstance(value, bool))
     try:
@@ -302,7 +303,7 @@ def _number(value: Any, kind: type, rule: _Rule) -> Any:
 
 
 def _list(value: Any, kinds: tuple[Any, ...], rule: _Rule, key: str) -> tuple[Any, ...]:
-    """A tuple from a list, tuple or array of one dimension; with rule.single, also from one entry."""
+    """A tuple from a list, a tuple or an array of one dimension; with rule.single, also from a single entry."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     alone = not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray))
@@ -321,7 +322,7 @@ def _list(value: Any, kinds: tuple[Any, ...], rule: _Rule, key: str) -> tuple[An
 
 
 def _must_be(value: Any, arms: Sequence[Any], rule: _Rule) -> str:
-    """What is said of a value of a wrong type."""
+    """The message for a value of the wrong type."""
     said = f" must be {' or '.join(dict.fromkeys(_words(arm, rule) for arm in arms))}"
     if isinstance(value, str) and not any(arm is str for arm in arms):
         dotless = float in arms and "e" in value.lower() and "." not in value

@@ -1,15 +1,15 @@
-"""The shorthand for steps: one method, one ratio, and where. What the first edition's configurations say.
+"""The shorthand for steps: one method, one ratio, and where it applies. The first edition's configurations use it.
 
 {"method": "dpc_knn", "ratio": 0.45, "layers": [11, 23, 35]}
 
-method: the name of a method that groups frames; "none" (dense).
-ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio). A
-    list [r0, r1, ...] clusters again what the ratio before left, and keeps the tokens of all of them.
-order, ties, seed: of methods that have such a setting.
-layers: decoder layers that compress on entry, each by `ratio` of what the one before left (a cascade).
-before_llm: whether tokens are merged before the LLM; None: just when there are no layers.
+method: the name of a method that groups frames, or "none" (dense).
+ratio: share of each frame's visual tokens that is kept, in (0, 1]. A frame of n tokens keeps ceil(n * ratio). With a
+    list [r0, r1, ...], each ratio clusters the tokens that the one before left, and the tokens of all are kept.
+order, ties, seed: settings of the method, if it has them.
+layers: decoder layers that compress on entry, each to `ratio` of what the one before left (a cascade).
+before_llm: whether tokens are merged before the LLM; None: only if there are no layers.
 temporal_ratio: share of a video's frames that is kept as events (methods/events.py), in (0, 1], or None.
-event_ratio: share of an event's tokens that is kept instead (the released code's rule), or None.
+event_ratio: share of an event's tokens that is kept, in place of ratio (the released code's rule), or None.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from ppe_npu.released import Levels
 if TYPE_CHECKING:
     from ppe_npu.config import CompressionConfig
 
-# As the first edition wrote them to files, in its order.
+# The keys in the order in which the first edition wrote them to files.
 KEYS = (
     *("method", "ratio", "positions", "k", "members", "order", "ties", "layers", "before_llm"),
     *("temporal_ratio", "event_ratio", "seed"),
 )
-_LONGEST = 200  # characters of a name; a file's may have 255 bytes, some of which temporary names need
+_LONGEST = 200  # characters of a name; file names may have 255 bytes, and temporary names are longer
 RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
 LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
-_OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and what says nothing
+_OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and their defaults
 
 
 def speaks_of(name: str) -> bool:
-    """Whether the shorthand can say this method: its ratio, and settings that the shorthand has a key for."""
+    """Whether the shorthand can express this method: it groups frames, and has a ratio and no settings but _OWN's."""
     fields = _fields(name) - {"layer", "neighbors"}
     return method_class(name).scope == "frame" and "ratio" in fields and fields <= {"ratio", *_OWN}
 
 
 def one_form(config: CompressionConfig) -> dict:
-    """The shorthand's fields, each of which fits its type, checked together and in one form.
+    """The shorthand's fields, whose types have been checked, checked against each other and normalized.
 
     Raises:
-        InputError: names the key, the value and what would be right.
+        InputError: a value that cannot be used; the message names the key, the value and the remedy.
     """
     dense, layers = config.method == "none", config.layers
     if not dense and (config.method not in method_names() or not speaks_of(config.method)):
@@ -88,7 +88,7 @@ def steps_of(config: CompressionConfig) -> tuple[Method, ...]:
     def step(layer: tuple[int, ...] | None = None) -> Method:
         if len(config.ratios) == 1:
             return one(ratio=config.ratio, layer=layer, **own)
-        # As the released code has it: after the first ratio fewer neighbours count.
+        # As in the released code, fewer neighbours count after the first ratio.
         fewer = [{"neighbors": 3} if level and "neighbors" in fields else {} for level in range(len(config.ratios))]
         return Levels(tuple(one(ratio=r, **own, **few) for r, few in zip(config.ratios, fewer)), layer=layer)
 
@@ -104,7 +104,7 @@ def steps_of(config: CompressionConfig) -> tuple[Method, ...]:
 
 
 def label(config: CompressionConfig) -> str:
-    """A short name, a file's or folder's, that tells settings apart."""
+    """A short name for files and folders that tells settings apart."""
     if config.is_dense:
         return "dense"
     ratios = "+".join(f"{ratio:g}" for ratio in config.ratios)
@@ -123,7 +123,7 @@ def label(config: CompressionConfig) -> str:
 
 
 def cut_short(name: str) -> str:
-    """A name that file systems take: of a longer one its beginning, and a hash of all of it."""
+    """The name, short enough for file systems: a longer one becomes its beginning and a hash of all of it."""
     if len(name) <= _LONGEST:
         return name
     return f"{name[: _LONGEST - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
@@ -151,13 +151,13 @@ def keys_of(text: str, whole: str) -> dict[str, Any]:
 
 
 def give_steps(plain: dict[str, Any], values: dict[str, Any], beside: Container[str], label: str) -> None:
-    """Move what is a step's own from `values` to the step in `plain`, a configuration with steps, that has the field.
+    """Move the fields of steps from `values` into `plain`, a configuration with steps: each to the step that has it.
 
     Args:
-        beside: keys that are no step's. label: of the configuration.
+        beside: keys that do not belong to a step. label: the configuration's, for messages.
 
     Raises:
-        InputError: a key that no step has, or several.
+        InputError: a key that no step has, or that several steps have.
     """
     for key in [key for key in values if key not in beside]:
         having = [step for step in plain["steps"] if key in step]
@@ -176,7 +176,7 @@ def _fields(name: str) -> set[str]:
 
 
 def _check_ratios(ratios: tuple[float, ...]) -> None:
-    """A list keeps r0 + r0 * r1 + ... of a frame's tokens: never more than came in, up to rounding."""
+    """Raise InputError where a list keeps (r0 + r0 * r1 + ...) more tokens than came in, up to rounding."""
     kept = sum(accumulate(ratios, operator.mul))
     if kept > 1 + len(ratios) * sys.float_info.epsilon:
         raise InputError(
@@ -209,7 +209,7 @@ def _check_events(config: CompressionConfig, ratios: tuple, before_llm: bool) ->
 
 
 def _check_own(config: CompressionConfig, fields: set[str]) -> None:
-    """Settings that only some methods have."""
+    """Raise InputError where a setting that only some methods have is given for another method."""
     if config.seed and "seed" not in fields:
         seeded = " or ".join(repr(name) for name in filter(speaks_of, method_names()) if "seed" in _fields(name))
         raise InputError(f"seed={config.seed} with method={config.method!r}: only method={seeded} has a seed")
@@ -222,7 +222,7 @@ def _check_own(config: CompressionConfig, fields: set[str]) -> None:
 
 
 def step_label(method: Method, ratio: bool = True) -> str:
-    """A step's name, its ratio if that is asked for, and all else that is not as it is by default."""
+    """A step's name, its ratio unless `ratio` is false, and all other fields that differ from their defaults."""
     parts = [method.name]
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)

@@ -1,12 +1,16 @@
-"""compress() and restore(): the seam to transformers, one file a model family.
+"""compress() and restore(): the seam to transformers, with one file per model family.
 
-A family is a module with CLASSES, the names of the transformers classes that it serves, LAYERS, those of the decoder
-layers that it knows and of the attention in them, PAIRS, which channels of a head that attention turns together, TOWER,
-the names of the vision tower's blocks and of the attention in them, and the functions vision_tokens(config),
-channels(config) and decoder_layers(config) of the model's config, install(model, compression), uninstall(model) and
-detach(model). What of these is as another file has it, vision_language.py as a rule, it imports `as` the same name. A
-new family is a new file and one line in _FAMILIES; one that is like Qwen's in all that is asked here is an entry of
-grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
+A family is a module that defines
+* CLASSES: the names of the transformers classes that it serves;
+* LAYERS: the class names of its decoder layers, and of the attention in each;
+* PAIRS: which channels of a head that attention rotates together;
+* TOWER: the class names of the vision tower's blocks, and of the attention in each;
+* vision_tokens(config), channels(config) and decoder_layers(config), which read the model's config;
+* install(model, compression), uninstall(model) and detach(model).
+
+A family imports those that another file already defines (usually vision_language.py) under the same name. A new family
+is a new file and its name in _FAMILIES. A family that differs from Qwen's only in what the fields of GridFamily state
+is an entry of grid_families.py, and one whose decoder counts in one dimension an entry of one_dimension_families.py.
 """
 
 import contextlib
@@ -32,15 +36,16 @@ _TILED = ("InternVLForConditionalGeneration", "PVCInternVLForConditionalGenerati
 
 
 def supported_classes() -> tuple[str, ...]:
-    """Names of the transformers model classes that can be compressed."""
+    """The names of the transformers model classes that can be compressed."""
     return tuple(name for family in _families() for name in family.CLASSES)
 
 
 def commanded_classes(tiled: bool = False) -> tuple[str, ...]:
-    """Those whose inputs the commands make: `ppe-npu train`, `eval` and all that reads a checkpoint's processor.
+    """The supported classes whose inputs the commands can make (`ppe-npu train`, `eval`, and all others that read a
+    checkpoint's processor).
 
     Args:
-        tiled: whether InternVL, whose pictures are tiles, is among them: `train` and `eval` make its inputs, too.
+        tiled: include InternVL, whose pictures are tiles; only `train` and `eval` make its inputs.
     """
     names = tuple(name for family in _families()[: len(_QWEN)] for name in family.CLASSES)
     return (*names, *_TILED) if tiled else names
@@ -50,20 +55,20 @@ def compress(model, config: CompressionConfig, processor=None):
     """Compress the visual tokens of a transformers model, in place.
 
     Afterwards model(...) and model.generate(...) take the same inputs as before; logits, loss and the KV cache have the
-    compressed length, out.labels are the labels at that length, and model.compression.report says what was merged. A
+    compressed length, out.labels are the labels at that length, and model.compression.report tells what was merged. A
     pass without a KV cache (use_cache=False) gives logits and labels in the prompt's own columns; ppe_npu.align brings
-    anything else that belongs to its tokens to the output. No class, no module global and no config object is changed;
+    any other per-token values to the output's columns. No class, no module global and no config object is changed;
     checkpoints load in plain transformers.
-    A copy.copy shares its modules with its original: compress a copy.deepcopy where the original shall stay as it is.
+    A copy.copy shares its modules with the original: to keep the original uncompressed, compress a copy.deepcopy.
 
     Args:
         model: an instance of one of supported_classes(), or a peft model around one.
-        config: what to do; compressing again with another config replaces the first.
-        processor: a step at the pixels undoes its normalisation. None: that of the folder that the model was loaded
-            from, or else the family's own.
+        config: how to compress; compressing again with another config replaces the first.
+        processor: the processor whose normalisation a step at the pixels undoes. None: the settings in the folder that
+            the model was loaded from, or else the family's defaults.
 
     Returns:
-        the model itself.
+        The model itself.
 
     Raises:
         InputError: an unsupported class, or a config that does not fit the model.
@@ -91,21 +96,21 @@ def compress(model, config: CompressionConfig, processor=None):
 
 
 def check_fit(class_name: str, model_config, config: CompressionConfig) -> CompressionConfig:
-    """`config` as a model of this class with this transformers config takes it (see CompressionConfig's k); needs no
-    weights. Raises InputError unless it fits."""
+    """`config` as fitted to a model of this class with this transformers config: k may be lowered. Needs no weights.
+    Raises InputError unless it fits."""
     return compression_for(class_name, model_config, config).config
 
 
 def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None:
-    """What is said where a k that nobody named was made smaller to fit the model."""
+    """The warning that the default k was lowered to fit the model; None if it was not."""
     if asked.k == fitted.k:
         return None
     return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
 
 
 def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
-    """The compression that compress() would give a model of this class with this transformers config; for engines that
-    have a model of their own.
+    """The Compression that compress() would attach to a model of this class with this transformers config; for
+    inference engines that bring their own model.
 
     Raises:
         InputError: an unsupported class, or a config that does not fit the model.
@@ -116,8 +121,8 @@ def compression_for(class_name: str, model_config, config: CompressionConfig) ->
 def restore(model):
     """Undo compress(): the model is what it was, bit for bit. A model that is not compressed is left alone.
 
-    A copy.deepcopy of a compressed model is compressed by itself. A copy.copy has its original's modules: restored, it
-    gets a decoder and a head of its own around the same weights, and the original stays compressed.
+    A copy.deepcopy of a compressed model is compressed independently. A copy.copy shares its modules with the original:
+    when it is restored, it gets its own decoder and head around the same weights, and the original stays compressed.
     """
     _take_off(*_seam(model))
     return model
@@ -125,8 +130,8 @@ def restore(model):
 
 @contextlib.contextmanager
 def without_compression(model) -> Iterator[None]:
-    """While it lasts a compressed model is what it was; afterwards it is compressed by the same object as before. A
-    model that is not compressed is left alone."""
+    """Context in which a compressed model is what it was before compress(); afterwards the same Compression is in force
+    again. A model that is not compressed is left alone."""
     if not is_compressed(model):
         yield
         return
@@ -186,6 +191,6 @@ def base_of(model):
 
 
 def _families() -> list:
-    """Modules, or what has the same names."""
+    """The families: modules, or GridFamily objects with the same attributes."""
     grids = import_module(f"{__name__}.grid_families")
     return [*(import_module(f"{__name__}.{name}") for name in _FAMILIES), *grids.FAMILIES]

@@ -1,10 +1,9 @@
-"""How outputs stand, and what callers hold for every token of their prompts: labels, weights, masks.
+"""The columns of outputs, and how callers' per-token values (labels, weights, masks) are brought to them.
 
-A pass with a KV cache gives outputs of the compressed length. Who asks for none (use_cache=False, or a model whose
-config says so, as transformers' Trainer sets it) is about to score them against labels of its own, column by column of
-the prompt as it was given: there the outputs stand as the prompt does. Text stands in its own column, what is left of
-an image or video at the end of its run (so that its last token is the one that text follows), and the other columns
-are 0.
+A pass with a KV cache gives outputs of the compressed length. A caller without a cache (use_cache=False, or a config
+that says so, as transformers' Trainer sets it) usually scores the outputs against its own labels, column by column of
+the original prompt. So there the outputs are in the prompt's columns: text is in its own column, the kept tokens of an
+image or video are at the end of its run (so that the text follows its last token), and all other columns are 0.
 """
 
 import warnings
@@ -20,7 +19,7 @@ _COUNT, _SHIFTED = "num_items_in_batch", "shift_labels"  # arguments of a loss
 
 
 def align(model, values: torch.Tensor, fill: float = IGNORED, shifted: bool = False) -> torch.Tensor:
-    """What a caller holds for every token of the last prompt, as the output of that pass stands.
+    """Per-token values of the last prompt, arranged in the columns of that pass's output.
 
         output = model(**inputs)
         loss = my_loss(output.logits, align(model, labels), align(model, weights, fill=0))
@@ -28,15 +27,15 @@ def align(model, values: torch.Tensor, fill: float = IGNORED, shifted: bool = Fa
     Args:
         model: a compressed model that has just run on the prompts, or a peft model around one.
         values: [B, S, ...] for every column of input_ids: labels, weights, masks, rewards; any dtype and device.
-        fill: stands where no text is: at what is left of images and videos, at padding, and at a sample's first token
-            where padding before it would have to predict it. -100, which losses ignore; give 0 for weights and masks.
-        shifted: whether each value belongs to the token after its column, as with shift_labels.
+        fill: the value where there is no text: at the tokens of images and videos, at padding, and at a sample's first
+            token if padding before it would have to predict it. -100, which losses ignore; use 0 for weights and masks.
+        shifted: whether each value belongs to the token after its column, as in shift_labels.
 
     Returns:
-        [B, L, ...] with L the output's length: logits.shape[1]. With the dense preset the values as they are.
+        [B, L, ...] with L the output's length: logits.shape[1]. With the dense preset, the values unchanged.
 
     Raises:
-        InputError: a model that is not compressed or has not run yet, or values of another batch or length.
+        InputError: a model that is not compressed or has not run yet, or values for another batch or length.
     """
     from ppe_npu.models import base_of, is_compressed
 
@@ -51,7 +50,7 @@ def align(model, values: torch.Tensor, fill: float = IGNORED, shifted: bool = Fa
 
 
 def aligned(plan: PromptPlan, values: torch.Tensor, scored: bool, fill: float, shifted: bool = False) -> torch.Tensor:
-    """As align(), by a prompt's plan. scored: whether its output stands as the prompt does."""
+    """As align(), for a prompt's plan. scored: whether the output is in the prompt's columns."""
     if tuple(values.shape[:2]) != plan.layout.real.shape:
         wanted = list(plan.layout.real.shape)
         raise InputError(
@@ -59,7 +58,7 @@ def aligned(plan: PromptPlan, values: torch.Tensor, scored: bool, fill: float, s
         )
     if plan.as_given:
         return values
-    if shifted:  # to the column that they belong to, and back
+    if shifted:  # move values to the column that they belong to, and back afterwards
         edge = torch.full_like(values[:, :1], fill)
         moved = aligned(plan, torch.cat([edge, values[:, :-1]], dim=1), scored, fill)
         return torch.cat([moved[:, 1:], edge], dim=1)
@@ -77,8 +76,8 @@ def _like(part: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def whole_labels(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, slice | torch.Tensor]:
-    """Labels [B, S] of which a caller gave those that belong to the logits that logits_to_keep keeps, as transformers
-    takes them; and the columns of these."""
+    """Labels [B, S], and the columns that count. A caller of transformers may give labels only for the logits that
+    logits_to_keep keeps; they are then filled up with IGNORED."""
     kept, tokens = kwargs.get("logits_to_keep"), kwargs.get("input_ids")
     tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
     columns: slice | torch.Tensor
@@ -94,17 +93,17 @@ def whole_labels(labels: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, slic
 
 
 def as_the_prompt(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Outputs [B, L, C] in the prompt's columns [B, S, C]. places: [B, S] in the flattened output, B * L for none."""
+    """[B, S, C] outputs [B, L, C] in the prompt's columns. places: [B, S] index in the flattened output, or B * L."""
     rows = torch.cat([hidden.flatten(0, 1), hidden.new_zeros(1, hidden.shape[-1])])
     return rows.index_select(0, places.flatten()).unflatten(0, tuple(places.shape))
 
 
 def arrange_loss_arguments(plan: PromptPlan, given: torch.Tensor, arranged: torch.Tensor, kwargs: dict) -> None:
-    """Bring what a loss takes beside the labels to the output, in place: shift_labels, and the caller's count of
-    labels, some of which do not count here.
+    """Adapt the loss's other arguments to the output, in place: shift_labels are rearranged, and num_items_in_batch is
+    scaled down by the labels that do not count here.
 
     Args:
-        given, arranged: labels [B, S] of the prompt, and as the output stands.
+        given, arranged: labels [B, S] of the prompt, and labels in the output's columns.
     """
     if plan.as_given:
         return

@@ -1,4 +1,4 @@
-"""What a vision-language model is called with: which images and videos there are, and what its tower makes of them."""
+"""The arguments of a vision-language model's forward: the images and videos in them, and the tower's features."""
 
 import contextlib
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from ppe_npu.models.numbering import is_numbered_beside_time
 from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
-IDLE = "_ppe_idle_tower"  # of a model whose tower takes no grids: what untouched_tower() asks in its place
-RUN = "_ppe_run_tower"  # of a model in which more than its tower makes features: what is called in the tower's place
-SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # of each video; the second in Qwen2.5-Omni
+IDLE = "_ppe_idle_tower"  # attribute of a ...Model: what untouched_tower() calls, where a tower takes no grids
+RUN = "_ppe_run_tower"  # attribute of a ...Model: called in the tower's place, where more than it makes the features
+SECONDS = ("second_per_grid_ts", "video_second_per_grid")  # one per video; the second name is Qwen2.5-Omni's
 PIXELS = {IMAGE: "pixel_values", VIDEO: "pixel_values_videos"}
 VISUAL = (*PIXELS.values(), "image_grid_thw", "video_grid_thw", *SECONDS)
-# What the compressed inputs replace, or what only the vision tower and transformers' own numbering read.
+# Arguments that the compressed inputs replace, or that only the vision tower and transformers' own numbering read.
 CONSUMED = (
     *("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "pixel_values_videos"),
     *("image_grid_thw", "video_grid_thw", *SECONDS, "mm_token_type_ids", "rope_deltas", "cache_position"),
@@ -39,12 +39,12 @@ CONSUMED = (
 
 @dataclass(frozen=True)
 class Features:
-    """What the vision tower makes of all images, then all videos.
+    """The vision tower's features of all images, then of all videos.
 
     Args:
         tokens: [V, C], or None without any.
-        deepstack: of each of the first decoder layers [V, C], added to the visual tokens that leave it (Qwen3-VL).
-        tower: what the tower's blocks say of the tokens, where a method looks at it.
+        deepstack: for each of the first decoder layers [V, C], added to the visual tokens that leave it (Qwen3-VL).
+        tower: keys and saliency from the tower's blocks, where a method looks at them.
     """
 
     tokens: torch.Tensor | None
@@ -53,7 +53,7 @@ class Features:
 
 
 def is_given(kind: str, kwargs: dict) -> bool:
-    """Whether images, or videos, come as pixels, as the tower's output, or as embeddings beside their grids."""
+    """Whether images (or videos) are given, as pixels, as the tower's output, or as embeddings with grids."""
     grid_alone = kwargs.get("inputs_embeds") is not None and kwargs.get(f"{kind}_grid_thw") is not None
     return kwargs.get(PIXELS[kind]) is not None or _encoded(kind, kwargs) is not None or grid_alone
 
@@ -62,12 +62,12 @@ def is_given(kind: str, kwargs: dict) -> bool:
 def make_plan(
     model, compression: Compression, kwargs: dict, past: CacheState | None = None, labels: torch.Tensor | None = None
 ) -> PromptPlan:
-    """The plan of what the model is called with.
+    """The plan for a forward's arguments.
 
     Args:
         model: the ...Model inside the one for conditional generation.
-        kwargs: of its forward. Images and videos that attention_mask hides are taken out of them.
-        labels: [B, S] of training, or None.
+        kwargs: those of its forward. Images and videos that attention_mask hides are removed from them, in place.
+        labels: [B, S] training labels, or None.
 
     Raises:
         InputError: arguments that disagree, or that a compressed model cannot take.
@@ -78,7 +78,7 @@ def make_plan(
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
-    axes = 4 if RUN in vars(model) else 2  # of pixels: then a patch is [channels, side, side]
+    axes = 4 if RUN in vars(model) else 2  # dimensions of pixels; with 4 a patch is [channels, side, side]
     grids: dict = {kind: _grid(kind, kwargs, compression.config.keeps_all, axes) for kind in (IMAGE, VIDEO)}
     if compression.config.keeps_all or past is not None:
         grids |= dict.fromkeys(_grids_alone(kwargs, ids, compression.vision))
@@ -108,8 +108,8 @@ def _seconds(kwargs: dict) -> torch.Tensor | list | None:
 
 
 def _leave_out(kwargs: dict, unseen: dict[str, set[int]]) -> bool:
-    """Take the images and videos that the mask hides out of the arguments, in place; False where they are not pixels
-    with a grid of their own."""
+    """Remove images and videos that the mask hides from the arguments, in place. Returns False, and removes nothing,
+    unless they are given as pixels with grids."""
     given = {name: kwargs[name] for name in VISUAL if kwargs.get(name) is not None}
     kinds = [kind for kind, sources in unseen.items() if sources]
     bare = any(PIXELS[kind] not in given or _encoded(kind, kwargs) is not None for kind in kinds)
@@ -122,8 +122,8 @@ def _leave_out(kwargs: dict, unseen: dict[str, set[int]]) -> bool:
 
 
 def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[str]:
-    """Of images and videos those whose grids come beside embeddings that hold none of them, as far as is known: where a
-    cache has seen them already, the grids are still those of the whole conversation."""
+    """The kinds whose grids are given beside embeddings in which no placeholder of theirs is found: the cache has seen
+    the images or videos already, but the grids are still those of the whole conversation."""
     token = {IMAGE: vision.image_token_id, VIDEO: vision.video_token_id}
     pixels = {kind: kwargs.get(PIXELS[kind]) is not None or _encoded(kind, kwargs) is not None for kind in token}
     return [
@@ -132,11 +132,11 @@ def _grids_alone(kwargs: dict, ids: torch.Tensor, vision: VisionTokens) -> list[
 
 
 def _grid(kind: str, kwargs: dict, dense: bool, axes: int) -> Parts | list | None:
-    """The grids of the images, or videos, that are given, which the host reads; None without any: then their
-    placeholders are text. InputError unless they are grids, and the patches theirs."""
+    """The grids of the given images (or videos), read by the host; None without any, so that their placeholders are
+    text. Raises InputError unless the grids are well-formed and describe the given patches."""
     grid, pixels = kwargs.get(f"{kind}_grid_thw"), kwargs.get(PIXELS[kind])
     if not is_given(kind, kwargs):
-        # A grid without its pixels: what is meant can only be guessed, so that its placeholders will miss a grid.
+        # A grid without its pixels is ambiguous: with [] its placeholders are refused for lack of a grid.
         return None if dense or grid is None else []
     if isinstance(grid, Parts):
         return grid
@@ -157,7 +157,7 @@ def _grid(kind: str, kwargs: dict, dense: bool, axes: int) -> Parts | list | Non
 
 
 def take_ready_mask(kwargs: dict) -> None:
-    """Put the mask of full attention in the place of a dict of ready masks, as transformers' generate() makes them."""
+    """Replace a dict of ready masks, as transformers' generate() makes them, by the mask of full attention in it."""
     masks = kwargs.get("attention_mask")
     if isinstance(masks, dict):
         if set(masks) != {"full_attention"}:
@@ -171,8 +171,8 @@ def take_ready_mask(kwargs: dict) -> None:
 
 
 def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
-    """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without one, text positions (the first of
-    four rows) that start anew keep apart what they number, where no cache is kept: as transformers has it."""
+    """The attention mask of a forward's arguments, [B, S] or [B, 1, S, S]. Without a mask and a cache, text positions
+    (the first of four rows) that restart separate the sequences that they number, as in transformers."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is not None or positions is None or not keeps_no_cache(model, kwargs):
         return mask
@@ -185,13 +185,13 @@ def attention_mask_of(model, kwargs: dict) -> torch.Tensor | None:
     seen = ((run[:, :, None] == run[:, None, :]) & lower)[:, None]
     if model.language_model.config._attn_implementation != "eager":
         return seen
-    dtype = model.get_input_embeddings().weight.dtype  # transformers' own attention adds its mask
+    dtype = model.get_input_embeddings().weight.dtype  # transformers' eager attention adds its mask
     return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
-    """Raise InputError where inputs_embeds hold images or videos that nothing else tells of: they would go through as
-    text, uncompressed."""
+    """Raise InputError where inputs_embeds contain images or videos that no other argument describes: they would be
+    treated as text, uncompressed."""
     positions = kwargs.get("position_ids")
     if any(is_given(kind, kwargs) for kind in (IMAGE, VIDEO)):
         return
@@ -204,13 +204,13 @@ def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
 
 
 def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
-    """Run the vision tower on what is given, images first.
+    """Run the vision tower on the given images and videos, images first.
 
-    The tower is called itself: get_image_features would split its output by image, for which the host has to wait.
+    The tower is called directly: get_image_features would split its output by image, for which the host has to wait.
 
     Raises:
-        InputError: another number of features than the prompts hold visual tokens, or features that were made before
-            where a method looks at the tower's blocks.
+        InputError: the number of features is not that of the prompts' visual tokens, or the features are given
+            ready-made although a method looks at the tower's blocks.
     """
     compression, tower = model.compression, None
     embeds: Any = kwargs.get("inputs_embeds")
@@ -219,7 +219,7 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
         _check_ready(compression, kwargs)
     given = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None and _encoded(kind, kwargs) is None]
     if given:
-        # Once for all: under ZeRO-3 every process must call the same modules, whatever is in its prompts.
+        # One call for images and videos: under ZeRO-3 every process must call the same modules, whatever its prompts.
         output, tower = _run_tower(model, plan, given, kwargs)
         outputs = [output, *outputs] if IMAGE in given else [*outputs, output]
     if not outputs and plan.layout.spans:
@@ -237,11 +237,11 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
 
 
 def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple[Any, TowerTokens | None]:
-    """The vision tower's output of what is kept of the images and videos that are given as pixels, and what its blocks
-    say of the tokens, where a method looks at them.
+    """The vision tower's output for the kept patches of images and videos that are given as pixels, and what methods
+    look at in its blocks (None where no method does).
 
     Args:
-        given: which of IMAGE and VIDEO come as pixels.
+        given: those of IMAGE and VIDEO that are given as pixels.
     """
     compression, chosen, inside = model.compression, plan.chosen, {}
     embeds = kwargs.get("inputs_embeds")
@@ -268,7 +268,7 @@ def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple
 
 
 def _check_ready(compression: Compression, kwargs: dict) -> None:
-    """Raise InputError where features are given ready-made, and a method looks at the blocks that made them."""
+    """Raise InputError where features are given ready-made, but a method looks at the blocks that made them."""
     looking = {method.name for method in compression.config.methods if method.needs & TOWER_NEEDS}
     for kind, pixels in PIXELS.items():
         encoded = _encoded(kind, kwargs) is not None
@@ -281,8 +281,8 @@ def _check_ready(compression: Compression, kwargs: dict) -> None:
 
 
 def untouched_tower(model) -> torch.Tensor | float:
-    """Nothing, computed from every parameter of the vision tower: 0 to be added to what a prompt without images or
-    videos becomes, so that all processes of a distributed training run the same modules (ZeRO-3 would wait for ever).
+    """0, computed from every parameter of the vision tower. It is added to the embeddings of a prompt without images or
+    videos, so that all processes of distributed training run the same modules (ZeRO-3 would otherwise wait forever).
     """
     if not (model.training or is_deepspeed_zero3_enabled()):
         return 0.0
@@ -296,32 +296,32 @@ def untouched_tower(model) -> torch.Tensor | float:
     grid = torch.tensor([[1, side, side]], device=parameter.device)
     output = model.visual(pixels.to(model.visual.dtype), grid_thw=grid, return_dict=True)
     parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-    # Sums of no rows: exactly 0 and with gradients of 0, whatever the tower makes of zeros.
+    # A sum of no rows is exactly 0, with gradients of 0, whatever the tower computes from zeros.
     return sum(part[:0].sum() for part in parts)
 
 
 def _frames(grids: torch.Tensor) -> torch.Tensor:
-    """Each frame as a grid of its own."""
+    """[frames, 3] each frame of grids [n, 3] as its own grid."""
     alone = torch.repeat_interleave(grids, grids[:, 0], dim=0)
     return torch.cat([torch.ones_like(alone[:, :1]), alone[:, 1:]], dim=1)
 
 
 def _encoded(kind: str, kwargs: dict):
-    """The vision tower's output, where the caller has run it already (newer transformers)."""
+    """The vision tower's output, if the caller has run it already (newer transformers); else None."""
     return (kwargs.get("mm_encoder_outputs") or {}).get(kind)
 
 
 def joined(features: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """[V, C] of an output that may be split by image."""
+    """[V, C] features of an output that may be split by image."""
     return features if isinstance(features, torch.Tensor) else torch.cat(list(features))
 
 
 def ids_of_embeds(model, embeds: torch.Tensor, types: torch.Tensor | None = None) -> torch.Tensor:
-    """[B, S] stand-ins for missing input_ids: the places whose embedding is that of a placeholder, as transformers
-    finds them, and those that mm_token_type_ids name, where features may stand already."""
+    """[B, S] int64 stand-ins for missing input_ids: a placeholder's id where the embedding is the placeholder's (as
+    transformers finds it) or mm_token_type_ids mark a visual token, whose embedding may be a feature already."""
     ids = torch.zeros(embeds.shape[:2], dtype=torch.long, device=embeds.device)
     vision = model.compression.vision
-    ids += 1 + max(vision.image_token_id, vision.video_token_id)  # no placeholder
+    ids += 1 + max(vision.image_token_id, vision.video_token_id)  # an id that is no placeholder
     for token in (vision.image_token_id, vision.video_token_id):
         embedding = model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         ids = torch.where((embeds == embedding).all(-1), token, ids)
@@ -335,7 +335,7 @@ def picked(given: dict, kind: str, order: list[int]) -> dict:
     """The pixels, grids and durations of the images or videos with these indices, in this order."""
     grid = given[f"{kind}_grid_thw"]
     out = {f"{kind}_grid_thw": grid[order]}
-    if PIXELS[kind] in given:  # not beside embeddings that hold the features, nor beside text with a grid alone
+    if PIXELS[kind] in given:  # absent beside embeddings that contain the features, or a grid alone
         parts = given[PIXELS[kind]].split([t * h * w for t, h, w in grid.tolist()])
         out[PIXELS[kind]] = torch.cat([parts[index] for index in order])
     for name in SECONDS if kind == VIDEO else ():

@@ -1,8 +1,8 @@
-"""The KV cache of a pass: whether it has one, and the state of a compressed prompt on it, which is found there, put
-there, and kept in step with the cache's samples.
+"""The KV cache of a pass: whether it has one, and the state of a compressed prompt that is stored on it and kept in
+step with its samples.
 
-transformers' caches know nothing of it, so the one cache that carries a state gets methods of its own around those that
-reorder, pick, repeat or drop its samples.
+transformers' caches do not handle that state. So the methods that reorder, select, repeat or drop samples are wrapped
+on each cache instance that carries a state.
 """
 
 import functools
@@ -24,7 +24,7 @@ STATE, BUFFERS = "ppe_state", "ppe_buffers"  # attributes of a cache
 
 
 def keep_state(cache: Any, state: CacheState | FixedState) -> None:
-    """Let the cache carry this state, one of fixed length in the tensors that it had before."""
+    """Store this state on the cache; a state of fixed length is written into the tensors that are there already."""
     if isinstance(state, FixedState):
         held = getattr(cache, STATE, None)
         if isinstance(held, FixedState) and held.hold(state):
@@ -35,35 +35,35 @@ def keep_state(cache: Any, state: CacheState | FixedState) -> None:
     for method in (_reorder_cache, _batch_select_indices, _batch_repeat_interleave, _reset):
         name = method.__name__[1:]
         if name not in vars(cache) and hasattr(type(cache), name):
-            vars(cache)[name] = functools.partial(method, cache)  # which pickle takes along, as it does our state
+            vars(cache)[name] = functools.partial(method, cache)  # a partial, because pickle saves it, like the state
 
 
 def _room(cache: Any) -> int | None:
-    """How many places a static cache has, where all its layers have as many and count them on the device."""
+    """How many tokens a static cache can hold; None unless it is the same in all layers and counted on the device."""
     layers = cache.layers
     counts = [getattr(layer, "cumulative_length", None) for layer in layers]
     if not layers or not all(isinstance(count, torch.Tensor) for count in counts):
-        return None  # older transformers, or linear attention among them
+        return None  # older transformers, or some layers have linear attention
     rooms = {layer.max_cache_len for layer in layers if not layer.is_sliding}
     return rooms.pop() if len(rooms) == 1 and not any(layer.is_sliding for layer in layers) else None
 
 
-@torch.compiler.disable  # of a prompt, which the host lays out
+@torch.compiler.disable  # runs after a prompt, which the host lays out
 def _fixed(cache: Any, state: CacheState, room: int) -> FixedState:
     made, kept = FixedState.of(state, room), getattr(cache, BUFFERS, None)
     if kept is not None and kept.hold(made):
         return kept
     for tensor in made.tensors:
-        torch._dynamo.mark_static_address(tensor)  # as transformers marks the cache's own, which are written to as well
+        torch._dynamo.mark_static_address(tensor)  # as transformers marks the cache's own, also written in place
     setattr(cache, BUFFERS, made)
     return made
 
 
 def is_scored(model, kwargs: dict) -> bool:
-    """Whether the output of this pass shall stand as the prompt was given.
+    """Whether the output of this pass is to be in the prompt's own columns (alignment.py).
 
     Args:
-        model: the one for conditional generation, or the ...Model inside it. kwargs: its forward's.
+        model: the one for conditional generation, or the ...Model inside it. kwargs: those of its forward.
     """
     given = kwargs.get(KEYWORD, NOTHING)
     if given.scored is not None:
@@ -72,7 +72,7 @@ def is_scored(model, kwargs: dict) -> bool:
 
 
 def keeps_no_cache(model, kwargs: dict) -> bool:
-    """Whether a pass is given no KV cache and asks for none, itself or by its model's config. As is_scored()."""
+    """Whether a pass has no KV cache and use_cache (the argument's, or else the config's) is off. As is_scored()."""
     if cache_of(kwargs) is not None:
         return False
     if kwargs.get("use_cache") is not None:
@@ -81,15 +81,15 @@ def keeps_no_cache(model, kwargs: dict) -> bool:
 
 
 def settled(state: CacheState | FixedState | None) -> CacheState | None:
-    """A state for anything but one more token: of a fixed one the host reads how much of it is filled."""
+    """The state in the form for anything but a single next token: the host reads how much of a fixed one is filled."""
     return state.settled() if isinstance(state, FixedState) else state
 
 
 def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState | None:
-    """The compressed prompt that the cache among a forward's arguments holds, None for no cache or an empty one.
+    """The state of the compressed prompt in the KV cache of a forward's arguments; None without a cache or if empty.
 
     Raises:
-        InputError: a cache that another compression has filled; or another model, where tokens are merged.
+        InputError: a cache that was filled under another compression, or, where tokens are merged, without one.
     """
     cache, ids = cache_of(kwargs), kwargs.get("input_ids")
     if cache is None:
@@ -98,7 +98,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     fixed = cache.is_compileable
     other = state is not None and state.layers != compression.layers
     if fixed and state is not None and not other and ids is not None and ids.shape[1] == 1:
-        return state  # to ask a static cache for its length is to wait for the device
+        return state  # the length of a static cache is on the device: reading it waits
     state = settled(state)
     length = int(cache.get_seq_length())
     if length == 0:
@@ -113,8 +113,8 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
 
 
 def _of_others(compression: Compression, kwargs: dict, length: int) -> CacheState:
-    """The state of a cache that somebody else has filled, where nothing is merged. As in transformers, positions go on
-    as those of the model's last prompt would."""
+    """The state for a cache that other code has filled, where nothing is merged. As in transformers, positions
+    continue as if the cache held the model's last prompt."""
     tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
     mask, last = kwargs.get("attention_mask"), compression.last
     real = torch.ones(len(tokens), length, dtype=torch.bool, device=tokens.device)
@@ -127,8 +127,8 @@ def _of_others(compression: Compression, kwargs: dict, length: int) -> CacheStat
 
 
 def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
-    """The state of a cache that may have been cut since, which says that it is so long. A cache says how long the first
-    of its layers is that has a length: linear attention keeps a state of no length."""
+    """The state, cropped as the cache may have been since. length: what the cache reports, that is the length of its
+    first layer that has one (linear attention keeps a state without a length)."""
     layers, stage = state.layers, 0
     if layers:
         kept = next(number for number, layer in enumerate(cache.layers) if hasattr(layer, "get_seq_length"))
@@ -138,7 +138,7 @@ def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
         return state
     lengths = cut.lengths
     for stage, (first, end) in enumerate(itertools.pairwise((*layers, len(cache.layers))), start=1):
-        # Who cuts a cache cuts all its layers to the length of the first.
+        # cache.crop() crops all layers to the length of the first, but later stages hold fewer tokens.
         for layer in cache.layers[first:end]:
             if hasattr(layer, "get_seq_length") and layer.get_seq_length() > lengths[stage]:
                 layer.crop(lengths[stage])
@@ -146,11 +146,11 @@ def _of_length(state: CacheState, cache: Any, length: int) -> CacheState:
 
 
 def continued(compression: Compression, kwargs: dict, state: CacheState | FixedState) -> tuple[dict, Run]:
-    """Text that continues a compressed prompt, by a forward's arguments: the tokens, and the pass through the decoder.
-    Nothing to compress, and no host sync.
+    """The decoder's inputs and the pass through it, for text that continues a compressed prompt. Nothing is compressed,
+    and the host does not wait for the device.
 
     Raises:
-        InputError: a mask of another kind or length.
+        InputError: a mask of the wrong kind or length.
     """
     name = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens, mask = kwargs[name], kwargs.get("attention_mask")
@@ -173,8 +173,8 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
 
 
 def _may_pad(mask: torch.Tensor | None, new: torch.Tensor, kwargs: dict) -> bool:
-    """Whether there may be padding among new places. The host looks where it need not wait, and where the cache does
-    not want a mask of one shape in every step."""
+    """Whether there may be padding among the new tokens. The host checks only where it need not wait for the device,
+    and where the cache does not need a mask of the same shape in every step."""
     if mask is None or not asks_freely(new.device):
         return mask is not None
     return getattr(cache_of(kwargs), "is_compileable", False) or not bool(new.all())

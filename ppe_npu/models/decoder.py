@@ -1,7 +1,7 @@
 """The decoder of a vision-language model, run stage by stage: a stage's layers see the tokens that its merge left.
 
-transformers gives all layers one mask and one rotary table. Here each stage has its own, because its tokens are fewer,
-and so have its layers' caches. The merges stand between the layers, outside of what gradient checkpointing runs twice.
+transformers gives all layers one mask and one rotary table. Here each stage has its own, because it has fewer tokens;
+its layers' caches are shorter, too. Merges run between layers, outside the part that gradient checkpointing runs twice.
 """
 
 import contextlib
@@ -25,11 +25,10 @@ _TABLE = "position_embeddings"  # the argument of a layer
 
 
 def staged_forward(self, **kwargs):
-    """Stands in for a text model's forward. Of its arguments it takes inputs_embeds [B, L, C], the KV cache,
-    use_cache, output_hidden_states, output_attentions, and the pass (forward_pass.py), whose run brings positions and
-    masks."""
+    """Replaces a text model's forward. It reads inputs_embeds [B, L, C], the KV cache, use_cache, output_hidden_states,
+    output_attentions, output_router_logits, and the pass (forward_pass.py), whose run has the positions and masks."""
     run: Run | None = kwargs.get(KEYWORD, NOTHING).run
-    if run is None:  # called by itself
+    if run is None:  # called directly
         return original(self, "forward")(**kwargs)
     hidden, cache = kwargs["inputs_embeds"], cache_of(kwargs)
     if hidden is None:
@@ -40,7 +39,7 @@ def staged_forward(self, **kwargs):
     if use_cache or cache is not None:
         cache = decoder_cache(self, cache)
     wanted = _wanted(self, kwargs, "output_hidden_states")
-    states = [hidden]  # what enters the first layer, and what every layer gives
+    states = [hidden]  # the first layer's input, and every layer's output
     inputs: dict[str, Any] = {}  # no dict[str, Any](): torch.compile does not trace that
     with _told(_attending(self, kwargs), 1) as attentions, _told(_routers(self, kwargs, run), 0) as routers:
         for index, layer in enumerate(self.layers):
@@ -54,7 +53,7 @@ def staged_forward(self, **kwargs):
             if not wanted:
                 states.clear()
     hidden = self.norm(hidden)
-    # That of a mixture of experts is asked for its router_logits, which may be None.
+    # The output of a mixture of experts must have the field router_logits, even if it is None.
     made = MoeModelOutputWithPast if is_routed(self) else BaseModelOutputWithPast
     more: dict[str, Any] = {} if routers is None else {"router_logits": tuple(routers)}
     return made(
@@ -72,13 +71,13 @@ def _lay_out_and_enter(run: Run, stage: int, hidden: torch.Tensor, look: Looking
 
 
 def _stages_from(run: Run, layer: int) -> list[int]:
-    """The stages that begin with this layer: the first with layer 0, perhaps another one right after it."""
+    """The stages that begin with this layer. Two may begin with layer 0: the first one, and one that merges there."""
     return [stage for stage, first in enumerate((0, *run.layers)) if first == layer]
 
 
 def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, layer: int, before: dict) -> dict:
-    """The arguments of a stage's layers, from the first one's cache on; the mask is that of attention. before: those
-    of the stage before, whose table serves where tokens stand as they stood."""
+    """The arguments of a stage's layers, the first of which is `layer`; the mask is that of attention. before: the
+    arguments of the stage before, whose rotary table is reused if the positions are the same."""
     past, sizes = run.past_length(stage), run.sizes[stage]
     again = stage > 0 and run.rows[stage] is run.rows[stage - 1]
     end = next((first for first in run.layers if first > layer), len(model.layers))
@@ -104,8 +103,8 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
 
 
 def _run_layer(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int) -> torch.Tensor:
-    """[B, L, C] what a layer makes of hidden [B, L, C]; one with linear attention is given in place of the mask which
-    of its tokens are real [B, L]. Beside such layers every layer has a packed row as a batch."""
+    """[B, L, C] output of a layer for hidden [B, L, C]. A layer with linear attention gets, instead of a mask, [B, L]
+    which tokens are real. In a model with such layers, every layer sees a packed row as a batch."""
     unpacked, mask = inputs[KEYWORD].unpacked, run.masks[stage]
     if unpacked is not None:
         hidden, mask = unpacked.batch(hidden), unpacked.real
@@ -119,8 +118,8 @@ def _run_layer(layer, hidden: torch.Tensor, inputs: dict, run: Run, stage: int) 
 
 
 def _looking(model, hidden: torch.Tensor, inputs: dict, run: Run, stage: int, index: int) -> Looking | None:
-    """Into a layer that would be given the tokens of a stage; None before the first, and where nothing is merged.
-    inputs: of that stage's layers."""
+    """What methods use to look into the layer `index`, as if it were given the tokens of `stage`; None before the first
+    stage, and where nothing is merged. inputs: those of that stage's layers."""
     if stage < 0 or not run.merges:
         return None
     cache, table, unpacked = cache_of(inputs), inputs[_TABLE], inputs[KEYWORD].unpacked
@@ -137,8 +136,8 @@ def _wanted(model, kwargs: dict, name: str):
 
 
 def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tuple[Any, ...] | None:
-    """As transformers has them: all, the last of them after the norm; or, for a list of layers, what these give, with
-    None for the others."""
+    """Hidden states as transformers returns them: all, the last one after the norm; or, for a list of layers, their
+    outputs, and None for the others."""
     if not wanted:
         return None
     shown = [*states[:-1], last]
@@ -148,7 +147,7 @@ def _shown_states(wanted, states: list[torch.Tensor], last: torch.Tensor) -> tup
 
 
 def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
-    """The attention of the layers, where its weights are wanted (sdpa tells none)."""
+    """The attention modules of the layers, if attention weights are wanted (sdpa returns none)."""
     if not _wanted(model, kwargs, "output_attentions"):
         return None
     if any(is_overridden(layer, "forward") for layer in model.layers):
@@ -157,17 +156,17 @@ def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
 
 
 def is_routed(model) -> bool:
-    """Whether a text model is a mixture of experts whose routers transformers knows to ask."""
+    """Whether a text model is a mixture of experts whose router logits transformers can record."""
     return _recorder(model) is not None
 
 
 def _recorder(model):
-    """What transformers says of a mixture's routers: a class of modules, and which part of their output; or None."""
+    """transformers' record for router logits: the routers' class, and which part of their output; or None."""
     return (getattr(model, "_can_record_outputs", None) or {}).get("router_logits")
 
 
 def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
-    """Raise InputError where the router logits of a text model are wanted, and tokens are merged."""
+    """Raise InputError where the router logits of a text model are wanted, but tokens are merged."""
     wanted = is_routed(model) and _wanted(model, kwargs, "output_router_logits")
     if wanted and not config.keeps_all:
         raise InputError(
@@ -177,7 +176,7 @@ def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
 
 
 def _routers(model, kwargs: dict, run: Run) -> list[torch.nn.Module] | None:
-    """The routers of a mixture of experts, where their logits are wanted."""
+    """The routers of a mixture of experts, if their logits are wanted; else None."""
     recorder = _recorder(model)
     if recorder is None or not _wanted(model, kwargs, "output_router_logits"):
         return None
@@ -188,7 +187,7 @@ def _routers(model, kwargs: dict, run: Run) -> list[torch.nn.Module] | None:
 
 @contextlib.contextmanager
 def _told(modules: list[torch.nn.Module] | None, part: int):
-    """A list that fills with this part of what each of the modules gives, where it is there; None without modules."""
+    """A context with a list that collects this part of each module's output, if it exists; None without modules."""
     if modules is None:
         yield None
         return

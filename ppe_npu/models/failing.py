@@ -1,4 +1,4 @@
-"""Whose fault a failed forward pass is: what fails without compression, too, is the checkpoint's, or the prompt's."""
+"""What a failed forward pass is due to: if it fails without compression, too, to the checkpoint or the prompt."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ppe_npu.utils.memory import ran_out
 
 
 def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
-    """Look whether the model fails without compression, too: a checkpoint whose files do not fit each other loads, and
-    ends in an IndexError of the embedding's.
+    """Check whether the model fails without compression, too. A checkpoint whose files do not fit each other can be
+    loaded, for example, but then fails with an IndexError in the embedding.
 
-    Nothing is tried behind what the user was told already, an end of memory, and an accelerator's own error, behind
-    which every call fails; and these say nothing where they end the second call.
+    No second call is made after a UserError, running out of memory, or an accelerator's own error (after which every
+    call fails). If the second call ends in one of these, nothing follows from it.
 
     Args:
-        model: compressed or not, and the same afterwards.
-        call: as little as possible of what failed, once more.
-        error: what it raised.
+        model: compressed or not; the same afterwards.
+        call: repeats as little as possible of what failed.
+        error: what the failed call raised.
 
     Raises:
         InputError: it fails without compression.
@@ -38,13 +38,13 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
 
 
 def _tells(model: Any, error: Exception) -> bool:
-    """Whether an error may be the model's."""
+    """Whether an error may be due to the model."""
     told = isinstance(error, UserError) or ran_out(error)
     return not told and (on_cpu(model.device) or not isinstance(error, RuntimeError))
 
 
 def _alone(model: Any, call: Callable[[], Any]) -> Exception | None:
-    """What the call raises without compression, if anything."""
+    """The exception that the call raises without compression, or None."""
     with without_compression(model):
         try:
             call()

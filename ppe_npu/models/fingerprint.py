@@ -1,6 +1,6 @@
-"""Short names for what is large: a model's weights, its processor, files of a checkpoint, pictures and videos of a run.
+"""Short hashes of large things: a model's weights, its processor, files of a checkpoint, pictures and videos of a run.
 
-Two with one name are, for all we do with them, the same.
+Two things with the same hash are treated as the same.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 BLOCK = 64 * 2**20  # bytes of a file that are hashed by one thread
-_PIECE = 2**20  # bytes that a thread holds
-_SAMPLES, _SAMPLE = 4, 16 * 2**10  # pieces of a large picture or video, and their bytes
-_AT_ONCE = 4096  # files that wait for a thread
+_PIECE = 2**20  # bytes that a thread reads at a time
+_SAMPLES, _SAMPLE = 4, 16 * 2**10  # pieces of a large picture or video that are hashed, and the bytes of each
+_AT_ONCE = 4096  # files that are queued for threads at a time
 _THREADS = min(32, 4 * (os.cpu_count() or 1))
 _PROCESSING = (  # settings of a picture's or a video's processor that decide what the model sees
     *("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "rescale_factor"),
@@ -29,10 +29,11 @@ _SIDES = ("shortest_edge", "longest_edge", "height", "width")
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits of some values of every parameter: the same folder with other weights is another model.
+    """16 hex digits from some values of every parameter: the same folder with other weights gets another fingerprint.
 
-    It hangs on the parameters' names and on their dtype's rounding: compare models that were loaded in one dtype, and
-    before an adapter is attached. Under ZeRO-3 every process must call it, each holds a share of every parameter.
+    It depends on the parameters' names and on their dtype's rounding: compare only models that were loaded in the same
+    dtype, and before an adapter is attached. Under ZeRO-3 every process must call it, because each has a shard of every
+    parameter.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -44,8 +45,8 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def processor_marks(processor: Any) -> dict[str, str]:
-    """16 hex digits each of a processor's chat template and vocabulary ("processor"), and of its settings of pictures
-    ("image_processor") and of videos ("video_processor")."""
+    """16 hex digits each for a processor's chat template and vocabulary ("processor"), its settings for pictures
+    ("image_processor") and for videos ("video_processor")."""
     tokenizer = processor.tokenizer
     words = [str(processor.chat_template), _vocabulary_mark(tokenizer, len(tokenizer))]
     said: dict[str, list] = {"processor": [*words, getattr(processor, "image_seq_length", None)]}
@@ -56,17 +57,17 @@ def processor_marks(processor: Any) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)
 def _vocabulary_mark(tokenizer: Any, size: int) -> str:
-    """Of a tokenizer with so many tokens."""
+    """A hash of a tokenizer's vocabulary. size: how many tokens it has, so that the cache notices added ones."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON takes it; a size is a dict, or a SizeDict, which is none, as transformers' release has it."""
+    """A setting in a form for JSON. A size is a dict or a SizeDict (not a dict), depending on transformers' release."""
     return [value.get(side) for side in _SIDES] if hasattr(value, "get") else value
 
 
 def _whole(parameter: torch.nn.Parameter):
-    """While it is open the parameter holds all its values, also where ZeRO-3 has cut it into shares."""
+    """Context in which the parameter has all its values, even if ZeRO-3 has sharded it."""
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
@@ -75,9 +76,9 @@ def _whole(parameter: torch.nn.Parameter):
 
 
 def file_digests(files: Sequence[Path]) -> list[str]:
-    """Of every file a sha256, as hex digits, of the sha256s of its blocks of 64 MiB: all bytes count.
+    """For every file the sha256, in hex digits, of the sha256s of its blocks of 64 MiB; all bytes count.
 
-    Blocks are hashed side by side, at about 1 GB/s a core, so that a large file takes no longer than its disk.
+    Blocks are hashed in parallel, at about 1 GB/s per core, so that the disk is the limit for a large file.
     """
     digests = [hashlib.sha256() for _ in files]
     blocks = [
@@ -103,8 +104,8 @@ def _block_digest(block: tuple[int, Path, int]) -> bytes:
 
 
 def media_marks(paths: Sequence[str]) -> Iterator[str]:
-    """Of every picture or video 16 hex digits of its size and its content: all of it up to 64 KiB, else four pieces of
-    16 KiB, the first and the last among them. When it was written says nothing: a copy has the same mark.
+    """For every picture or video 16 hex digits from its size and content: all of it up to 64 KiB, else four pieces of
+    16 KiB, including the first and the last. Times do not count: a copy has the same mark.
 
     Raises:
         OSError: a file cannot be read.

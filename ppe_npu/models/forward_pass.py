@@ -1,13 +1,13 @@
-"""What a forward pass carries beside the caller's arguments: one object, under one keyword.
+"""The one object that a forward pass carries beside the caller's arguments, under one keyword.
 
     model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True, packed=True))
 
-A caller may put its wishes into it, or spell them as keywords: model(**inputs, packed=True). On its way from the model
-for conditional generation to the attention of a layer the pass is handed on under the same keyword, each time as a new
-object with what the next part needs to know.
+A caller may set its options in it, or pass them as keywords: model(**inputs, packed=True). From the model for
+conditional generation down to a layer's attention, each module passes a new ForwardPass under the same keyword, with
+what the next module needs.
 
-Two things outlive a pass, and so are kept where they belong: the state of a compressed prompt on its KV cache
-(`cache.ppe_state`, engine/cache.py), without which nobody could continue it, and `output.labels`.
+Two things outlive a pass and are kept elsewhere: the state of a compressed prompt on its KV cache (`cache.ppe_state`,
+engine/cache.py), without which the prompt could not be continued, and `output.labels`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from ppe_npu.models.loss import Distillation
 
 KEYWORD = "ppe"
-WISHES = ("packed", "skip_logits", "distill")  # a caller may give these as plain keywords, too
+WISHES = ("packed", "skip_logits", "distill")  # a caller may also pass these as plain keywords
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """Of a model for conditional generation's forward:
+    """Options of the forward of a model for conditional generation:
 
     Args:
         packed: lay the batch out as one row of samples, without padding (engine/packing.py); for training.
-        skip_logits: with labels, give the loss alone, by the head's own call (loss.py).
-        distill: with skip_logits, what the loss adds of a teacher that sees all tokens.
+        skip_logits: with labels, return only the loss, computed by the head's own call (loss.py).
+        distill: with skip_logits, the loss's additional term from a teacher that sees all tokens.
 
-    Of the parts inside:
+    Values for the modules inside:
 
     Args:
-        prompt: how many columns of the ids the prompt has; what stands behind it was generated. None: all.
-        columns: how many the mask of a conversation had, which generate() set aside; None: unknown.
-        scored: whether the output stands as the prompt was given (alignment.py); None: nobody has decided yet.
-        left: where the prompt's padding goes; None: it stays on its side.
-        plan: the prompt's plan, where labels have asked for it already.
-        run: the pass through the decoder. segments: what attention keeps apart.
+        prompt: how many columns of the ids are the prompt's; later ones were generated. None: all.
+        columns: how many columns a conversation's mask had that generate() has dropped; None: unknown.
+        scored: whether the output is in the prompt's columns (alignment.py); None: not decided yet.
+        left: move the prompt's padding to the left (True) or right (False); None: it stays on its side.
+        plan: the prompt's plan, if the labels needed it before.
+        run: the pass through the decoder. segments: the segments that attention keeps apart.
         unpacked: a packed row as a batch, for layers that cannot keep its samples apart.
     """
 
@@ -59,4 +59,4 @@ class ForwardPass:
     unpacked: Unpacked | None = None
 
 
-NOTHING = ForwardPass()  # what a pass carries that was given none: kwargs.get(KEYWORD, NOTHING)
+NOTHING = ForwardPass()  # the default: kwargs.get(KEYWORD, NOTHING)

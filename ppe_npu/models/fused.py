@@ -1,14 +1,14 @@
-"""Norms, MLPs and attention of one model through ppe_npu.backends, which takes the device's fused operators.
+"""Norms, MLPs and attention of one model through ppe_npu.backends, which uses the device's fused operators.
 
-Modifications (on the given instance only; found by their parts, so any Qwen-VL has them):
+Modifications (on the given instance only; modules are recognized by their parts, so that it works for any Qwen-VL):
 * RMS norms and gated SiLU MLPs call backends.rms_norm and backends.swiglu.
-* The vision tower's attention calls backends.attention with the borders of all windows at once, where transformers
-  calls its attention once per window unless flash attention is installed.
-* The decoder's attention calls backends.rotary and backends.attention. Only where transformers' "sdpa" was chosen,
-  whose masks are the ones that backends.attention takes: who names another implementation gets that one. The real
-  tokens of a padded prompt go as segments, as those of a packed batch do: fused kernels take no mask.
+* The vision tower's attention calls backends.attention once with the borders of all windows, while transformers calls
+  its attention once per window unless flash attention is installed.
+* The decoder's attention calls backends.rotary and backends.attention, but only if transformers' "sdpa" is chosen,
+  whose masks backends.attention takes; any other implementation stays in use. The real tokens of a padded prompt are
+  passed as segments, like those of a packed batch, because fused kernels take no mask.
 
-The first thing to switch off when a loss looks wrong: unfuse(model).
+If a loss looks wrong, switch this off first: unfuse(model).
 """
 
 from collections.abc import Sequence
@@ -39,16 +39,16 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def takes_segments(text: Any) -> bool:
-    """Whether a text model's attention keeps samples apart without a mask."""
+    """Whether a text model's attention can keep samples apart by segments, without a mask."""
     fused = all(has_attention(layer) and vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     return fused and text.config._attn_implementation == "sdpa"
 
 
 def check_key_bias(text: Any, device: torch.device | None = None, packed: bool = False) -> None:
-    """Raise InputError where a text model's attention takes no number to be added to the scores of a key.
+    """Raise InputError unless a text model's attention can add a bias to the scores of each key.
 
     Args:
-        device: where it will run, once that is known.
+        device: where it will run; None: not known yet.
     """
     subject, name = "proportional_attention adds log(size) to the scores of keys", text.config._attn_implementation
     if name not in ("sdpa", "eager"):
@@ -75,7 +75,7 @@ def unfuse(model: torch.nn.Module) -> torch.nn.Module:
 def _forward_for(module: torch.nn.Module):
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return _rms_norm
-    children = {name for name, _ in module.named_children()}  # GLM's merger has these four, and does more
+    children = {name for name, _ in module.named_children()}  # exactly these: GLM's merger has them, too, and more
     if children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and "silu" in type(module.act_fn).__name__.lower():
         return _swiglu
     if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
@@ -106,10 +106,10 @@ def _vision_attention(
 def heads_of(
     attention, rows: torch.Tensor, table: Sequence[torch.Tensor], cache: Any, place: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries [B, H, S, D], and keys and values [B, K, T, D] with what a cache holds.
+    """Queries [B, H, S, D], and keys and values [B, K, T, D] including those in the cache.
 
     Args:
-        rows: [B, S, C]. table: cos, sin [B, S, D]. place: as older caches want it.
+        rows: [B, S, C]. table: cos, sin [B, S, D]. place: cache_position, for older caches.
     """
     heads = (*rows.shape[:2], -1, attention.head_dim)
     query, key, value = (part(rows).view(heads) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
@@ -132,8 +132,8 @@ def _text_attention(
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
     segments = kwargs.get(KEYWORD, NOTHING).segments
-    # Older transformers has a table an axis, from which each layer picks its sections; ours are one, seen three times
-    # (until it is copied), and only ours come with segments.
+    # Older transformers has one table per axis, from which each layer picks its sections. Ours is one table expanded to
+    # three (with stride 0, until it is copied), and only ours comes with segments.
     ours = segments is not None or position_embeddings[0].stride(0) == 0
     table = [part[0] if part.ndim == 4 and ours else part for part in position_embeddings]
     if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
@@ -145,7 +145,7 @@ def _text_attention(
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
         if causal and cache is not None and cache.layers[self.layer_idx].is_compileable:
-            # A static cache gives its whole length, of which the queries of a first pass are the first.
+            # A static cache returns its whole length, but a first pass has filled only as many places as queries.
             key, value = (part[:, :, : query.shape[2]] for part in (key, value))
         out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)
     else:

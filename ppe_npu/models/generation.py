@@ -1,5 +1,5 @@
-"""What generate() does otherwise on a compressed model: what it prepares, repeats for beams and refuses, and what
-becomes of a batch's images and videos."""
+"""The modifications of generate() on a compressed model: which inputs it prepares, repeats for beams or refuses, and
+how a batch's images and videos are split and repeated."""
 
 import copy
 import warnings
@@ -46,31 +46,31 @@ def prepare_inputs_for_generation(self, input_ids, **kwargs):
     if isinstance(state, FixedState):
         text = inputs.get("input_ids") is not None and all(inputs.get(name) is None for name in PIXELS.values())
         if kwargs.get("next_sequence_length") == 1 and text:
-            inputs.pop("mm_token_type_ids", None)  # which tells of pictures, and grows
+            inputs.pop("mm_token_type_ids", None)  # only for pictures, and grows in each step
             return inputs | _step(inputs["input_ids"], kwargs, self.compression)
         state = state.settled()
-    # New are the columns that the cache has not seen; its length, by which generate() cuts, is the compressed one.
+    # Pass the columns that the cache has not seen; generate() slices by the cache's length, which is compressed.
     unseen = state is not None and is_whole(input_ids, kwargs) and input_ids.shape[1] > state.seen
     if state is not None and unseen and inputs.get("input_ids") is not None:
-        # As transformers does: a view has another stride in each step, and a compiled model is compiled again.
+        # Cloned, as in transformers: a view's stride differs in each step, which would recompile a compiled model.
         inputs["input_ids"] = input_ids[:, state.seen :].clone(memory_format=torch.contiguous_format)
         inputs |= new_visual_inputs(inputs, input_ids, state.seen, self.compression.vision)
     if state is not None and inputs.get("inputs_embeds") is not None:
         inputs |= _new_embeds(self, inputs, kwargs, state.seen)
-    inputs["attention_mask"] = kwargs.get("attention_mask")  # for a static cache transformers makes masks of its own
+    inputs["attention_mask"] = kwargs.get("attention_mask")  # transformers makes other masks for a static cache
     inputs["position_ids"] = _positions(kwargs, state, self.compression)
     return inputs
 
 
 def is_whole(input_ids: torch.Tensor, kwargs: dict) -> bool:
-    """Whether a conversation's ids are all there. Who gives new ones alone says so by a mask that is longer."""
+    """Whether input_ids are the whole conversation. A caller that passes only the new ones passes a longer mask."""
     mask, asked = kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING).columns
     columns = asked if mask is None or mask.ndim != 2 else mask.shape[1]
     return columns in (None, input_ids.shape[1])
 
 
 def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
-    """Of a conversation given as embeddings what the cache has not seen of it, where the whole of it is given."""
+    """The inputs that the cache has not seen of a conversation in embeddings; {} if only those are given."""
     whole, types = kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")
     if whole.shape[1] <= seen:
         return {}
@@ -79,17 +79,17 @@ def _new_embeds(model, inputs: dict, kwargs: dict, seen: int) -> dict:
 
 
 def _positions(kwargs: dict, state: CacheState | None, compression: Compression) -> torch.Tensor | None:
-    """The caller's positions of the columns that the cache has not seen; None where nobody gave any."""
+    """The caller's positions for the columns that the cache has not seen; None if the caller gave none."""
     given = kwargs.get("position_ids")
     if given is None or state is None:
         return given
-    # Later steps of a compressed prompt go on where it ended.
+    # Where tokens are merged, later steps continue the compressed prompt's own positions.
     return given[..., state.seen :] if compression.config.keeps_all else None
 
 
 def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
-    """One more token into a static cache, in a form that is the same for all steps: nothing that grows. A view has
-    another stride in each step, and a compiled model is compiled again."""
+    """The inputs for one more token into a static cache, with the same shapes and strides in all steps, so that a
+    compiled model is not compiled again (a view would have another stride in each step)."""
     positions = kwargs.get("position_ids") if compression.config.keeps_all else None
     last = {"input_ids": tokens, "attention_mask": kwargs.get("attention_mask"), "position_ids": positions}
     return {
@@ -99,13 +99,14 @@ def _step(tokens: torch.Tensor, kwargs: dict, compression: Compression) -> dict:
 
 
 def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor | None:
-    """A compressed model numbers its prompt itself, so that positions which arrive are the caller's; but transformers
-    answers a prompt that is padded on the right from its padding, by numbers that no prompt has, goes on behind such
-    padding by others, and goes on behind the text of a prompt whose text is numbered beside a video's time."""
+    """None, because a compressed model numbers its prompt itself: position_ids that arrive are then the caller's. But
+    where every token is kept, answers must be transformers' own. For a prompt padded on the right, transformers numbers
+    the padding, and the answer after it, in its own way: return its positions. Where text is numbered beside a video's
+    time, transformers continues after the text: return that prompt's positions."""
     mask, on = model_kwargs.get("attention_mask"), self.compression
     if not on.config.keeps_all:
         return None
-    ids = model_kwargs.get("input_ids")  # beside embeddings
+    ids = model_kwargs.get("input_ids")  # empty beside embeddings
     tokens = inputs_tensor if ids is None or not ids.shape[1] else ids
     if mask is not None and mask.ndim == 2 and _is_padded_behind(on, tokens, mask):
         return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
@@ -116,8 +117,8 @@ def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, mode
 
 
 def _is_padded_behind(on: Compression, tokens: torch.Tensor, mask: torch.Tensor) -> bool:
-    """Whether padding stands behind tokens of a mask [B, S]. In the middle of ids [B, S] it may be an image or a video
-    that is hidden, which transformers could not number the others beside."""
+    """Whether padding follows tokens in a mask [B, S]. A gap in the middle may instead hide an image or a video of ids
+    [B, S]; it does not count, because transformers could not number the other images and videos then."""
     real = mask != 0
     if not real[:, -1].all():
         return True
@@ -128,7 +129,7 @@ def _is_padded_behind(on: Compression, tokens: torch.Tensor, mask: torch.Tensor)
 
 def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     expand = original(self, "_expand_inputs_for_generation")
-    # What stands behind the prompt later on was generated: a placeholder among it is text.
+    # Later columns are generated: a placeholder among them is text.
     prompt = input_ids.shape[1] if input_ids is not None and input_ids.shape[1] else None  # none beside embeddings
     own = {KEYWORD: ForwardPass(prompt=prompt)}
     if expand_size == 1:
@@ -139,7 +140,7 @@ def expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
     hidden = self.compression.config.keeps_all
     visual = repeat_visual_inputs(kwargs, ids, expand_size, self.compression.vision, hidden)
     others = {name: value for name, value in kwargs.items() if name not in visual}
-    if others.get("position_ids") is None:  # older transformers asks for its dimensions
+    if others.get("position_ids") is None:  # older transformers reads its shape
         others.pop("position_ids", None)
     input_ids, others = expand(expand_size=expand_size, input_ids=input_ids, **others)
     return input_ids, others | visual | own
@@ -157,15 +158,15 @@ def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kw
             raise InputError("assistant_model needs transformers 5.3: before, it hands the assistant what is ours")
         if not dense:
             raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
-    others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # an assistant's, too
+    others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # go to an assistant, too
     candidate = original(self, "_get_candidate_generator")
     made = candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
     return made if dense else _behind_the_prompt(made)
 
 
 def _behind_the_prompt(candidates):
-    """The same generator of guesses, which makes none the first time: a pass over the prompt and guesses would compress
-    by what was guessed, and wrong guesses could not be taken off again."""
+    """The same candidate generator, but without candidates in the first step: in a pass over prompt and candidates,
+    candidates would influence the compression, and wrong ones could not be removed again."""
     guess = candidates.get_candidates
 
     def prompt_alone(input_ids, **kwargs):
@@ -185,7 +186,7 @@ def _valid_auto_compile_criteria(self, model_kwargs: dict, generation_config) ->
 
 def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
     if generation_config.prefill_chunk_size is not None:
-        # In pieces transformers forgets the pictures of all but the first; and a compressed prompt is short.
+        # In chunks, transformers would lose the pictures after the first chunk; and a compressed prompt is short.
         warnings.warn(
             f"prefill_chunk_size={generation_config.prefill_chunk_size} is set aside: a compressed model is given its "
             "prompt as a whole, with all its pictures",
@@ -193,7 +194,7 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
         )
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
-    # A mask of ones is set aside, but for its length. In place: transformers 5.2 writes here what it goes on with.
+    # generate() drops a mask of ones, except for its length. In place, because transformers 5.2 updates this dict, too.
     before = model_kwargs.get(KEYWORD)
     columns = getattr(generation_config, "_mask_length", None)
     model_kwargs[KEYWORD] = replace(before or NOTHING, columns=columns)
@@ -206,8 +207,8 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
 
 
 def _supports_mm_encoder_outputs(self) -> bool:
-    """generate() is not to run the vision tower itself: it would hand the model features without their grids. Said
-    here, not by a signature without that argument: who wraps a forward shows the signature of its class."""
+    """False: generate() must not run the vision tower itself, because it would pass features without their grids. The
+    signature cannot express that, because a wrapper around forward shows the signature of the class."""
     return False
 
 
@@ -221,14 +222,15 @@ def _init_continuous_batching(self, **kwargs):
 def repeat_visual_inputs(
     inputs: dict, input_ids: torch.Tensor, times: int, vision: VisionTokens, hidden: bool = False
 ) -> dict:
-    """The visual inputs of a batch in which every sample stands `times` times in a row.
+    """The visual inputs of a batch in which every sample is repeated `times` times in a row.
 
-    Patches and grids have no batch dimension: a sample's are all that its spans use, and are repeated together.
+    Patches and grids have no batch dimension: those that a sample's spans use are repeated together.
 
     Args:
-        inputs: model inputs; read are pixel_values[_videos] [patches, C], *_grid_thw [n, 3], second_per_grid_ts [n].
+        inputs: model inputs, of which pixel_values[_videos] [patches, C], *_grid_thw [n, 3] and second_per_grid_ts [n]
+            are read.
         input_ids: [B, S], not repeated yet.
-        hidden: as find_spans() takes it.
+        hidden: as in find_spans().
     """
     given = {name: inputs[name] for name in VISUAL if inputs.get(name) is not None}
     grids = {
@@ -239,7 +241,7 @@ def repeat_visual_inputs(
     given_to = input_ids.cpu().numpy(), real, grids[IMAGE], grids[VIDEO], None, vision
     try:
         layout = find_spans(*given_to, hidden=hidden)
-    except HiddenItems:  # they are repeated, too
+    except HiddenItems:  # hidden ones are repeated, too
         layout = find_spans(*given_to, hidden=True)
     out: dict[str, torch.Tensor] = {}
     for kind in (IMAGE, VIDEO):
@@ -257,14 +259,14 @@ def repeat_visual_inputs(
 
 
 def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: VisionTokens) -> dict:
-    """The visual inputs of a conversation's new part, where those of all of it are given.
+    """The visual inputs of a conversation's new part, if those of the whole conversation are given.
 
     Args:
-        inputs: model inputs, as repeat_visual_inputs takes them.
-        input_ids: [B, S] of the whole conversation. seen: columns that the cache stands for.
+        inputs: model inputs, as in repeat_visual_inputs().
+        input_ids: [B, S] of the whole conversation. seen: how many of its columns the cache has seen.
 
     Returns:
-        what replaces the visual inputs, None where nothing is new; {} where just the new ones are given.
+        The replacements for visual inputs, None where nothing is new; {} if only the new ones are given.
     """
     given = {name: inputs[name] for name in VISUAL if inputs.get(name) is not None}
     out: dict[str, torch.Tensor | None] = {}
@@ -275,7 +277,7 @@ def new_visual_inputs(inputs: dict, input_ids: torch.Tensor, seen: int, vision: 
         tokens = [t * h * w // vision.merge_size**2 for t, h, w in grids]
         if sum(tokens) == int((ids[:, seen:] == token).sum()):
             continue
-        # Those of the whole conversation, sample by sample: what of a sample's tokens was seen is not new.
+        # All of the conversation's, sample by sample: those whose tokens are among the columns seen are not new.
         order, at = [], 0
         for sample in ids == token:
             before, total = int(sample[:seen].sum()), int(sample.sum())

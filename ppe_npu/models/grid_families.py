@@ -1,7 +1,7 @@
-"""Families that are like Qwen's in all that compression asks: an entry of FAMILIES each.
+"""Families that are like Qwen's in everything that compression depends on; each is an entry of FAMILIES.
 
 Their images and videos are grids of patches, their positions have the axes t, h and w, and their numbering is Qwen's:
-tests hold it against each family's own get_rope_index. Modifications: those of vision_language.py.
+tests compare it with each family's own get_rope_index. Modifications: those of vision_language.py.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from ppe_npu.models.known import check_release
 
 @dataclass(frozen=True)
 class GridFamily:
-    """A family as models/__init__.py asks for it.
+    """A family with the attributes that models/__init__.py requires.
 
     Args:
-        CLASSES: names of the transformers classes. LAYERS: of decoder layers, and of the attention in each.
-        PAIRS: which channels that attention turns together, see engine.rotary.rotary_table.
-        sections: the axis of each channel, from mrope_section.
-        frames_apart: whether text stands between the frames of a video.
+        CLASSES: names of the transformers classes. LAYERS: class names of decoder layers, and of the attention in each.
+        PAIRS: which channels that attention rotates together, see engine.rotary.rotary_table.
+        sections: the function that gives the axis of each channel from mrope_section.
+        frames_apart: whether there is text between the frames of a video.
         staged: whether features of the vision tower enter the first decoder layers.
-        one_placeholder: whether videos stand in the prompt as images do, and go into the tower frame by frame: a call
-            has either.
-        seconds: of the config, how many temporal positions a second of video has; None: one for each frame.
-        run, idle: where more than the tower makes the features: what is called in its place, of the ...Model, pixels,
-            grid_thw and return_dict; and 0, computed from every parameter of it (see arguments.untouched_tower).
+        one_placeholder: whether videos have the placeholder of images, and enter the tower frame by frame. A call then
+            has either images or videos.
+        seconds: the config's attribute for the temporal positions per second of video; None: one position per frame.
+        run: called in the tower's place, if more than the tower makes the features, with the ...Model, pixels, grid_thw
+            and return_dict. idle: returns 0 computed from all its parameters (see arguments.untouched_tower).
     """
 
     CLASSES: tuple[str, ...]
@@ -45,7 +45,7 @@ class GridFamily:
     seconds: str | None = None
     run: Callable[..., Any] | None = None
     idle: Callable[[Any], torch.Tensor] | None = None
-    TOWER: ClassVar[dict[str, str]] = {}  # nothing looks into these towers yet
+    TOWER: ClassVar[dict[str, str]] = {}  # no method looks into these towers yet
 
     def vision_tokens(self, config) -> VisionTokens:
         vision = config.vision_config
@@ -80,7 +80,7 @@ class GridFamily:
 
 
 def _with_projector(model, pixels: torch.Tensor, **kwargs):
-    """PaddleOCR-VL's projector stands beside its tower."""
+    """PaddleOCR-VL's features come from its tower and a projector, which is not part of the tower."""
     return model.get_image_features(pixels, image_grid_thw=kwargs.pop("grid_thw"), **kwargs)
 
 

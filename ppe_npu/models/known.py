@@ -1,7 +1,7 @@
-"""The parts of a decoder that the seam was written for; every other one is refused by its name.
+"""The parts of a decoder that the seam was written for; any other part is refused by name.
 
-The stages call the layers themselves, and fuse() stands in for their attention: a layer that is given other arguments,
-sees another part of the past, or numbers its places otherwise would compute something else without a word.
+Stages call the layers directly, and fuse() replaces their attention: a layer that takes other arguments, sees another
+part of the past, or numbers its positions differently would silently compute something else.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,9 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 
 LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention")
-LINEAR = ("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet")  # in a layer that has it in place of attention
-# Decoders that several families take over whole, and the attention in them. Each turns a channel with the one that
-# stands half a head further on.
+LINEAR = ("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet")  # the modules that take the place of attention
+# Decoder layers that several families use unchanged, and the attention in them. Each rotates a channel together with
+# the one half a head further on.
 DECODERS = {
     "LlamaDecoderLayer": "LlamaAttention",
     "MistralDecoderLayer": "MistralAttention",
@@ -23,9 +23,9 @@ DECODERS = {
     "Qwen3DecoderLayer": "Qwen3Attention",
     "Qwen3MoeDecoderLayer": "Qwen3MoeAttention",
 }
-# Attentions that turn neighbouring channels, or a part of a head: they keep their own rotary embedding.
+# Attentions that rotate neighbouring channels, or only a part of a head: they keep their own rotary embedding.
 TURNED_OTHERWISE = ("Glm4vTextAttention", "Glm4vMoeTextAttention")
-# What was looked at and does not fit, and why.
+# Classes that were examined and do not fit, and the reason.
 REFUSED = {
     "Gemma3ForConditionalGeneration": "pictures are seen both ways, and layers have rotary embeddings of their own",
     "PaliGemmaForConditionalGeneration": "a prompt is seen both ways",
@@ -41,11 +41,11 @@ REFUSED = {
 ROPE_TYPES = ("default", "linear", "yarn", "llama3", GROWING)
 
 
-SINCE = "5.22"  # the first release of transformers with which the families beside Qwen's were tried
+SINCE = "5.22"  # the first transformers release with which the families other than Qwen's were tested
 
 
 def check_release(subject: str) -> None:
-    """Raise InputError where transformers is older than what a family, or a model of ours, was tried with."""
+    """Raise InputError if transformers is older than the releases that the subject was tested with."""
     import transformers
     from packaging.version import Version
 
@@ -57,16 +57,16 @@ def check_release(subject: str) -> None:
 
 
 def check_decoder(text, staged: bool, channels: int) -> None:
-    """Refuse a decoder whose settings the seam does not know.
+    """Refuse a decoder with settings that the seam does not support.
 
     Args:
         text: transformers' text model, with config, layers and rotary_emb.
-        staged: whether its layers run stage by stage, on fewer tokens each.
-        channels: how many channels mrope_section gives an axis to.
+        staged: whether its layers run stage by stage, each stage on fewer tokens.
+        channels: how many channels mrope_section assigns to an axis.
 
     Raises:
-        InputError: an unknown rotary embedding or layer type; its name and the known ones are in the message. Or
-            sections that are more or fewer channels than the half head has.
+        InputError: an unknown rotary embedding or layer type (the message has its name and the known ones), or sections
+            whose sum is not the number of channels of half a head.
     """
     half = text.rotary_emb.inv_freq.numel()
     if channels != half:
@@ -76,7 +76,7 @@ def check_decoder(text, staged: bool, channels: int) -> None:
     _check("rope_type", [text.rotary_emb.rope_type], ROPE_TYPES)
     types = set(getattr(text.config, "layer_types", None) or ())
     if not types and getattr(text.config, "sliding_window", None) is not None:
-        types = {"sliding_attention"}  # Mistral's name no types
+        types = {"sliding_attention"}  # Mistral's configs have no layer_types
     linear = not all(map(has_attention, text.layers))
     _check("layer type", sorted(types), [kind for kind in LAYER_TYPES if linear or kind != "linear_attention"])
     if staged and "sliding_attention" in types:
@@ -84,13 +84,13 @@ def check_decoder(text, staged: bool, channels: int) -> None:
 
 
 def turned_channels(text_config) -> int:
-    """How many channels of half a head are turned."""
+    """How many channels of half a head are rotated."""
     head = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return int(head * text_config.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
 
 
 def text_model(model):
-    """The text model of a ...Model, whatever the family calls it."""
+    """The text model of a ...Model, under whichever name the family gives it."""
     return getattr(model, "language_model", None) or model.text_model
 
 
@@ -98,10 +98,10 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
     """Refuse decoder layers of classes that a family was not written for.
 
     Args:
-        layers: of the text model. known: names of the family's decoder layers, and of the attention in each.
+        layers: the text model's. known: class names of the family's decoder layers, and of the attention in each.
 
     Raises:
-        InputError: an unknown layer or attention; its name and the known ones are in the message.
+        InputError: an unknown layer or attention; the message has its name and the known ones.
     """
     for layer in layers:
         layer = getattr(layer, "_orig_mod", layer)  # as torch.compile wraps it
@@ -112,18 +112,18 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
 
 
 def has_attention(layer) -> bool:
-    """Whether a decoder layer attends to the tokens before; one with linear attention keeps a state of them."""
+    """Whether a decoder layer attends to earlier tokens; one with linear attention keeps a state of them instead."""
     return hasattr(layer, "self_attn")
 
 
 def is_gated(attention) -> bool:
-    """Whether a query's projection gives each head a gate beside it, by which what it hears is multiplied."""
+    """Whether q_proj also produces a gate for each head, by which the output of attention is multiplied."""
     wide, heard = getattr(attention.q_proj, "out_features", None), getattr(attention.o_proj, "in_features", None)
     return wide is not None and heard is not None and wide == 2 * heard
 
 
 def check_looked_at(layers: Sequence, methods: Iterable[Method]) -> None:
-    """Raise InputError where a method looks at the attention of a decoder layer that has none."""
+    """Raise InputError where a method looks at the attention of a decoder layer without attention."""
     for method in methods:
         for layer in method.layers if method.needs & LAYER_NEEDS else ():
             seen = layer - method.layer_before
@@ -137,13 +137,13 @@ def check_looked_at(layers: Sequence, methods: Iterable[Method]) -> None:
 
 
 def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
-    """Refuse blocks of a vision tower whose attention a family was not written for, where a method looks into them.
+    """Refuse vision tower blocks of classes that a family was not written for, where a method looks into them.
 
     Args:
-        blocks: those that are looked into. known: names of the family's blocks, and of the attention in each.
+        blocks: the blocks that methods look into. known: class names of the family's blocks, and of their attention.
 
     Raises:
-        InputError: an unknown block or attention; its name and the known ones are in the message.
+        InputError: an unknown block or attention; the message has its name and the known ones.
     """
     for block in blocks:
         block = getattr(block, "_orig_mod", block)
@@ -153,8 +153,8 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
 
 
 def check_beside_pvc(methods: Iterable[Method]) -> None:
-    """Raise InputError where a method takes patches from a tower whose PVC modules compare each with the same patch of
-    other frames."""
+    """Raise InputError where a method drops patches inside or before a tower with PVC's modules, which attend from each
+    patch to the same patch of other frames."""
     for method in methods:
         if method.place == "tower" or (method.place == "pixels" and leave_after(method) != -1):
             remedy = "take a step at the input, or where the family has steps at the pixels, leave_after=-1"
@@ -165,7 +165,7 @@ def check_beside_pvc(methods: Iterable[Method]) -> None:
 
 
 def _name(module, known: Iterable[str]) -> str:
-    """Of its class; of a class made from a known one (as fully_shard does), the known one's."""
+    """The name of a module's class, or of the known class that this one is derived from (as fully_shard does)."""
     names = [base.__name__ for base in type(module).__mro__]
     return next((name for name in names if name in known), names[0])
 

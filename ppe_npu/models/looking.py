@@ -1,8 +1,8 @@
 """What methods look at in a decoder layer: its queries and keys, and one row of its attention.
 
-They are computed again, from the hidden states that the layer is given, by the layer's own norm and projections. So
-whatever attention the layer itself runs (fused, in segments, on a static cache) stays in use: nothing is asked of it.
-One row of attention costs as much memory as a head has scores for one query: L for each head and sample.
+They are computed separately, from the layer's input and by its own norm and projections. So the attention that the
+layer itself runs (fused, in segments, on a static cache) stays in use, and need not return anything. The row of
+attention takes memory for one query's scores: L for each head and sample.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ppe_npu.models.known import is_gated
 
 @dataclass(frozen=True)
 class Looking:
-    """A decoder layer and what it is about to be given.
+    """A decoder layer and its upcoming input.
 
     Args:
-        layer: with input_layernorm and self_attn (q_proj, k_proj and perhaps norms of heads).
+        layer: has input_layernorm and self_attn (with q_proj, k_proj and perhaps norms of heads).
         hidden: [B, L, C].
-        table: cos, sin [B, L, D], or with one more axis in front, along which it repeats itself.
-        run: the pass. stage: the one whose tokens these are.
-        past: the layer's own part of a KV cache that holds earlier tokens, or None.
-        pairs: which channels of a head the table turns together, see engine.rotary.rotary_table.
+        table: cos, sin [B, L, D], or with one more axis in front, along which all entries are the same.
+        run: the pass. stage: the stage whose tokens these are.
+        past: the layer's part of a KV cache with earlier tokens, or None.
+        pairs: which channels of a head the table rotates together, see engine.rotary.rotary_table.
     """
 
     layer: Any
@@ -41,17 +41,17 @@ class Looking:
     pairs: str = HALVES
 
     def __call__(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
-        """Of each field of the View that these needs stand for its numbers at every place of the batch, [B * L, ...];
-        of those about text, of each sample's text [S, W, ...].
+        """{field: values}, for the fields of View that these needs stand for: [B * L, ...] at every place of the batch;
+        for fields about text, [S, W, ...] at each sample's text.
 
         Args:
             needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row" and "layer_text".
         """
-        with torch.no_grad():  # as a decorator it would break the graph of torch.compile
+        with torch.no_grad():  # as a decorator it would break torch.compile's graph
             return self._seen(needs, prompts)
 
     def _seen(self, needs: frozenset[str], prompts: Prompts | None) -> dict[str, torch.Tensor]:
-        unshard = getattr(self.layer, "unshard", None)  # of FSDP, which gathers a layer's weights when it is called
+        unshard = getattr(self.layer, "unshard", None)  # FSDP's, which gathers weights only when a layer is called
         if unshard is not None:
             unshard()
         normed = self.layer.input_layernorm(self.hidden.detach()).flatten(0, 1)
@@ -79,22 +79,22 @@ class Looking:
         rotated: bool,
         places: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Queries or keys [P, H, D] before and after rotary embedding, of what stands at these places (None: all)."""
+        """Queries or keys [P, H, D] before and after rotary embedding, at these places of the batch (None: all)."""
         heads = self._heads(normed, name)
         parts = {f"{of}_plain_{name}": heads} if plain else {}
         return parts | ({f"{of}_{name}": self._rotated(heads, places)} if rotated else {})
 
     def _heads(self, normed: torch.Tensor, name: str) -> torch.Tensor:
-        """Queries or keys [P, H, D] before rotary, after the norm of heads where there is one. normed: [P, C]."""
+        """Queries or keys [P, H, D] before rotary embedding, after the norm of heads (if any). normed: [P, C]."""
         attention, short = self.layer.self_attn, name[0]
         heads = getattr(attention, f"{short}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
-        heads = heads[:, ::2] if short == "q" and is_gated(attention) else heads  # else each has its gate behind it
+        heads = heads[:, ::2] if short == "q" and is_gated(attention) else heads  # a gate follows each query
         norm = getattr(attention, f"{short}_norm", None)
         heads = heads if norm is None else norm(heads)
-        return heads.to(self.hidden.device)  # a device map may have the layer elsewhere
+        return heads.to(self.hidden.device)  # a device map may place the layer elsewhere
 
     def _rotated(self, heads: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-        """Heads [P, H, D] after rotary embedding, which rounds as transformers does."""
+        """Heads [P, H, D] after rotary embedding, with transformers' rounding."""
         table = (part[0] if part.dim() == 4 else part for part in self.table)
         cos, sin = (part.flatten(0, 1) for part in table)
         if places is not None:
@@ -109,7 +109,7 @@ class Looking:
         return torch.cat((heads * cos + crossed * sin, still), dim=-1)
 
     def _row(self, normed: torch.Tensor, keys: torch.Tensor, prompts: Prompts) -> torch.Tensor:
-        """[B * L] attention of each prompt's last token, the mean over heads; in fp32 or better.
+        """[B * L] attention weights of each prompt's last token, the mean over heads; fp32 or wider.
 
         Args:
             normed: [B * L, C]. keys: [B * L, H, D].
@@ -118,7 +118,7 @@ class Looking:
         query = self._rotated(self._heads(normed.index_select(0, last), "queries"), last)
         keys, mask = prompts.apart(keys), prompts.seen
         given = self.run.masks[self.stage]
-        if given is not None and given.dim() == 4:  # never of a packed batch, and never beside a cache
+        if given is not None and given.dim() == 4:  # only without packing and without a cache
             place = last % given.shape[2]
             given = given.gather(2, place[:, None, None, None].expand(-1, given.shape[1], 1, given.shape[3]))[:, :, 0]
             mask = given.to(mask.device)
@@ -134,10 +134,10 @@ class Looking:
 def attention_row(
     query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor, scale: float, sizes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One row of attention, the mean over heads: [S, L], fp32 or better.
+    """[S, L] one row of attention per sample, the mean over heads; fp32 or wider.
 
     Args:
-        query: [S, H, D]. keys: [S, L, K, D], each of the K heads serving a run of H / K query heads.
+        query: [S, H, D]. keys: [S, L, K, D]; each of the K heads serves H / K consecutive query heads.
         mask: [S, L] or [S, heads or 1, L], bool (True = attend) or floating point (added).
         sizes: [S, L] how many tokens each key counts for; None: one.
     """
@@ -156,10 +156,10 @@ def attention_row(
 
 
 def _cached(past: Any, length: int) -> torch.Tensor:
-    """[B, length, K, D] the keys that a layer of a cache holds.
+    """[B, length, K, D] the first keys in a layer of a cache.
 
     Raises:
-        InputError: a cache that does not hold them as they are.
+        InputError: a cache that does not store plain keys.
     """
     keys = getattr(past, "keys", None)
     if keys is None or keys.dim() != 4 or keys.shape[2] < length:

@@ -1,8 +1,8 @@
-"""The training loss of a compressed model: only at labelled tokens, without keeping logits, and with a teacher.
+"""The training loss of a compressed model: only at labelled tokens, without storing logits, optionally with a teacher.
 
-Most of a prompt's tokens are visual or the user's: they have no label, and with 150,000 words their logits would cost
-more than the decoder. So the head runs at labelled tokens only, a chunk at a time, inside the head's own call, which
-is where ZeRO-3 gathers its weight.
+Most of a prompt's tokens are visual or the user's: they have no label, and with a vocabulary of 150,000 their logits
+would cost more than the decoder. So the head runs only at labelled tokens, a chunk at a time, inside the head's own
+call, because ZeRO-3 gathers its weight there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COUNT, _CHUNK = "num_items_in_batch", 1024  # an argument of the model's forwar
 
 @dataclass(frozen=True)
 class Distillation:
-    """Self-distillation: the teacher is the same model that sees all visual tokens.
+    """Self-distillation: the teacher is the same model, but sees all visual tokens.
 
     Attributes:
         weight: the loss is (1 - weight) * cross entropy + weight * divergence from the teacher, in (0, 1].
         temperature: of both distributions; the divergence is multiplied by its square (Hinton et al., arXiv
             1503.02531).
-        teacher: a copy of the compressed model, whose weights stay; None: the model itself, with its present weights.
+        teacher: a copy of the compressed model with frozen weights; None: the model itself, with its current weights.
     """
 
     weight: float
@@ -44,15 +44,15 @@ class Distillation:
 
 
 def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> CausalLMOutputWithPast:
-    """A forward pass that gives the loss and no logits.
+    """A forward pass that computes the loss but no logits.
 
     Args:
         model: a compressed model for conditional generation.
-        labels: int64 [B, S] of the prompt as it was given.
-        kwargs: the forward's; `num_items_in_batch` labels are what the sum of losses is divided by (None: those of
-            this batch); its pass may hold a Distillation.
-        arrange: (model, labels, kwargs) -> what gives the labels as the decoder's output stands, and whether it can be
-            asked only after the pass; adds the plan to kwargs.
+        labels: int64 [B, S] for the original prompt.
+        kwargs: the forward's arguments. The sum of losses is divided by `num_items_in_batch` (None: the number of
+            labels in this batch); the ForwardPass among them may have a Distillation.
+        arrange: (model, labels, kwargs) -> (a function that returns the labels in the columns of the decoder's output,
+            whether it can be called only after the pass); adds the plan to kwargs.
     """
     asked, text = kwargs.get("output_router_logits"), model.config.get_text_config()
     if getattr(text, "output_router_logits", False) if asked is None else asked:
@@ -62,7 +62,7 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
     hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)
     count = kwargs.pop(_COUNT, None)
     count = len(targets) if count is None else count
-    # A step may have no label at all.
+    # A batch may have no label at all.
     divisor = count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
     if computes_losses_itself(model.lm_head):
         loss = model.lm_head(hidden, labels=targets)
@@ -81,10 +81,10 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
 
 @contextlib.contextmanager
 def uncompressed(model) -> Iterator[None]:
-    """The compressed model sees all visual tokens, until the context ends."""
+    """Context in which a compressed model sees all visual tokens."""
     compression = model.compression
     dense = compression.with_config(CompressionConfig.preset("dense"))
-    own = [module for module in model.modules() if vars(module).get("compression") is compression]  # a tower, too
+    own = [module for module in model.modules() if vars(module).get("compression") is compression]  # the tower, too
     try:
         for module in own:
             vars(module)["compression"] = dense
@@ -95,8 +95,8 @@ def uncompressed(model) -> Iterator[None]:
 
 
 def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which of the flattened tokens predict a label [T], and what [T]. Asked before the vision tower runs, because the
-    host has to wait for the number."""
+    """[T] int64 index of the flattened tokens that predict a label, and [T] these labels. Computed before the vision
+    tower runs if possible, because the host has to wait for T."""
     predicted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1).flatten()
     rows = (predicted.cpu() != IGNORED).nonzero()[:, 0].to(labels.device)
     return rows, predicted.index_select(0, rows)
@@ -105,8 +105,8 @@ def _labelled(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _labelled_hidden(
     model, labels: torch.Tensor, kwargs: dict, arrange: Callable
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The decoder's output [T, C] where it predicts a label, in the head's dtype; what it predicts [T]; the labels as
-    the decoder's output stands."""
+    """[T, C] the decoder's output where it predicts a label, in the head's dtype; [T] these labels; and all labels in
+    the columns of the decoder's output."""
     arranged, late = arrange(model, labels, kwargs)
     hidden = _hidden(model, kwargs) if late else None
     arranged = arranged()
@@ -116,18 +116,18 @@ def _labelled_hidden(
 
 
 def _hidden(model, kwargs: dict) -> torch.Tensor:
-    """The decoder's output [B, L, C]."""
+    """[B, L, C] the decoder's output."""
     given = {name: value for name, value in kwargs.items() if name != _COUNT}
     return model.model(**{**given, "use_cache": False})[0]
 
 
 @torch.no_grad()
 def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> torch.Tensor:
-    """What a model makes of the same tokens when it sees everything: [T, C]."""
+    """[T, C] the decoder's output at the labelled tokens when the model sees all visual tokens."""
     training = model.training
-    # Without the types a long video is numbered as the student's.
+    # Without mm_token_type_ids a long video is numbered as the student's.
     untold = {} if kwargs.get("input_ids") is None else {"mm_token_type_ids": None}
-    model.eval()  # no dropout, nothing kept for a second forward
+    model.eval()  # no dropout, and no gradient checkpointing
     try:
         with uncompressed(model):
             return _labelled_hidden(model, labels, {**kwargs, **untold}, arrange)[0]
@@ -135,11 +135,11 @@ def _teacher(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> to
         model.train(training)
 
 
-@torch.compiler.disable  # once
+@torch.compiler.disable  # it installs an override, once
 def computes_losses_itself(head: torch.nn.Module) -> bool:
-    """Have the head's own call compute losses from now on; False for one that is no plain linear layer: it is left
-    alone."""
-    # A class that fully_shard makes of Linear has its forward; who turns weights into logits otherwise has its own.
+    """Let the head's own call compute losses from now on, and return True; or return False, without a change, if the
+    head is not a plain linear layer."""
+    # fully_shard's subclass of Linear inherits its forward; a head that computes logits differently defines its own.
     plain = type(head).forward is torch.nn.Linear.forward and head.bias is None
     if plain and not is_overridden(head, "forward"):
         override(head, "forward", _head_forward)
@@ -154,8 +154,8 @@ def _head_forward(
     temperature: float = 1.0,
     teachers_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits as ever; with labels [T] the sum of their cross entropies; with a teacher's [T, C] that of divergences,
-    of which the weight is this head's where it has none of its own."""
+    """Logits; with labels [T] the sum of cross entropies instead; with a teacher's hidden states [T, C] the sum of
+    divergences, where the teacher's head has teachers_weight (None: this head's weight)."""
     if labels is not None:
         return backends.linear_cross_entropy(input, self.weight, labels, reduction="sum")
     if teacher is not None:
@@ -170,11 +170,11 @@ def divergence(
     temperature: float,
     teachers_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """temperature^2 * KL(teacher || student), summed over tokens; differentiable in student and weight (as its head).
+    """temperature^2 * KL(teacher || student), summed over tokens; differentiable in student and in its head's weight.
 
     Args:
-        student, teacher: [T, C] what the head is given. weight: [V, C].
-        teachers_weight: [V, C] of the teacher's own head; None: the same.
+        student, teacher: [T, C] the inputs of the head. weight: [V, C].
+        teachers_weight: [V, C] of the teacher's own head; None: the same weight.
     """
     own = weight if teachers_weight is None else teachers_weight
     total = torch.zeros((), dtype=torch.promote_types(student.dtype, torch.float32), device=student.device)

@@ -1,4 +1,4 @@
-"""How the untouched model numbers a prompt, asked of transformers itself."""
+"""How the uncompressed model numbers a prompt, determined by calling transformers itself."""
 
 import functools
 import inspect
@@ -10,7 +10,7 @@ import transformers
 from ppe_npu.engine.compression import Compression
 
 _FRAMES = 9
-_CONFIG = SimpleNamespace(  # of no model: which numbers stand in a user's is not asked here
+_CONFIG = SimpleNamespace(  # of no real model: the numbers in a user's config do not matter here
     image_token_id=1,
     video_token_id=2,
     vision_start_token_id=3,
@@ -20,9 +20,9 @@ _CONFIG = SimpleNamespace(  # of no model: which numbers stand in a user's is no
 
 @functools.cache
 def has_text_behind_time(name: str) -> bool:
-    """Whether the text after a video goes on behind its last position in time, too: VisionTokens.text_behind_time.
+    """Whether the text after a video is numbered after its last temporal position, too: VisionTokens.text_behind_time.
 
-    Releases of transformers differ (5.2 says yes, 5.22 no), so get_rope_index is asked about a video of one token a
+    Releases of transformers differ (5.2: yes, 5.22: no), so get_rope_index is called on a video with one token per
     frame. It needs no weights.
 
     Args:
@@ -31,22 +31,22 @@ def has_text_behind_time(name: str) -> bool:
     made = getattr(transformers, name)
     model = made.__new__(made)
     model.__dict__["config"] = _CONFIG
-    with torch.device("cpu"):  # whatever device a model is being made on
+    with torch.device("cpu"):  # whatever the default device is
         ids = torch.tensor([[3, *[2] * _FRAMES, 4]])
         asked = {"video_grid_thw": torch.tensor([[_FRAMES, 2, 2]])}
         if "mm_token_type_ids" in inspect.signature(made.get_rope_index).parameters:
             asked["mm_token_type_ids"] = 2 * (ids == 2).int()
         positions, _ = model.get_rope_index(ids, **asked)
-    return int(positions[0, 0, -1]) > 2  # text, one row and column, and then the text
+    return int(positions[0, 0, -1]) > 2  # 0: text, 1: the only row and column, 2: text
 
 
 def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
-    """Whether text goes on behind a video's rows and columns alone, as the untouched model has it: if it is given what
-    the untouched model numbers by. Else it goes on behind the time, too, as Qwen2.5-VL was trained.
+    """Whether the uncompressed model, called with these arguments, would number the text after a video by its rows and
+    columns only. Otherwise text is numbered after the last temporal position, too, as Qwen2.5-VL was trained.
 
     Args:
-        compression: one that takes no token out of the decoder.
-        kwargs: of a forward pass without a cache.
+        compression: one that removes no token from the decoder.
+        kwargs: those of a forward pass without a cache.
     """
     needed = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids"), kwargs.get("video_grid_thw")
     told = all(value is not None for value in needed) and kwargs.get("position_ids") is None

@@ -1,18 +1,18 @@
-"""Models whose decoder counts positions in one dimension: InternVL, LLaVA and their like, a few lines each.
+"""Models whose decoder counts positions in one dimension (InternVL, LLaVA and similar ones).
 
-What a family says of itself is a Family (one_dimension_families.py): where the tokens of its images and videos stand,
-in tiles, frames, rows and columns. All else is here and the same for all.
+Each family is described by a Family (one_dimension_families.py): where the tokens of its images and videos are, in
+tiles, frames, rows and columns. Everything else is here, and is the same for all of them.
 
 Modifications: those of vision_language.py, and
-* ...ForConditionalGeneration.forward, ...Model.forward: what comes in as tiles (pixel_values, image_sizes, ...) goes on
-  as the parts that the prompts have of it; the vision tower runs by get_image_features, once it is asked for.
-* prepare_inputs_for_generation, _expand_inputs_for_generation: tiles go to the samples that they belong to.
+* ...ForConditionalGeneration.forward, ...Model.forward: inputs in tiles (pixel_values, image_sizes, ...) are replaced
+  by the Parts that they form in the prompts; the vision tower runs by get_image_features, when its output is read.
+* prepare_inputs_for_generation, _expand_inputs_for_generation: tiles are assigned to the samples that they belong to.
 * the vision tower, its encoder and layers, where a method works inside it: see tile_blocks.py.
-* language_model.forward: runs the layers stage by stage in any case, because K rows of positions are nothing that the
-  language model's own forward takes.
+* language_model.forward: always runs the layers stage by stage, because the language model's own forward does not take
+  K rows of positions.
 
 A merged token that keeps K positions splits the rotary channels into K even runs (arXiv 2510.22936, section 3, the case
-of one dimension). Visual tokens have their places in the text; (frame, row, column) are what methods look at.
+of one dimension). Positions of visual tokens are their indices in the text; methods look at (frame, row, column).
 """
 
 import functools
@@ -40,7 +40,7 @@ from ppe_npu.models.vision_language import decoder_layers as decoder_layers
 
 CLASSES = (*(family.name for family in FAMILIES.values()), "PVCInternVLForConditionalGeneration")
 LAYERS = DECODERS  # and the attention in them
-PAIRS = HALVES  # which channels of a head are turned together
+PAIRS = HALVES  # which channels of a head are rotated together
 TOWER = BLOCKS
 _OF = {IMAGE: "get_image_features", VIDEO: "get_video_features"}
 _SAID = ("num_frames", "time_steps")  # lists of InternVL, with an entry for each image and video
@@ -60,7 +60,7 @@ def vision_tokens(config) -> VisionTokens:
 
 
 def channels(config) -> tuple[int, ...]:
-    """The axis of each rotary channel of half a head: there is one axis."""
+    """The axis of each rotary channel of half a head: always 0, the only axis."""
     text = config.text_config
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     partial = (getattr(text, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
@@ -71,7 +71,7 @@ def install(model, compression: Compression) -> None:
     check_release(type(model).__name__)
     inner = model.model
     if "language_model" not in inner._modules:
-        vars(inner)["language_model"] = inner.text_model  # a second name, which no state dict and no hook sees
+        vars(inner)["language_model"] = inner.text_model  # a second name, unseen by state dicts and hooks
     said = ("num_frames",) if "num_frames" in FAMILIES[model.config.model_type].others else ()
     vision_language.install(model, compression, staged=True, said=said)
     if compression.inside is not None:
@@ -110,10 +110,11 @@ def _model_forward(self, **kwargs):
 
 
 class _Made:
-    """What the vision tower makes of the images, or videos, once somebody asks for it; and what that took.
+    """The vision tower's output for the images (or videos), computed when it is read; and the report of its work.
 
     Args:
-        passing: makes the pass of a method that works inside the tower; None, or makes None, where none does.
+        run: runs the tower.
+        passing: makes the pass of a method that works inside the tower; None, or returning None, where no method does.
     """
 
     in_tower: TowerReport | None = None
@@ -133,13 +134,13 @@ class _Made:
 
 
 def in_parts(model, kwargs: dict) -> dict:
-    """A forward's arguments, with the Parts that the prompts have in place of tiles and what is said of them.
+    """A forward's arguments, with Parts and the tower's output (_Made) in place of tiles and their descriptions.
 
     Args:
         model: the ...Model inside the one for conditional generation.
 
     Raises:
-        InputError: prompts and tiles that disagree.
+        InputError: the prompts and the tiles do not fit each other.
     """
     family, given = FAMILIES[model.config.model_type], kwargs.get("mm_encoder_outputs") or {}
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None or kind in given]
@@ -159,7 +160,7 @@ def in_parts(model, kwargs: dict) -> dict:
 
 
 def _asked(model, kwargs: dict) -> Asked:
-    """What a ...Model is called with."""
+    """The arguments of a ...Model's forward as an Asked."""
     ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids or inputs_embeds are missing")
@@ -175,10 +176,10 @@ def _parts(family: Family, asked: Asked, kinds: Sequence[str]) -> dict[str, Part
 
 
 def _features(model, kind: str, kwargs: dict, given, **inside: Rebuilding) -> torch.Tensor:
-    """[V, C] of all images, or of all videos. inside: the pass through the tower's layers, if it is to be one."""
+    """[V, C] features of all images, or of all videos. inside: the pass through the tower's layers, if there is one."""
     if given is None:
         pixels, run = PIXELS[kind], getattr(model, _OF[kind])
-        # What it knows, and the model's own forward hands on (an aspect ratio of LLaVA-OneVision it does not).
+        # Those that it takes and the model's own forward passes on (LLaVA-OneVision's does not pass an aspect ratio).
         known = set(inspect.signature(run).parameters) & set(FAMILIES[model.config.model_type].arguments)
         others = {name: kwargs[name] for name in known - {pixels} if kwargs.get(name) is not None}
         given = run(kwargs[pixels], **others, **inside, return_dict=True)
@@ -186,7 +187,7 @@ def _features(model, kind: str, kwargs: dict, given, **inside: Rebuilding) -> to
 
 
 def _flat(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """[V, C] of features [..., C], or of a list of such."""
+    """[V, C] the rows of features [..., C], or of a list of them."""
     parts = [features] if isinstance(features, torch.Tensor) else features
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
@@ -200,7 +201,7 @@ def _idle_tower(model) -> torch.Tensor:
     return _features(model, IMAGE, given, None)[:0].sum()
 
 
-# -- generation: which tiles are whose ---------------------------------------------------------------------------------
+# -- generation: which tiles belong to which sample --------------------------------------------------------------------
 
 
 def _prepare_inputs_for_generation(self, input_ids, **kwargs):
@@ -210,7 +211,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     if all(inputs.get(name) is None for name in PIXELS.values()) or (state := settled(state)) is None:
         return inputs
     if not generation.is_whole(input_ids, kwargs):
-        return inputs  # with them all tiles are new
+        return inputs  # only new ids are given, so that all tiles are new
     rows = _rows_by_place(self, family, input_ids, kwargs)
     for kind, places in rows.items():
         new = np.flatnonzero(places[:, 1] >= state.seen)
@@ -239,7 +240,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
 
 
 def _said(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, list[tuple]]:
-    """What is said of each image and video, and the sample and column at which it begins."""
+    """{argument: [(entry, sample, column)]} the arguments with an entry per image and video, and where each begins."""
     given = {name: list(kwargs[name]) for name in _SAID if kwargs.get(name) is not None}
     if not given:
         return {}
@@ -250,9 +251,9 @@ def _said(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, l
 
 
 def _rows_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, np.ndarray]:
-    """Of each kind that is given the sample and the column of each row of its arrays, [rows, 2]."""
+    """{kind: [rows, 2] int64}, the sample and the column of each row of the kind's arrays, for the given kinds."""
     if family.by == "sample":
-        return {}  # its arrays have a row for each sample, as all others
+        return {}  # its arrays have a row for each sample, like all others
     kinds = [kind for kind in (IMAGE, VIDEO) if kwargs.get(PIXELS[kind]) is not None]
     parts = _parts(family, _asked(model.model, kwargs | {"input_ids": ids}), kinds)
     found: dict[str, Parts | None] = {kind: parts[kind] if kind in kinds else None for kind in (IMAGE, VIDEO)}
@@ -272,7 +273,7 @@ def _places_of_rows(family: Family, layout: PromptLayout, kind: str, count: int)
 
 
 def _picked(family: Family, kind: str, kwargs: dict, rows: int, order: Sequence[int]) -> dict:
-    """The arrays of a kind with these rows, in this order; None where there are none."""
+    """The rows `order` of a kind's arrays; None for each array if `order` is empty."""
     arrays = {name: kwargs[name] for name in family.arrays(kind) if kwargs.get(name) is not None}
     for name, array in arrays.items():
         if len(array) != rows:

@@ -1,7 +1,7 @@
-"""The families of one_dimension.py, each by what it says of its images and videos.
+"""The families of one_dimension.py, each described by how it lays out images and videos.
 
-Adding one: a Family in FAMILIES, and a tiny model of it in tests/families.py, on which every law is tried. Newlines
-that a model sets behind the rows of a picture are visual tokens: the last column of its grid.
+To add one, add a Family to FAMILIES, and a tiny model of it to tests/families.py, on which every law is tested.
+Newlines that a model puts after the rows of a picture are visual tokens: the last column of its grid.
 """
 
 import itertools
@@ -20,15 +20,15 @@ from ppe_npu.models.arguments import PIXELS
 
 Size = tuple[int, int]
 WITH_CLASS_TOKEN = ("clip_vision_model", "internvl_vision")
-TOWERS = (*WITH_CLASS_TOKEN, "siglip_vision_model", "idefics3_vision", "smolvlm_vision")  # a grid for each tile
+TOWERS = (*WITH_CLASS_TOKEN, "siglip_vision_model", "idefics3_vision", "smolvlm_vision")  # a tile is a grid of tokens
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model is called with.
+    """The inputs of a forward call.
 
     Args:
-        config: the model's. ids: [B, S] of the prompts. arguments: the forward's.
+        config: the model's. ids: [B, S] those of the prompts. arguments: the forward's.
     """
 
     config: Any
@@ -45,7 +45,7 @@ class Asked:
         return found
 
     def numbers(self, name: str) -> list:
-        """What a processor gave beside the pixels, as lists."""
+        """The argument `name`, which a processor returns beside the pixels, as lists."""
         values = self.arguments.get(name)
         if values is None:
             raise InputError(f"pixel_values are given without {name}: give all that the processor gave")
@@ -54,20 +54,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Family:
-    """A family whose decoder has a plain rotary embedding, which turns channel c with channel c + D / 2.
+    """A family whose decoder has a plain rotary embedding, which rotates channel c together with channel c + D / 2.
 
     Args:
-        name: of the transformers class that is compressed.
-        tile: (height, width) in tokens of what the vision tower is given as one picture.
-        parts: what the prompts have of images, and of videos, in order.
-        by: what the arrays have a row for: a "tile", an "image" or video with all its tiles, or a "sample" with all its
-            images.
+        name: the name of the transformers class that is compressed.
+        tile: (height, width) in tokens of one picture as the vision tower gets it.
+        parts: the parts of images, and of videos, in the order of the prompts.
+        by: whether a row of the arrays is a "tile", an "image" (or video) with all its tiles, or a "sample" with all
+            its images.
         images, videos: the arguments that have such rows.
         others: arguments that only the family's own forward reads.
-        frames_apart: whether text stands between the frames of a video.
-        class_token: whether the tower gives one token more, of the whole picture, which is to be dropped.
+        frames_apart: whether there is text between the frames of a video.
+        class_token: whether the tower gives an additional token for the whole picture, which must be dropped.
         tower: the vision tower's name in the ...Model.
-        blocks: how many blocks of it a method may work in.
+        blocks: how many of the tower's blocks a method may work in.
     """
 
     name: str
@@ -90,9 +90,9 @@ class Family:
         return self.images if kind == IMAGE else self.videos
 
     def check(self, config) -> None:
-        """Raise InputError where the tokens of a tile are no grid."""
+        """Raise InputError where the tokens of a tile do not form a grid."""
         strategy, kind = getattr(config, "vision_feature_select_strategy", None), _tower(config)
-        if kind not in TOWERS:  # Pixtral's pictures are of any size, with text behind each of their rows
+        if kind not in TOWERS:  # Pixtral's pictures have any size, and text after each row
             raise InputError(f"vision tower {kind!r} is not supported: supported are {', '.join(TOWERS)}")
         if self.class_token is not None and self.class_token(config) != (strategy == "default"):
             raise InputError(
@@ -101,11 +101,11 @@ class Family:
             )
 
     def rows(self, grid: tuple[int, int, int], first: bool) -> int:
-        """How many rows of its arrays a part takes; first: of its image."""
+        """How many rows of the arrays a part takes. first: whether it is the first part of its image."""
         return grid[0] if self.by == "tile" else int(first)
 
     def check_rows(self, kind: str, parts: Parts, arguments: dict) -> None:
-        """Raise InputError where there are more or fewer tiles than prompts say."""
+        """Raise InputError where the number of tiles is not that of the prompts."""
         pixels = arguments.get(PIXELS[kind])
         if pixels is None or self.by != "tile":
             return
@@ -118,7 +118,7 @@ class Family:
             )
 
     def idle(self, config) -> dict[str, torch.Tensor]:
-        """Arguments of get_image_features for the smallest picture that there is."""
+        """Arguments of get_image_features for the smallest possible picture."""
         height, width = _pair(config.vision_config.image_size)
         tile = (getattr(config.vision_config, "num_channels", 3), height, width)
         if self.by == "tile":
@@ -131,7 +131,7 @@ class Family:
 
 
 def _listed(values) -> list:
-    """Numbers, or rows of them, as a tensor on any device or a sequence of tensors or of what else has them."""
+    """Numbers as (nested) lists, from a tensor on any device or from a (nested) sequence of numbers or tensors."""
     if hasattr(values, "tolist"):
         return values.tolist()
     return [_listed(value) if hasattr(value, "__len__") else int(value) for value in values]
@@ -141,7 +141,7 @@ def _pair(size: int | tuple[int, int] | list[int]) -> Size:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-# -- how the tokens of images and videos lie ---------------------------------------------------------------------------
+# -- how the tokens of images and videos are laid out ------------------------------------------------------------------
 
 
 def tiles_alone(family: Family, asked: Asked) -> dict[str, Parts]:
@@ -152,8 +152,8 @@ def tiles_alone(family: Family, asked: Asked) -> dict[str, Parts]:
 
 
 def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
-    """A run is an image, and its tiles are the frames of it. With num_frames = [1, 8, 1], which no processor gives but
-    a caller may, the second to ninth run are the frames of a video."""
+    """Every run is an image, whose frames are its tiles. With num_frames = [1, 8, 1], which no processor returns but a
+    caller may pass, the second to ninth runs are the frames of a video."""
     height, width = family.tile(asked.config)
     grids = [(_tiles(asked, run, height * width), height, width) for run in asked.runs]
     frames = [int(count) for count in _runs_of_each(asked, grids)]
@@ -171,7 +171,7 @@ def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
 
 
 def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
-    """How many runs each image or video has. With PVC's time_steps: as many as hold all of its tiles."""
+    """How many runs each image or video has. With PVC's time_steps: as many as contain all its tiles."""
     steps = asked.arguments.get("time_steps")
     if steps is None:
         return asked.arguments.get("num_frames") or [1] * len(grids)
@@ -197,8 +197,8 @@ def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
 
 
 def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
-    """LLaVA-NeXT and LLaVA-OneVision: an image is the whole picture, and then its tiles as one larger picture without
-    their padding, with a newline behind each row; or the whole picture and one newline. A video has frames, pooled."""
+    """LLaVA-NeXT and LLaVA-OneVision: an image is the whole picture, followed by its tiles as one larger picture
+    without padding and with a newline after each row, or else by one newline. A video is its frames, pooled."""
     config, arguments, out = asked.config, asked.arguments, {}
     height, width = family.tile(config)
     if _is_given(IMAGE, arguments):
@@ -211,7 +211,7 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         for source, (size, tiled) in enumerate(zip(sizes, alone)):
             second = _unpadded(config, size, height, most) if tiled else (1, 1)
             out[IMAGE] += [Part(IMAGE, source, (1, height, width))]
-            # A picture of 1 x 200 pixels is padding in every row of its tiles.
+            # The tiles of a picture of 1 x 200 pixels, for example, contain nothing but padding.
             out[IMAGE] += [Part(IMAGE, source, (1, *second))] * (second[0] > 0)
     if _is_given(VIDEO, arguments):
         out[VIDEO] = Parts()
@@ -230,18 +230,18 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
 
 
 def _alone(counts) -> list[bool]:
-    """Of every image whether it is alone in its prompt: the others of LLaVA-OneVision have no tiles."""
+    """For each image, whether it is the only one in its prompt. In LLaVA-OneVision only such images have tiles."""
     return [number == 1 for number in _listed(counts) for _ in range(number)]
 
 
 def images_of_each(counts, rows: Sequence[int]) -> list[int]:
-    """What batch_num_images is of some of the images, or of some more than once.
+    """batch_num_images for a selection of images, which may be repeated.
 
     Args:
-        counts: batch_num_images. rows: numbers of images.
+        counts: batch_num_images. rows: the numbers of the selected images.
 
     Raises:
-        InputError: one image of a prompt with several, without the others: counts cannot say that it has no tiles.
+        InputError: a single image of a prompt with several: counts could not express that it has no tiles.
     """
     alone, out = _alone(counts), list[int]()
     for single, same in itertools.groupby(alone[row] for row in rows):
@@ -260,15 +260,15 @@ def _is_given(kind: str, arguments: dict) -> bool:
 
 
 def _most_tiles(config) -> int | None:
-    """As many tiles as a picture's features are scaled down to, where a model does that; an argument of forward of the
-    same name is read by nobody."""
+    """The number of tiles to whose size a picture's features are scaled down; None for models that do not do so. (The
+    argument vision_aspect_ratio of forward has no effect.)"""
     if not hasattr(config, "vision_aspect_ratio"):
         return None
     return int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
 
 
 def _unpadded(config, size: list[int], side: int, most: int | None) -> Size:
-    """(rows, columns and a newline) of a picture's tiles together, as the model's own unpad_image leaves them."""
+    """(rows, columns + 1 for the newline) of a picture's tiles together, as the model's own unpad_image leaves them."""
     pixels = config.vision_config.image_size
     best = select_best_resolution(tuple(size), config.image_grid_pinpoints)
     rows, columns = (side * (length // pixels) for length in best)
@@ -286,14 +286,14 @@ def _unpadded(config, size: list[int], side: int, most: int | None) -> Size:
 
 
 def _patches(config) -> Size:
-    """Of a tower that gives a token for each patch."""
+    """(height, width) of a tile in tokens, for a tower that gives one token per patch."""
     vision = config.vision_config
     sides = zip(_pair(vision.image_size), _pair(vision.patch_size))
     return tuple(size // patch for size, patch in sides)  # type: ignore[return-value] # two
 
 
 def _shuffled(factor: Callable[[Any], float]) -> Callable[[Any], Size]:
-    """Of one whose tokens are joined by a pixel shuffle to so much smaller a side."""
+    """As _patches(), for a tower whose tokens a pixel shuffle joins: each side is multiplied by the factor."""
     return lambda config: tuple(round(side * factor(config)) for side in _patches(config))  # type: ignore[return-value]
 
 
@@ -302,12 +302,12 @@ def _has_class_token(config) -> bool:
 
 
 def _tower(config) -> str:
-    """Its kind; a checkpoint of Idefics 3 or SmolVLM may call its own "idefics3"."""
+    """The tower's model_type, from the config's class: Idefics 3 or SmolVLM checkpoints may say just "idefics3"."""
     return type(config.vision_config).model_type
 
 
 def _internvit_blocks(config) -> int:
-    """PVC's blocks attend over time, too."""
+    """How many blocks a method may work in: none with PVC, whose blocks also attend over time."""
     return 0 if hasattr(config, "pvc") else config.vision_config.num_hidden_layers
 
 

@@ -1,12 +1,12 @@
-"""Steps at the pixels: what of a batch's pictures goes into the vision tower, and the tower run on that alone.
+"""Steps at the pixels: the part of a batch's pictures that enters the vision tower, and how the tower runs on it.
 
-It is given the patches of the kept cells, and what it would work out from the grids is worked out for whole grids and
-picked for these: a patch keeps its place in its picture, and a frame's patches attend to each other. transformers 5.9
-and newer take that as arguments; for older ones the tower's own methods are stood in for, on the instance and during
-the call. So nothing inside the tower changes.
+The tower gets only the patches of the kept cells. What it would compute from the grids is computed here for whole grids
+and selected for those patches, so that a patch keeps its place in its picture, and a frame's patches attend to each
+other. transformers 5.9 and newer accept that as arguments; in older ones the tower's own methods are replaced on the
+instance during the call. Nothing inside the tower changes.
 
-Cells that are to leave later (PixelPrune's leave_after) enter with all others. What is kept is picked from the tower's
-output, and between its blocks by the pass of engine/dropping.py.
+Cells that are to leave later (PixelPrune's leave_after) enter with all others. The kept ones are selected between the
+tower's blocks, by the pass of engine/dropping.py, or from its output.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.utils.reading import UnreadableError, read_json
 
-_FILES = ("preprocessor_config.json", "processor_config.json")  # of a checkpoint; the second may hold the first
+_FILES = ("preprocessor_config.json", "processor_config.json")  # a checkpoint's; the second may contain the first
 
 
 def pixel_values(model, vision: VisionTokens, processor: Any = None) -> VisionTokens:
-    """What the family says of its visual tokens, with the normalisation that the processor says, or the checkpoint that
-    the model was loaded from, if it lies in a folder here; else the family's own.
+    """The family's VisionTokens with the normalisation of the processor; without a processor, that of the checkpoint
+    that the model was loaded from, if it is a local folder; else the family's default.
 
     Raises:
-        InputError: a processor's mean and std that are none.
+        InputError: the processor's mean and std are not of the same channels.
     """
     if vision.pixels is None:
         return vision
@@ -49,13 +49,13 @@ def pixel_values(model, vision: VisionTokens, processor: Any = None) -> VisionTo
 
 
 def processed_cells(processor: Any, pixels: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """[rows, columns, values] in [0, 1], the cells of a picture that a processor has laid out.
+    """[rows, columns, values] in [0, 1], the cells of a picture as a processor returned it.
 
     Args:
-        pixels: [patches, values of a patch] of one picture of one frame. grid: (1, height, width) in patches.
+        pixels: [patches, values of a patch] of one picture. grid: (1, height, width) in patches.
 
     Raises:
-        InputError: a processor's mean and std that are none.
+        InputError: the processor's mean and std are not of the same channels.
     """
     maker = getattr(processor, "image_processor", processor)
     values = _normalised(PixelValues(maker.temporal_patch_size, CLIP_MEAN, CLIP_STD), _processor_says(maker))
@@ -78,7 +78,7 @@ def _checkpoint_says(folder: str) -> Mapping[str, Any]:
 
 
 def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
-    """With the mean, std and factor of a processor, as far as it names them."""
+    """`values` with the mean, std and factor of a processor, as far as it states them."""
     mean, std = said.get("image_mean"), said.get("image_std")
     if said.get("do_normalize") is False:
         mean, std = [0.0] * len(values.mean), [1.0] * len(values.std)
@@ -89,7 +89,7 @@ def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
     )
     if len(mean) != len(std) or not mean:
         raise InputError(f"the image processor's image_mean {mean} and image_std {std} are not of the same channels")
-    # 1 / 255 is what it is almost everywhere: then nothing is to be multiplied.
+    # The factor is nearly always 1 / 255, so that scale is 1 up to rounding: nothing needs to be multiplied then.
     return replace(values, mean=mean, std=std, scale=1.0 if abs(scale - 1) < 1e-6 else scale)
 
 
@@ -100,13 +100,13 @@ def chosen_cells(
     images: Sequence[Sequence[int]] | None,
     videos: Sequence[Sequence[int]] | None,
 ) -> Chosen | None:
-    """What the step at the pixels keeps of the visual tokens of all images and videos; None where there are none.
+    """The visual tokens of all images and videos that the step at the pixels keeps; None without images and videos.
 
     Args:
         pixels: [patches, values of a patch] of all images. images, videos: (frames, height, width) of each in patches.
 
     Raises:
-        InputError: images that come without their pixels, and grids that are none.
+        InputError: images without their pixels, or malformed grids.
     """
     vision = compression.vision
     pictures, clips = (
@@ -125,11 +125,12 @@ def chosen_cells(
 
 @dataclass(frozen=True)
 class KeptPatches:
-    """What the tower is given of all images, then all videos.
+    """The patches of all images, then of all videos, that the tower is given.
 
     Args:
-        rows: [P] int64 index of each kept patch, where they were chosen. grid: [n, 3] patches of each image and video.
-        tokens: [V] bool, the kept tokens. merged: patches of a token.
+        rows: [P] int64 index of each kept patch, on the device that chose them.
+        grid: [n, 3] patches of each image and video.
+        tokens: [V] bool, which tokens are kept. merged: patches of a token.
         frames: [F] int64, how many kept patches each frame has.
     """
 
@@ -141,7 +142,7 @@ class KeptPatches:
 
     @classmethod
     def of(cls, chosen: Chosen, grid: torch.Tensor, merge_size: int, patches: int) -> KeptPatches:
-        """Of a tower that is given so many patches before any is dropped: those of the first frames of `chosen`."""
+        """For a tower whose input has `patches` patches before dropping: those of the first frames of `chosen`."""
         merged = merge_size**2
         given = np.cumsum(chosen.tokens) * merged <= patches
         frames = np.array(chosen.stay)[given]
@@ -152,16 +153,16 @@ class KeptPatches:
 
     @property
     def as_frames(self) -> torch.Tensor:
-        """[F, 3], a grid for each frame, of which only the number of patches is right: what attends to each other."""
+        """[F, 3] a grid for each frame, right only in its number of patches, for the borders that attention needs."""
         return torch.stack([torch.ones_like(self.frames), self.frames, torch.ones_like(self.frames)], dim=1)
 
     def picked(self, values: torch.Tensor) -> torch.Tensor:
-        """The kept of [all patches, ...]."""
+        """[P, ...] the rows of values [all patches, ...] for the kept patches."""
         return values.index_select(0, upload(self.rows, values.device))
 
     def windows(self, index: torch.Tensor, borders: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which kept token comes when in a tower that goes window by window, and where windows with some begin and end
-        (patches), from the same of all tokens: [V] and [windows + 1]."""
+        """The order of the kept tokens in a tower that works window by window, and the borders, in patches, of those
+        windows that keep some [windows + 1]. index, borders: the same for all tokens."""
         index, borders = index.to(self.tokens.device), borders.to(self.tokens.device)
         kept = self.tokens[index]
         number = self.tokens.cumsum(0) - 1
@@ -171,16 +172,16 @@ class KeptPatches:
 
 
 def run_on_chosen(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chosen, **more: Any):
-    """A vision tower's output of what is kept of all images, then all videos, where something is dropped.
+    """A vision tower's output for the kept tokens of all images, then all videos, if any tokens are dropped.
 
     Args:
-        model: the ...Model inside the one for conditional generation. pixels: [patches, values], of all patches.
-        grid: [n, 3] patches of each. more: of the tower's arguments.
+        model: the ...Model inside the one for conditional generation. pixels: [patches, values] of all patches.
+        grid: [n, 3] patches of each image and video. more: further arguments of the tower.
     """
     tower, merge_size = model.visual, model.compression.vision.merge_size
     if not chosen.leave:
         return run_on_kept(tower, pixels, KeptPatches.of(chosen, grid, merge_size, len(pixels)), **more)
-    # Uploaded before the tower is started.
+    # Upload before the tower starts, so that the host does not wait for it.
     kept = upload(chosen.first(len(pixels) // merge_size**2), grid.device)
     output = tower(pixels.to(grid.device, tower.dtype), grid_thw=grid, return_dict=True, **more)
     output.pooler_output = output.pooler_output.index_select(0, kept.to(output.pooler_output.device))
@@ -190,13 +191,10 @@ def run_on_chosen(model, pixels: torch.Tensor, grid: torch.Tensor, chosen: Chose
 
 
 def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):
-    """A vision tower's output of the kept patches of pixels [patches, values].
+    """A vision tower's output for the kept patches of pixels [patches, values].
 
     Args:
-        more: of the tower's arguments.
-
-    Raises:
-        InputError: a tower whose parts are not known.
+        more: further arguments of the tower.
     """
     pixels = kept.picked(pixels).to(kept.grid.device, tower.dtype)
     if hasattr(type(tower), "rot_pos_emb"):
@@ -206,7 +204,7 @@ def run_on_kept(tower, pixels: torch.Tensor, kept: KeptPatches, **more: Any):
 
 
 def _arguments(tower, kept: KeptPatches) -> dict[str, torch.Tensor]:
-    """What transformers 5.9 and newer would work out from the grids."""
+    """The arguments that a tower of transformers 5.9 and newer would otherwise compute from the grids."""
     own = vars(sys.modules[_known_class(tower).__module__])
     size = tower.config.spatial_merge_size
     arguments = {"position_ids": kept.picked(own["get_vision_position_ids"](kept.grid, size))}
@@ -232,13 +230,13 @@ def _arguments(tower, kept: KeptPatches) -> dict[str, torch.Tensor]:
 
 
 def _known_class(tower) -> type:
-    """transformers' class of a tower, which others (fully_shard) may have made a class from."""
+    """transformers' class of a tower, whose own class may be derived from it (by fully_shard)."""
     return next(base for base in type(tower).__mro__ if base.__module__.startswith("transformers.models."))
 
 
 @contextlib.contextmanager
 def _stood_in_for(tower, kept: KeptPatches) -> Iterator[None]:
-    """Older transformers: the tower's methods that work with the grids give what is of the kept patches."""
+    """Context for older transformers: the tower's methods that use the grids return the kept patches' values."""
     saved = {name: vars(tower)[name] for name in ("rot_pos_emb",) if name in vars(tower)}
     made: dict[str, Any] = {"rot_pos_emb": kept.picked(tower.rot_pos_emb(kept.grid))}
     if hasattr(tower, "fast_pos_embed_interpolate"):

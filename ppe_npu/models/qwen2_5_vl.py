@@ -1,7 +1,6 @@
 """Qwen2.5-VL in transformers.
 
-Modifications: those of vision_language.py, nothing of its own. M-RoPE sections stand side by side; a video's time runs
-in seconds.
+Modifications: only those of vision_language.py. M-RoPE sections are contiguous; a video's time is in seconds.
 """
 
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
@@ -15,8 +14,8 @@ from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen2_5_VLForConditionalGeneration", "PVCQwen2_5_VLForConditionalGeneration")
 LAYERS = {"Qwen2_5_VLDecoderLayer": "Qwen2_5_VLAttention"}  # and the attention in them
-PAIRS = HALVES  # which channels of a head are turned together
-TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same of the vision tower's blocks
+PAIRS = HALVES  # which channels of a head are rotated together
+TOWER = {"Qwen2_5_VLVisionBlock": "Qwen2_5_VLVisionAttention"}  # the same for the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:

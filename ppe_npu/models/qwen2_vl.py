@@ -1,7 +1,6 @@
 """Qwen2-VL in transformers.
 
-Modifications: those of vision_language.py, nothing of its own. M-RoPE sections stand side by side; a video's time
-counts frames.
+Modifications: only those of vision_language.py. M-RoPE sections are contiguous; a video's time counts frames.
 """
 
 from ppe_npu.engine.pixels import CLIP_MEAN, CLIP_STD, PixelValues
@@ -15,8 +14,8 @@ from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen2VLForConditionalGeneration",)
 LAYERS = {"Qwen2VLDecoderLayer": "Qwen2VLAttention"}  # and the attention in them
-PAIRS = HALVES  # which channels of a head are turned together
-TOWER = {"Qwen2VLVisionBlock": "VisionAttention"}  # the same of the vision tower's blocks
+PAIRS = HALVES  # which channels of a head are rotated together
+TOWER = {"Qwen2VLVisionBlock": "VisionAttention"}  # the same for the vision tower's blocks
 
 
 def vision_tokens(config) -> VisionTokens:

@@ -2,12 +2,12 @@
 
 Modifications: those of vision_language.py, and
 * the decoder always runs stage by stage (decoder.py): three of four layers are linear attention (a convolution and a
-  recurrence), which see the order of tokens and no positions. They are given a 2D mask of padding, which a decoder that
-  is handed a 4D one keeps from them.
+  recurrence), which depends on the order of tokens but not on positions. They need a 2D mask of padding, which
+  transformers' own decoder would not pass to them when it is given a 4D mask.
 
-Tokens may be merged on entry of any layer: a linear layer's state is of the tokens that it was given, as a KV cache's
-places are. What is looked at in a layer (FastV and its like) only full attention has. The M-RoPE axes take turns over
-the rotated quarter of a head's channels. The frames of a video stand apart, as Qwen3-VL's do.
+Tokens may be merged on entry of any layer: like a KV cache, a linear layer's state covers the tokens that the layer was
+given. Methods that look into a layer (FastV and others) need one with full attention. The M-RoPE axes are
+interleaved over the rotated quarter of a head's channels. The frames of a video are separate runs, as in Qwen3-VL.
 """
 
 from ppe_npu.engine.compression import Compression
@@ -21,7 +21,7 @@ from ppe_npu.models.vision_language import uninstall as uninstall
 
 CLASSES = ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration")
 LAYERS = {"Qwen3_5DecoderLayer": "Qwen3_5Attention", "Qwen3_5MoeDecoderLayer": "Qwen3_5MoeAttention"}
-PAIRS = HALVES  # which channels of a head are turned together
+PAIRS = HALVES  # which channels of a head are rotated together
 TOWER = {"Qwen3_5VisionBlock": "Qwen3_5VisionAttention", "Qwen3_5MoeVisionBlock": "Qwen3_5MoeVisionAttention"}
 
 

@@ -4,8 +4,8 @@ Modifications: those of vision_language.py, and
 * the vision tower's deepstack features, which the first decoder layers add to the visual tokens that leave them, are
   merged by the groups of the tokens; the decoder always runs stage by stage (decoder.py).
 
-M-RoPE axes take turns over the channels. The frames of a video stand apart, each after a text that says its second:
-each is a run of its own, with positions of its own.
+M-RoPE axes are interleaved over the channels. The frames of a video are separate runs, each after a text that tells its
+second, and each with its own positions.
 """
 
 from ppe_npu.engine.compression import Compression
@@ -23,11 +23,11 @@ LAYERS = {  # and the attention in them
     "Qwen3VLTextDecoderLayer": "Qwen3VLTextAttention",
     "Qwen3VLMoeTextDecoderLayer": "Qwen3VLMoeTextAttention",
 }
-TOWER = {  # the same of the vision tower's blocks
+TOWER = {  # the same for the vision tower's blocks
     "Qwen3VLVisionBlock": "Qwen3VLVisionAttention",
     "Qwen3VLMoeVisionBlock": "Qwen3VLMoeVisionAttention",
 }
-PAIRS = HALVES  # which channels of a head are turned together
+PAIRS = HALVES  # which channels of a head are rotated together
 
 
 def vision_tokens(config) -> VisionTokens:

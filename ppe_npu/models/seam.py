@@ -1,7 +1,7 @@
-"""Replacing methods of one module instance, and putting back what was there.
+"""Replacing methods of one module instance, and restoring the previous ones.
 
-Classes stay as they are. Bound methods (and no closures) are installed, so that copy.deepcopy of a compressed model
-gives an independent compressed model.
+Classes are not changed. Bound methods, not closures, are installed, so that copy.deepcopy of a compressed model gives
+an independent compressed model.
 
 Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22.2 and 5.24.0:
 
@@ -12,28 +12,28 @@ Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22
     compress(), of its .model: forward
     compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
         (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)
-    its first pass for the loss alone, of its lm_head: forward (loss.py)
+    the first pass that computes only the loss, of its lm_head: forward (loss.py)
     compress(), of a decoder layer, where FastV runs as published: forward (seeing_ahead.py)
     compress(), where a step works inside the tower, of .model.visual and its blocks (tower_blocks.py), or of InternVL's
         .model.vision_tower, its encoder and layers (tile_blocks.py): forward
-    compress(), of its .model.visual, where a step drops cells of pictures, and in older transformers (5.2) alone:
-        rot_pos_emb, fast_pos_embed_interpolate and get_window_index, while it runs (pixels.py)
+    compress(), of its .model.visual, where a step drops cells of pictures, only in older transformers (5.2) and only
+        while it runs: rot_pos_emb, fast_pos_embed_interpolate and get_window_index (pixels.py)
     fuse(), of norms, MLPs and attentions: forward (fused.py)
 
-compat.py has what differs between these versions (the KV cache's name among them), known.py what a
-decoder may be made of.
+compat.py handles what differs between these versions (such as the KV cache's name), known.py lists the parts that a
+decoder may have.
 
-Why not by transformers' own hooks (read in 5.2.0, 5.22.2 and 5.24.0):
+Why transformers' own hooks are not used (as read in 5.2.0, 5.22.2 and 5.24.0):
 
-    AttentionInterface: an entry belongs to the process and is chosen by config._attn_implementation, and neither the
-        process nor a config is changed here. It is called after the rotary embedding, so that one would stay an
-        override for its fused operator. The vision tower calls it once per window, unless its name holds "flash":
-        then transformers takes it for flash attention in other places, too. The override of a decoder's attention is
-        as long as an entry with its mask would be, and the tower's has no counterpart.
-    AttentionMaskInterface: an implementation without an entry of its own gets no mask at all, not even for padding;
-        with one it is given transformers' 4D mask, which is what the segments of a padded prompt are there to avoid.
-    kernel layers (of norms, and in newer releases of the rotary embedding): they need the package `kernels`, which
-        fetches what it runs from the hub, and are mapped by the names of classes, not by instances.
+    AttentionInterface: an entry is global to the process and is chosen by config._attn_implementation; this package
+        changes neither. It is called after the rotary embedding, so that the fused rotary operator would still need an
+        override. The vision tower calls it once per window, unless its name contains "flash", but then transformers
+        treats it as flash attention in other places, too. An entry with its mask would be as long as the override of a
+        decoder's attention, and could not replace the tower's.
+    AttentionMaskInterface: an implementation without an entry gets no mask at all, not even for padding; with an entry
+        it gets transformers' 4D mask, which the segments of a padded prompt are meant to avoid.
+    kernel layers (for norms, and in newer releases for the rotary embedding): they need the package `kernels`, which
+        downloads the code that it runs from the hub, and are mapped by class name, not by instance.
 """
 
 import copy
@@ -46,7 +46,7 @@ from typing import Any
 
 import torch
 
-_SAVED = "_ppe_saved_methods"  # of a module: by name an _Override
+_SAVED = "_ppe_saved_methods"  # attribute of a module: {method name: _Override}
 _HOOKED = "_old_forward"  # where accelerate's hooks keep the forward that they call
 
 
@@ -55,9 +55,9 @@ class _Override:
     """One method of one instance.
 
     Args:
-        function: function(module, **kwargs) stands in for it.
-        saved: the instance's own attribute of that name before, None where it had none.
-        idle: whether it was taken back but had to stay, because somebody has wrapped it meanwhile.
+        function: called as function(module, **kwargs) in place of the method.
+        saved: the instance's own attribute of that name from before, or None.
+        idle: whether it was taken back but had to stay installed, because other code has wrapped it meanwhile.
     """
 
     function: Callable
@@ -68,11 +68,11 @@ class _Override:
 def override(module: torch.nn.Module, name: str, function: Callable, show: tuple[str, ...] = ()) -> None:
     """Make `function(module, **kwargs)` the method `name` of this instance.
 
-    Callers see the signature that the class has, and may pass its arguments by place: they arrive by name. Where an
-    idle override of that name stands under somebody's wrapper, it is put in force again there.
+    Callers see the class's signature; arguments that they pass by position reach `function` by name. An idle override
+    of that name, which other code has wrapped, is put in force again inside its wrapper.
 
     Args:
-        show: parameters that it shall show, whether the class has them or not.
+        show: parameters to show in the signature in addition to the class's.
     """
     overrides = vars(module).setdefault(_SAVED, {})
     if name in overrides:
@@ -86,7 +86,7 @@ def override(module: torch.nn.Module, name: str, function: Callable, show: tuple
 def original(module: torch.nn.Module, name: str) -> Callable:
     """The method that was in force before override()."""
     saved = vars(module)[_SAVED][name].saved
-    # No bound method: torch.compile takes one to be the attribute of that name, which is the override.
+    # Not a bound method: torch.compile would look it up as the attribute of that name, which is the override.
     return saved if saved is not None else functools.partial(getattr(type(module), name), module)
 
 
@@ -97,8 +97,8 @@ def is_overridden(module: torch.nn.Module, name: str) -> bool:
 
 
 def restore_methods(module: torch.nn.Module) -> None:
-    """Take every override of this instance back. A wrapper that somebody has put around one (a mixed precision's, a
-    hook's) stays where it is, and what it wraps does what was done before."""
+    """Take back every override of this instance. A wrapper that other code has put around one (mixed precision, a hook)
+    stays in place; the override inside it stays, idle, and calls the previous method."""
     kept = {}
     for name, override in vars(module).pop(_SAVED, {}).items():
         slot = next((slot for slot in _slots(module, name) if _is_ours(vars(module).get(slot))), None)
@@ -115,25 +115,25 @@ def restore_methods(module: torch.nn.Module) -> None:
 
 
 def _slots(module: torch.nn.Module, name: str) -> list[str]:
-    """The attributes that may hold a method: accelerate's hooks put a forward of theirs before the one that was there,
-    and when they go they bring that one back."""
+    """The attributes that may hold a method: accelerate's hooks replace forward by their own, keep the previous one in
+    _HOOKED, and restore it from there when they are removed."""
     return [name, _HOOKED] if name == "forward" and _HOOKED in vars(module) else [name]
 
 
 def _is_ours(method: Any) -> bool:
-    """Whether a method is an override itself: who wraps one copies its attributes to the wrapper."""
+    """Whether a method is itself an override, and not a wrapper of one with copies of its attributes."""
     function = getattr(method, "__func__", method)
     return getattr(function, "_ppe_itself", None) is function
 
 
 def is_shallow_copy(module: torch.nn.Module) -> bool:
-    """Whether this is a copy.copy of a module with overrides: they are the original's, and so are its submodules."""
+    """Whether this is a copy.copy of a module with overrides: its overrides and submodules are the original's."""
     methods = [vars(module).get(name) for name in vars(module).get(_SAVED, ())]
     return any(isinstance(method, MethodType) and method.__self__ is not module for method in methods)
 
 
 def own_submodules(module: torch.nn.Module, *names: str) -> None:
-    """Give a shallow copy submodules of its own: shallow copies again, with the same parameters."""
+    """Give a shallow copy its own dict of submodules, with shallow copies (of the same parameters) for these names."""
     own = {name: copy.copy(child) if name in names else child for name, child in module._modules.items()}
     vars(module)["_modules"] = own
 
@@ -158,13 +158,13 @@ def _with_signature(method: Callable, name: str, show: tuple[str, ...]) -> Calla
     rest = [parameter for parameter in shown if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     extra = [inspect.Parameter(own, inspect.Parameter.KEYWORD_ONLY, default=None) for own in show if own not in names]
     shown = [parameter for parameter in shown if parameter not in rest] + [*extra, *rest]
-    outer: Any = replacement  # functions have these attributes; their type in typeshed has not
+    outer: Any = replacement  # functions have these attributes; their type in typeshed does not
     inner: Any = alone
     for function in (outer, inner):
         functools.update_wrapper(function, method)
         function.__signature__ = signature.replace(parameters=shown)
         function._ppe_itself = function
-    # accelerate's unwrap_model takes mixed precision off by following __wrapped__ to its end: there we are, too.
+    # accelerate's unwrap_model removes mixed precision by following __wrapped__ to its end, so that is ours, too.
     outer.__wrapped__ = inner
     del inner.__wrapped__
     return outer

@@ -1,10 +1,10 @@
-"""The decoder layer before FastV's cut as its published code runs it, for `fastv` with released=true.
+"""The decoder layer before FastV's cut, as the published code runs it, for `fastv` with released=true.
 
-That code makes the layer attend by itself, so as to see its weights, and gives it no causal mask: in a prompt each
-token hears those behind it, too. Its softmax rounds the weights to fp16, in later steps as well.
+That code computes this layer's attention itself, to get the weights, and without a causal mask: each token of a prompt
+attends to later ones, too. Its softmax rounds the weights to fp16, in later steps as well.
 
-Modifications (on the given instance only): that layer's forward. Its parts are called as it calls them, but for its
-attention, whose projections are called in its place.
+Modifications (on the given instance only): that layer's forward. It calls the layer's parts as the original does, but
+for the attention module, whose projections it calls directly.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.fused import heads_of
 from ppe_npu.models.seam import is_overridden, override, own_submodules, restore_methods
 
-LAYERS = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer")  # what the published code knows, and what is like it
+LAYERS = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer")  # the published code's layer, and a similar one
 
 
 def layers_of(methods: Iterable[Method]) -> set[int]:
-    """The decoder layers that these methods want to run as published."""
+    """The decoder layers that must run as published for these methods."""
     return {layer - 1 for method in methods if method.sees_ahead for layer in method.layers}
 
 
 def check_ahead(layers, methods: Iterable[Method]) -> None:
-    """Raise InputError where such a layer is of a class that the published code does not know."""
+    """Raise InputError where such a layer's class is not in LAYERS."""
     for method in methods:
         for name in {type(layers[number]).__name__ for number in layers_of([method])} - set(LAYERS):
             raise InputError(
@@ -40,20 +40,20 @@ def check_ahead(layers, methods: Iterable[Method]) -> None:
 
 
 def install_ahead(text, methods: Iterable[Method]) -> None:
-    """Let layers of a text model see ahead."""
+    """Let the layers of a text model that these methods need attend to later tokens."""
     for number in layers_of(methods):
         override(text.layers[number], "forward", _layer_forward)
 
 
 def uninstall_ahead(text) -> None:
-    """Take that back, if it is there."""
+    """Undo install_ahead(), if it changed any layers."""
     for layer in text.layers:
         if is_overridden(layer, "forward"):
             restore_methods(layer)
 
 
 def detach_ahead(text) -> None:
-    """Give a shallow copy of a text model such layers of its own, around the same parameters."""
+    """Give a shallow copy of a text model its own copies of such layers, around the same parameters."""
     names = [name for name, layer in text.layers.named_children() if is_overridden(layer, "forward")]
     if names:
         own_submodules(text, "layers")
@@ -61,19 +61,19 @@ def detach_ahead(text) -> None:
 
 
 def _layer_forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-    """hidden_states [B, L, C]; the rest as a layer of staged_forward is given it."""
+    """hidden_states [B, L, C]; kwargs: the arguments of a layer in staged_forward()."""
     hidden_states = hidden_states + _heard(self.self_attn, self.input_layernorm(hidden_states), kwargs)
     return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 def _heard(attention, rows: torch.Tensor, kwargs: dict) -> torch.Tensor:
-    """[B, L, C] what tokens [B, L, C] hear of all that are there."""
+    """[B, L, C] attention output of tokens [B, L, C], each of which attends to all real tokens."""
     cache = cache_of(kwargs)
-    table = [part[0] if part.ndim == 4 else part for part in kwargs["position_embeddings"]]  # ours, thrice
+    table = [part[0] if part.ndim == 4 else part for part in kwargs["position_embeddings"]]  # one table, three times
     query, key, value = heads_of(attention, rows, table, cache, kwargs.get("cache_position"))
     mask = _there(kwargs, len(rows))
     if mask is None and cache is not None and cache.layers[attention.layer_idx].is_compileable:
-        key, value = (part[:, :, : query.shape[2]] for part in (key, value))  # of a static cache's whole length
+        key, value = (part[:, :, : query.shape[2]] for part in (key, value))  # the rest of a static cache is empty
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     scores = query @ key.transpose(2, 3) / math.sqrt(attention.head_dim)
@@ -84,8 +84,8 @@ def _heard(attention, rows: torch.Tensor, kwargs: dict) -> torch.Tensor:
 
 
 def _there(kwargs: dict, samples: int) -> torch.Tensor | None:
-    """[B, 1, 1 or L, T] bool, which tokens are there: of a 4D mask those that any token of the sample sees, beside
-    itself; padding sees itself alone. None: all."""
+    """[B, 1, 1 or L, T] bool, which tokens are real; None: all. With a 4D mask, those that a row itself sees and those
+    seen by any row that sees several (padding sees only itself)."""
     mask, segments = kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING).segments
     if mask is None and segments is not None and segments.tokens is not None:
         return (segments.tokens < segments.borders[-1]).view(samples, 1, 1, -1)
@@ -95,4 +95,4 @@ def _there(kwargs: dict, samples: int) -> torch.Tensor | None:
     seen = seen.any(1, keepdim=True)
     several = seen.sum(-1, keepdim=True) > 1
     there = seen | (seen & several).any(2, keepdim=True)
-    return there | ~there.any(-1, keepdim=True)  # a row that may see nothing has no softmax
+    return there | ~there.any(-1, keepdim=True)  # softmax of a row that sees nothing would be nan

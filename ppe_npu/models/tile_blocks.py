@@ -1,15 +1,15 @@
-"""InternVL's tower on some of its rows: how it runs what engine/inside.py asks for.
+"""Running InternVL's tower on some of its rows, as the passes of engine/inside.py need it.
 
-Its rows are those of tiles, one after the other: a class token, and then the tile's patches. The class token always
-stays; it competes with nobody, and nobody is rebuilt from it.
+Its rows are those of the tiles, one after the other: a class token, followed by the tile's patches. The class token is
+always kept: it does not compete with patches, and no patch is rebuilt from it.
 
 Modifications (on the given instance only, where a method works inside the tower):
 * the tower's forward: makes a pass where none is given.
-* its encoder's forward: hands the pass to its layers under the keyword `ppe`, which the tower's own forward does not.
+* its encoder's forward: gives the pass to its layers under the keyword `ppe`, which the tower's own forward does not.
 * every layer's forward: runs through the pass.
 
-Attention asks backends.attention, with other borders for queries than for keys, where transformers' own "sdpa" or flash
-attention was chosen. Who names another one gets that one: on all rows, or tile by tile.
+With transformers' own "sdpa" or flash attention, attention calls backends.attention, with separate borders for queries
+and keys. Any other chosen implementation stays in use, on all rows or tile by tile.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ppe_npu.models.tower_blocks import OURS
 from ppe_npu.models.tower_seam import TowerSeam
 
 BLOCKS = {"InternVLVisionLayer": "InternVLVisionAttention"}
-# On its way from the tower's forward to its encoder's, within one call: transformers' own hands no argument on.
+# The pass, from the tower's forward to its encoder's within one call: transformers' own forward passes no arguments on.
 _ON_ITS_WAY: ContextVar[Rebuilding | None] = ContextVar("ppe_pass", default=None)
 
 
 def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor) -> Rebuilding | None:
-    """The pass for the tiles of these parts, in which prompts do not compete with each other; None while nothing works
-    inside the tower (a teacher's pass, see loss.uncompressed).
+    """The pass for the tiles of these parts, in which prompts do not compete with each other; None while no method
+    works inside the tower (in a teacher's pass, see loss.uncompressed).
 
     Args:
-        model: the ...Model. parts: images and frames of videos, in the order of their tiles. samples: of each part the
-            prompt that it stands in. pixels: [tiles, channels, height, width].
+        model: the ...Model. parts: images and frames of videos, in the order of their tiles.
+        samples: for each part the prompt that contains it. pixels: [tiles, channels, height, width].
     """
     if model.compression.inside is None:
         return None
@@ -56,8 +56,8 @@ def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor)
 
 
 def _pass(tower, pools: list, pixels: torch.Tensor) -> Rebuilding:
-    """pools: of each tile a name of what its patches compete in. pixels: of the tiles, which may be larger than the
-    config has it."""
+    """pools: for each tile the key of the pool in which its patches compete. pixels: those of the tiles, which may be
+    larger than the config says."""
     height, width = tower.embeddings.patch_size
     patches, where = (pixels.shape[-2] // height) * (pixels.shape[-1] // width), pixels.device
     order = sorted(range(len(pools)), key=lambda tile: pools.index(pools[tile]))
@@ -77,10 +77,10 @@ def _tower_forward(self, **kwargs):
 
 
 def _passing(tower, kwargs: dict) -> Rebuilding | None:
-    """The pass, out of a tower's arguments. Of a tower that is called by itself all patches compete that the method
-    does not keep apart."""
+    """The pass, taken out of the tower's arguments. When the tower is called directly, a new one, in which all patches
+    compete that the method does not keep apart."""
     passing, inside = kwargs.pop(KEYWORD, None), tower.compression.inside
-    if inside is None:  # for a while, see loss.uncompressed
+    if inside is None:  # during a teacher's pass, see loss.uncompressed
         return None
     if passing is None:
         tiles = len(kwargs["pixel_values"])
@@ -94,7 +94,7 @@ def _encoder_forward(self, **kwargs):
     from transformers.modeling_outputs import BaseModelOutput
 
     passing, rows = _ON_ITS_WAY.get(), kwargs["hidden_states"]
-    if passing is None:  # called by itself
+    if passing is None:  # called directly
         return original(self, "forward")(**kwargs)
     for layer in self.layer:
         rows = layer(rows, **{KEYWORD: passing})
@@ -104,7 +104,7 @@ def _encoder_forward(self, **kwargs):
 def _layer_forward(number: int, self, **kwargs):
     passing: Rebuilding | None = kwargs.pop(KEYWORD, None)
     rows = kwargs["hidden_states"]
-    if passing is None:  # called by itself
+    if passing is None:  # called directly
         return original(self, "forward")(rows)
     tiles = tuple(rows.shape[:2])
     return passing.run(number, TileBlock(self, tiles), rows.flatten(0, 1)).unflatten(0, tiles)
@@ -120,10 +120,10 @@ TILES = TowerSeam(("vision_tower", "encoder", "layer"), (_tower_forward, _encode
 
 @dataclass(frozen=True)
 class TileBlock:
-    """One call of a layer. See engine/inside.py for what it can do.
+    """One call of a layer. engine/inside.py documents its methods (Block).
 
     Args:
-        module: the layer. tiles: how many there are, and the rows of one.
+        module: the layer. tiles: how many tiles there are, and how many rows each has.
     """
 
     module: Any
@@ -171,10 +171,14 @@ class TileBlock:
     def _heard(
         self, asking: torch.Tensor, asked: torch.Tensor, borders: list[int], others: list[int] | None
     ) -> torch.Tensor:
-        """[n, C] what rows [n, C] hear of others [m, C]: within borders, and those of the others."""
+        """[n, C] the attention output of queries from `asking` [n, C] over keys and values from `asked` [m, C].
+
+        Args:
+            borders: of the segments of queries. others: of those of keys; None: the same.
+        """
         own = self.module.attention
         query, key, value = own.q_proj(asking), own.k_proj(asked), own.v_proj(asked)
-        # Of a norm's weights autocast takes the dtype, which attention does not.
+        # Under autocast a norm's output has its weights' dtype, but attention needs one dtype.
         query, key = (part.to(value.dtype) for part in (own.q_norm(query), own.k_norm(key)))
         heads = [part.unflatten(1, (own.num_heads, -1)).transpose(0, 1)[None] for part in (query, key, value)]
         dropout = own.attention_dropout if own.training else 0.0

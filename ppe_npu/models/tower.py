@@ -1,9 +1,8 @@
-"""What goes on inside the vision tower, for methods that look into its blocks.
+"""Keys and attention scores from inside the vision tower, for methods that look into its blocks.
 
-While the tower runs, hooks stand on these blocks alone: they take its queries and keys from the
-projection that the block has just made, whatever operator attends with them afterwards. No module is called that was
-not called before (ZeRO-3 wants one order in all processes), and a block that gradient checkpointing runs once more is
-not looked into again.
+While the tower runs, there are hooks on those blocks only. They take queries and keys from the projection that the
+block has just computed, whichever operator attends with them afterwards. No additional module is called (ZeRO-3 needs
+the same order in all processes), and a block that gradient checkpointing runs again is not looked into again.
 """
 
 import contextlib
@@ -26,8 +25,8 @@ class Watch:
     """One run of the tower.
 
     Args:
-        parts: of the blocks that have run, in the order of the tower, see TowerTokens.
-        kept: [V] int64, where the tokens that are kept stand in the tower, where it is given others, too.
+        parts: what the blocks that have run gave, in the order of the tower, see TowerTokens.
+        kept: [V] int64 index of the kept tokens in the tower, if it is given others, too; else None.
     """
 
     compression: Compression
@@ -36,10 +35,10 @@ class Watch:
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
 
     def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens:
-        """On the device of the features, and in their order.
+        """The parts on the device of the features, and in their order.
 
         Args:
-            stands: [V] where cells were joined in the tower, the one that each one's group goes on at.
+            stands: [V] if cells were joined in the tower, for each cell the index of the cell that continues its group.
         """
         order = self.plan.on(device).tower_order
         parts = {at: part.to(device) for at, part in self.parts.items()}  # a tower may be spread over devices
@@ -51,7 +50,7 @@ class Watch:
 
     @torch.no_grad()
     def see(self, number: int, attention, qkv: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """A block's projection [T, 3 * H * D], and its rotary table cos, sin [T, D]."""
+        """Take what is wanted from a block's projection [T, 3 * H * D]; table: its cos, sin [T, D]."""
         vision, wanted, chosen = self.compression.vision, self.compression.tower, self.plan.chosen
         patches, whole = vision.merge_size**2, chosen is not None and chosen.runs_whole(number)
         if self.kept is not None and not whole:
@@ -60,7 +59,7 @@ class Watch:
             table = (table[0].index_select(0, rows), table[1].index_select(0, rows))
         heads = qkv.detach().unflatten(-1, (3, attention.num_heads, -1)).permute(1, 2, 0, 3)
         cos, sin = (part[None].float() for part in table)
-        # In fp32, and then rounded, as transformers rotates the vision tower's heads.
+        # In fp32, then rounded, like transformers' rotary embedding of the vision tower.
         query, key = heads[:2, None].float()
         query, key = (part[0].to(qkv.dtype) for part in backends.rotary(query, key, cos, sin))
         found: dict[tuple[str, int], torch.Tensor] = {}
@@ -77,14 +76,14 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(model, plan: PromptPlan, where: torch.device) -> Iterator[Watch]:
-    """Look into the blocks that the model's methods name, while its tower runs on a prompt's pixels, at `where`."""
+    """Context that looks into the blocks that the model's methods name, while its tower runs on the device `where`."""
     watch, handles, eager = Watch(model.compression, plan), [], contextlib.nullcontext()
     numbers = model.compression.tower.all
     if numbers and plan.chosen is not None and plan.chosen.leave:
         kept = as_tensor(kept_in_tower(plan.layout, model.compression.vision.window, plan.chosen))
         watch.kept = upload(kept, where)
     if is_traced(model.visual):
-        eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that come later
+        eager = torch.compiler.set_stance("force_eager")  # compiled code does not see hooks that are added later
     try:
         for number in numbers:
             handles += _hooked(watch, number, model.visual.blocks[number])

@@ -1,11 +1,11 @@
-"""Blocks of the Qwen towers on some of their rows: how a family runs what engine/inside.py asks for.
+"""Running blocks of the Qwen towers on some of their rows, as the passes of engine/inside.py need it.
 
 Modifications (on the given instance only, where a method works inside the tower):
-* the tower's forward: makes a pass, and hands it to its blocks under the keyword `ppe`, as any other argument.
+* the tower's forward: makes a pass, and gives it to its blocks under the keyword `ppe`, like any other argument.
 * every block's forward: runs through the pass.
 
-Attention asks backends.attention, with other borders for queries than for keys, where transformers' own "sdpa" or flash
-attention was chosen, or fuse(). Who names another one gets that one, on all rows, of which some are then thrown away.
+With transformers' own "sdpa" or flash attention, attention calls backends.attention, with separate borders for queries
+and keys. Any other chosen implementation stays in use; where it has to run on all rows, surplus output is discarded.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ppe_npu.models.forward_pass import KEYWORD
 from ppe_npu.models.seam import original
 from ppe_npu.models.tower_seam import TowerSeam
 
-_ON_HOST = WeakTensorKeyDictionary()  # the borders of windows, as long as the tensor that holds them lives
+_ON_HOST = WeakTensorKeyDictionary()  # borders of windows, as long as their tensor lives
 OURS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def _tower_forward(self, **kwargs):
-    """Of a tower that is called by itself all patches compete that the method does not keep apart."""
+    """The tower's forward. When it is called directly, all patches compete that the method does not keep apart."""
     shown = kwargs.get("output_hidden_states") or getattr(self.config, "output_hidden_states", False)
     compression = self.compression
-    if compression.inside is None:  # for a while, see loss.uncompressed
+    if compression.inside is None:  # during a teacher's pass, see loss.uncompressed
         return original(self, "forward")(**kwargs)
     if kwargs.get(KEYWORD) is None:
-        if compression.inside.place == "pixels":  # nobody has chosen
+        if compression.inside.place == "pixels":  # no cells were chosen
             return original(self, "forward")(**kwargs)
         pixels, seen = kwargs["hidden_states"], compression.tower.all
         pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device
@@ -49,7 +49,7 @@ def _tower_forward(self, **kwargs):
 def _block_forward(number: int, self, **kwargs):
     passing: TowerPass | None = kwargs.pop(KEYWORD, None)
     rows = kwargs.pop("hidden_states")
-    if passing is None:  # called by itself
+    if passing is None:  # called directly
         return original(self, "forward")(rows, **kwargs)
     cos, sin = kwargs.pop("position_embeddings")
     return passing.run(number, TowerBlock(self, kwargs.pop("cu_seqlens"), (cos, sin), kwargs), rows)
@@ -64,11 +64,11 @@ GRIDS = TowerSeam(("visual", "blocks"), (_tower_forward,), _block_forward, _widt
 
 @dataclass(frozen=True)
 class TowerBlock:
-    """One call of a block with norm1, attn (qkv, proj), norm2 and mlp. See engine/inside.py for what it can do.
+    """One call of a block with norm1, attn (qkv, proj), norm2 and mlp. engine/inside.py documents its methods (Block).
 
     Args:
         module: the block. cu_seqlens: [segments + 1] borders of its frames or windows.
-        table: cos, sin [L, D] of all rows. others: what else it was called with.
+        table: cos, sin [L, D] of all rows. others: the other arguments of the call.
     """
 
     module: Any
@@ -135,11 +135,11 @@ class TowerBlock:
 
 @dataclass(frozen=True)
 class Some:
-    """Some of the rows that a block's attention is given.
+    """A selection of the rows of a block's attention.
 
     Args:
-        asking: [n] those that are queries, with `borders`. asked: [m] those that are keys and values, None: all, with
-            `asked_borders`.
+        asking: [n] index of the rows that are queries; `borders`: of their segments.
+        asked: [m] index of the rows that are keys and values, None: all; `asked_borders`: of their segments.
     """
 
     asking: torch.Tensor
@@ -151,8 +151,8 @@ class Some:
 def vision_attention(
     attention, rows: torch.Tensor, table: tuple[torch.Tensor, ...], borders: list[int], some: Some | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A tower's attention by ppe_npu.backends, with its projections: [T, C] -> [T, C], or [n, C] of some rows; and the
-    keys [1, heads, m, D] of those that were asked.
+    """A tower's attention by ppe_npu.backends, including its projections: [T, C] -> [T, C], or [n, C] for n of the
+    rows; and the keys [1, heads, m, D].
 
     Args:
         attention: with qkv, proj, num_heads and scaling. table: cos, sin [T, D]. borders: of frames or windows.
@@ -164,7 +164,7 @@ def vision_attention(
         query, key, value = _heads_of_some(attention, rows, table, some.asking)
     else:
         query, key, value = _heads(attention, attention.qkv(rows), 3)
-        # In fp32, as transformers rotates the vision tower's heads.
+        # In fp32, like transformers' rotary embedding of the vision tower.
         cos, sin = (part[None].float() for part in table)
         query, key = (part.to(value.dtype) for part in backends.rotary(query.float(), key.float(), cos, sin))
         if some is not None:
@@ -175,7 +175,7 @@ def vision_attention(
 
 
 def _heads(attention, projected: torch.Tensor, parts: int) -> list[torch.Tensor]:
-    """[T, parts * H * D] -> as many [1, H, T, D]."""
+    """[T, parts * H * D] -> a list of `parts` tensors [1, H, T, D]."""
     heads = projected.unflatten(-1, (parts, attention.num_heads, -1)).permute(1, 2, 0, 3)
     return [part[None] for part in heads]
 
@@ -183,8 +183,8 @@ def _heads(attention, projected: torch.Tensor, parts: int) -> list[torch.Tensor]
 def _heads_of_some(
     attention, rows: torch.Tensor, table: tuple[torch.Tensor, ...], asking: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries [1, H, n, D] of the rows that ask, keys and values [1, H, T, D] of all: a third of the projection is for
-    queries, of which the other rows need none."""
+    """Queries [1, H, n, D] of the rows `asking`, and keys and values [1, H, T, D] of all rows. It spares the other rows
+    the third of the projection that is for queries."""
     qkv = attention.qkv
     sizes = [qkv.out_features // 3, qkv.out_features // 3 * 2]
     weights, biases = (qkv.weight.split(sizes), (None, None) if qkv.bias is None else qkv.bias.split(sizes))
@@ -192,15 +192,15 @@ def _heads_of_some(
     key, value = _heads(attention, linear(rows, weights[1], biases[1]), 2)
     turned = []
     for part, (cos, sin) in ((query, [own.index_select(0, asking) for own in table]), (key, table)):
-        one, two = part.float().chunk(2, dim=1)  # of the heads: each goes where queries and keys go as a rule
+        one, two = part.float().chunk(2, dim=1)  # halves of the heads, in place of queries and keys
         parts = backends.rotary(one, two, cos[None].float(), sin[None].float())
         turned.append(torch.cat(parts, dim=1).to(value.dtype))
     return turned[0], turned[1], value
 
 
 def _can_spare(attention) -> bool:
-    """Whether the projection may be used in parts: it is a linear layer, and calling it does nothing else, as it does
-    with adapters, quantization, shares of its weights elsewhere, and whoever looks on."""
+    """Whether parts of the projection's weights may be used directly: only if it is a plain linear layer whose call has
+    no other effect (adapters, quantization, sharded weights and hooks do have one)."""
     qkv = attention.qkv
     if type(qkv) is not torch.nn.Linear or type(qkv.weight) is not torch.nn.Parameter or "forward" in vars(qkv):
         return False
@@ -209,7 +209,7 @@ def _can_spare(attention) -> bool:
 
 
 def on_host(cu_seqlens: torch.Tensor) -> list[int]:
-    """The borders as a list, read once a forward pass: every block is given the same tensor."""
+    """The borders as a list. Read once per forward pass, because every block is given the same tensor."""
     if cu_seqlens not in _ON_HOST:
         _ON_HOST[cu_seqlens] = cu_seqlens.tolist()
     return _ON_HOST[cu_seqlens]

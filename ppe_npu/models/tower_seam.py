@@ -1,7 +1,7 @@
-"""Where a vision tower stands in a ...Model whose blocks run through a pass (engine/inside.py), and how it gets there.
+"""Installing and removing the overrides that make a vision tower's blocks run through a pass (engine/inside.py).
 
-torch.compile leaves such a tower to Python, whoever compiles it or a block of it: what leaves hangs on the features, so
-that hardly two pictures would share a graph.
+torch.compile does not trace such a tower, even if the tower or one of its blocks is compiled: the patches that leave
+depend on the features, so that hardly two pictures would share a graph.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class TowerSeam:
     """A kind of tower.
 
     Args:
-        path: the names that lead from the ...Model to the tower, and on to its list of blocks.
-        forwards: of each module on the way what its forward is to be.
-        block: what a block's is to be: block(number, self, **kwargs).
-        widths: of a block.
+        path: attribute names that lead from the ...Model to the tower, and on to its list of blocks.
+        forwards: the new forward of each module on that path except the list of blocks.
+        block: the new forward of a block: block(number, self, **kwargs).
+        widths: the function that returns a block's Widths.
     """
 
     path: tuple[str, ...]
@@ -35,7 +35,7 @@ class TowerSeam:
     widths: Callable[[Any], Widths]
 
     def install(self, model, compression: Compression) -> None:
-        """Let patches leave the blocks of a ...Model's tower."""
+        """Make a ...Model's tower and its blocks run through passes."""
         *outer, blocks = self._modules(model)
         vars(outer[0])["compression"] = compression
         compression.widths = self.widths(blocks[0]), _decoder_widths(model.language_model.layers)
@@ -46,7 +46,7 @@ class TowerSeam:
             override(module, "forward", functools.partial(block, number))
 
     def uninstall(self, model) -> None:
-        """Take that back from a ...Model, if it is there."""
+        """Undo install() on a ...Model, if it was called."""
         if not self._is_there(model):
             return
         *outer, blocks = self._modules(model)
@@ -55,7 +55,7 @@ class TowerSeam:
             restore_methods(module)
 
     def detach(self, model) -> None:
-        """Give a shallow copy of a ...Model a tower and blocks of its own, around the same parameters."""
+        """Give a shallow copy of a ...Model its own tower and blocks, around the same parameters."""
         if not self._is_there(model):
             return
         module = model
@@ -73,7 +73,7 @@ class TowerSeam:
 
 
 def _decoder_widths(layers: Iterable) -> Widths | None:
-    """Of a layer of the decoder, where all of them attend."""
+    """The Widths of a decoder layer; None unless all layers have attention."""
     found = list(layers)
     attentions = [getattr(layer, "self_attn", None) for layer in found]
     if not all(hasattr(attention, "q_proj") for attention in attentions):

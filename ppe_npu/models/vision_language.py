@@ -1,30 +1,30 @@
-"""What the Qwen-VL families share: the way from a model's arguments through the engine to its decoder.
+"""The part that the Qwen-VL families share: from a model's arguments through the engine to its decoder.
 
 A family's model is a transformers class for conditional generation with `model.visual` (the vision tower) and
 `model.language_model` (embed_tokens, layers, norm, rotary_emb).
 
 Modifications (on the given instance only):
-* ...ForConditionalGeneration.forward: labels are brought to the output's length before the loss (alignment.py); the
-  output carries them as `labels`. A pass with skip_logits gives the loss alone, by the head's own call (see loss.py).
+* ...ForConditionalGeneration.forward: arranges labels in the output's columns before the loss (alignment.py); the
+  output carries them as `labels`. A pass with skip_logits gives only the loss, by the head's own call (see loss.py).
 * ...Model.forward: finds the visual tokens in the ids, computes the prompt's (t, h, w) itself (transformers changed
-  them between versions, and drops M-RoPE without a word when mm_token_type_ids is missing), merges the vision tower's
-  features, and hands the language model the compressed prompt. Later steps take their mask and positions from what was
-  kept; that state travels with the cache.
-* prepare_inputs_for_generation: a conversation that goes on feeds what the cache has not seen, counted before
-  compression, and only the images and videos in it; prompts are padded on the left whatever side they came padded on,
-  unless nothing is merged.
-  A step into a static cache is given its token alone: all that grows is on the device (engine/cache.py).
-* _expand_inputs_for_generation: repeats images and videos by sample; newer transformers repeats the tower's output
-  instead, and hands the model no grids. _supports_mm_encoder_outputs says that forward takes none.
-* _get_candidate_generator: refuses speculative decoding where it would count wrongly.
-* _prefill: prefills a prompt as a whole. init_continuous_batching: refused, it hands the model no images.
-* _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. Of its own
-  accord transformers records CUDA graphs, which nobody has run with ours.
-* _prepare_position_ids_for_generation: gives none, so that position_ids that arrive are the caller's; where every token
-  stays, transformers' own if a prompt is padded on the right, and ours of long videos (numbering.py).
+  them between versions, and silently drops M-RoPE when mm_token_type_ids is missing), merges the vision tower's
+  features, and hands the language model the compressed prompt. Later steps take their mask and positions from the
+  tokens that were kept; that state travels with the cache.
+* prepare_inputs_for_generation: when a conversation goes on, passes only the columns that the cache has not seen
+  (counted before compression) and the images and videos in them. Prompts are padded on the left, whatever side they
+  were padded on before, unless nothing is merged. A step into a static cache is given only its token, because the
+  state that grows is on the device (engine/cache.py).
+* _expand_inputs_for_generation: repeats images and videos by sample; newer transformers would repeat the tower's output
+  instead, and pass the model no grids. So _supports_mm_encoder_outputs returns False.
+* _get_candidate_generator: refuses speculative decoding where it would miscount columns.
+* _prefill: prefills a prompt as a whole. init_continuous_batching: refused, because it passes the model no images.
+* _valid_auto_compile_criteria: generate() with a static cache compiles only if a compile_config asks for it. By default
+  transformers records CUDA graphs, which are untested on compressed models.
+* _prepare_position_ids_for_generation: returns None, so that any position_ids that arrive are the caller's. If every
+  token is kept, returns transformers' own for a prompt padded on the right, and ours for long videos (numbering.py).
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
-* a decoder layer, where FastV is to run as published: see seeing_ahead.py.
+* a decoder layer, where FastV runs as published: see seeing_ahead.py.
 * language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
 """
 
@@ -71,7 +71,7 @@ _DELTAS = "_ppe_saved_rope_deltas"
 
 
 def decoder_layers(config) -> int:
-    """How many the model with this config has."""
+    """The number of decoder layers of a model with this config."""
     return config.text_config.num_hidden_layers
 
 
@@ -79,13 +79,13 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     """Put the modifications on a model.
 
     Args:
-        staged: whether the decoder runs stage by stage in any case: features of the vision tower enter its first
-            layers, or its own forward takes no position rows.
-        said: arguments that the class does not name and its forward takes now: generate() refuses what it does not see.
+        staged: run the decoder stage by stage in any case, because features of the vision tower enter its first layers,
+            or because its own forward does not take rows of positions.
+        said: arguments to add to the signature of forward, because generate() refuses those that are not in it.
 
     Raises:
-        InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that another
-            compressed model shares.
+        InputError: a rotary embedding, layer or attention that the modifications do not fit, or modules that are shared
+            with another compressed model.
     """
     text = model.model.language_model
     if isinstance(text.rotary_emb, RowRotaryEmbedding):
@@ -104,7 +104,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     vars(model.model)["compression"] = compression
     if hasattr(model.model, "rope_deltas"):
         vars(model.model)[_DELTAS] = model.model.rope_deltas
-    # Older transformers' generate() refuses mm_token_type_ids, newer ones' processors make them: take them anywhere.
+    # Older transformers' generate() refuses mm_token_type_ids, newer processors make them: accept them in both.
     override(model, "forward", causal_lm_forward, show=("mm_token_type_ids", *said))
     install_generation(model)
     override(model.model, "forward", model_forward)
@@ -119,7 +119,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
 def uninstall(model) -> None:
     """Take the modifications off."""
     text = model.model.language_model
-    if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may have been restored with its original
+    if isinstance(text.rotary_emb, RowRotaryEmbedding):  # a shallow copy's may be restored already, with its original
         text.rotary_emb = text.rotary_emb.original
     GRIDS.uninstall(model.model)
     uninstall_ahead(text)
@@ -127,12 +127,12 @@ def uninstall(model) -> None:
         restore_methods(module)
         vars(module).pop("compression", None)
     if _DELTAS in vars(model.model):
-        model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have left a compressed prompt's there
+        model.model.rope_deltas = vars(model.model).pop(_DELTAS)  # generate() may have overwritten it
 
 
 def detach(model) -> None:
-    """Give a shallow copy of a compressed model the modules that the modifications are on, so that taking them off
-    leaves its original alone."""
+    """Give a shallow copy of a compressed model its own copies of the modified modules, so that restoring it does not
+    change the original."""
     own_submodules(model, "model", "lm_head")
     own_submodules(model.model, "language_model")
     own_submodules(model.model.language_model)
@@ -162,8 +162,8 @@ def causal_lm_forward(self, labels=None, **kwargs):
 
 
 def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
-    """What gives the labels as the output stands, and brings there with them what else a loss takes; and whether it
-    can be asked only once the pass is over. The plan that says how is put into the arguments."""
+    """A function that arranges the labels, and the loss's other arguments, in the output's columns; and whether it can
+    be called only after the pass. The prompt's plan is put into kwargs."""
     state = settled(state_of(model.compression, kwargs))
     if not _compresses(state, kwargs):
         return lambda: labels, False
@@ -185,14 +185,14 @@ def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable
 
 
 def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
-    """A forward pass after which, not before, it is known where labels stand."""
+    """A forward pass whose loss is computed afterwards, because only then the labels' columns are known."""
     return_dict = kwargs.pop("return_dict", None)
     output = original(model, "forward")(labels=None, **kwargs, return_dict=True)
     labels = arrange()
     given = {name: kwargs[name] for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
     words = model.config.text_config.vocab_size
     loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=words, **given)
-    output = type(output)(loss=loss, **output)  # in its place: the first of a tuple
+    output = type(output)(loss=loss, **output)  # loss comes first, also in the tuple
     if return_dict is False:
         return output.to_tuple()
     output.labels = labels
@@ -200,7 +200,7 @@ def _late_loss(model, arrange: Callable[[], torch.Tensor], kwargs: dict):
 
 
 def _compresses(state: CacheState | FixedState | None, kwargs: dict) -> bool:
-    """Whether there is something to compress: a first prompt, or new images and videos after one."""
+    """Whether there is something to compress: a first prompt, or new images or videos in a later turn."""
     return state is None or is_given(IMAGE, kwargs) or is_given(VIDEO, kwargs)
 
 
@@ -235,7 +235,7 @@ def model_forward(self, **kwargs):
     if compresses and run.plan.in_tower is not None:
         run.plan.in_tower.decoding.mark()
     if compresses and places is None and self.compression.last_scored and not run.plan.as_given:
-        places = as_tensor(run.plan.places_of_columns).to(run.rows[0].device)  # known only now
+        places = as_tensor(run.plan.places_of_columns).to(run.rows[0].device)  # late counts: known only now
     if places is not None:
         output.last_hidden_state = as_the_prompt(output.last_hidden_state, places)
     cache = output_cache(output)
@@ -247,7 +247,7 @@ def model_forward(self, **kwargs):
 
 
 def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
-    """Raise InputError for what cannot be one row of samples."""
+    """Raise InputError for arguments, methods or attention that a row of packed samples does not allow."""
     for method in methods:
         if method.first_only:
             raise InputError(
@@ -263,9 +263,9 @@ def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
         )
 
 
-@torch.compiler.disable  # plans on the host, and runs a tower that reads its grids there
+@torch.compiler.disable  # it plans on the host, where the tower reads its grids, too
 def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tuple[dict, Run, torch.Tensor | None]:
-    """What the decoder is given, the pass through it, and where the output goes, if it shall stand as the prompt."""
+    """The decoder's inputs, the pass through it, and the output's place for each prompt column ([B, S], or None)."""
     mask, linear = attention_mask_of(self, kwargs), self.compression.linear
     if mask is not None and mask.ndim == 4 and linear:
         raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
@@ -274,18 +274,18 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     device = (kwargs["input_ids"] if embeds is None else embeds).device
     if self.compression.config.proportional_attention:
         check_key_bias(self.language_model, device)
-    on = plan.on(device)  # everything is uploaded now, before the tower keeps the device busy
+    on = plan.on(device)  # upload everything now, before the tower keeps the device busy
     scored = self.compression.last_scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     if plan.layout.spans and _DELTAS in vars(self) and (this.left or kwargs.get("position_ids") is None):
-        self.rope_deltas = on.deltas  # outside of generate(), as transformers: of who numbers a prompt it knows none
+        self.rope_deltas = on.deltas  # as transformers, which outside generate() sets none for given position_ids
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     apart = bool(parts or plan.ahead) and not compiling
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)
     for kept in parts if apart else ():
         segments.prepare(list(kept.borders), device, self.get_input_embeddings().weight.dtype)
-    # The tower before the embeddings, also where there is nothing to see: ZeRO-3 wants one order in all processes.
+    # The tower runs before the embeddings, even without images: ZeRO-3 needs the same order in all processes.
     features = tower_features(self, plan, kwargs)
     unseen, text = 0.0 if plan.layout.spans else untouched_tower(self), on.before(0).text
     if embeds is None:

@@ -1,13 +1,13 @@
 """PVC: progressive visual token compression (Yang et al., CVPR 2025, arXiv 2412.09613), on InternVL and Qwen2.5-VL.
 
 Everything is a video: an image is one picture, shown several times. In the last blocks of the vision tower a patch
-attends to the same patch of the frames before, so that a frame need only say what earlier ones did not; and a frame's
-relative time shifts and scales what is attended to and what is projected, so that the showings of one picture can say
-different things of it. Each frame then has 64 tokens.
+attends to the same patch of earlier frames, so that a frame need only encode what those did not; and a frame's relative
+time shifts and scales the inputs of that attention and of the projector, so that the showings of one picture can encode
+different things. Each frame then has 64 tokens.
 
-The published model's code could not be read and its weights were not at hand: these are modules of our own after the
-paper, to be trained. At the start their gates are 0 and the model is its base, bit for bit. No number of the paper is
-claimed (docs/pvc.md).
+The published model's code and weights were not available: these modules were written after the paper, and must be
+trained. Initially their gates are 0 and the model equals its base, bit for bit. None of the paper's results are claimed
+(docs/pvc.md).
 
     model = add_pvc(model, PVCConfig(blocks=6))                    # InternVL or Qwen2.5-VL, in place
     inputs = shown_repeatedly(model, inputs, 4)                    # images become videos of 4 frames

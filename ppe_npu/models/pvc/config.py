@@ -1,23 +1,23 @@
-"""What PVC's modules are made of; kept as `pvc` in a model's config.json."""
+"""The configuration of PVC's modules, stored as `pvc` in a model's config.json."""
 
 from dataclasses import asdict, dataclass
 
 from ppe_npu.settings import check_fields, setting
 
-SINUSOID = 256  # values that a frame's relative time becomes (the paper's)
+SINUSOID = 256  # values that encode a frame's relative time (as in the paper)
 
 
 @dataclass(frozen=True)
 class PVCConfig:
-    """The paper names neither blocks nor heads; these defaults are ours.
+    """Settings of PVC's modules. The paper states neither blocks nor heads; these defaults are our own.
 
     Args:
         blocks: how many of the vision tower's last blocks attend over time.
-        heads: of the attention over time; 0: as many as the block's own.
-        time_width: of the embedding of a frame's relative time.
-        internvl_shuffle: of how many patches on a side a token of InternVL is; 4 (the paper's) makes 64 tokens of a
-            frame, where the released ones' 2 make 256. 0: as many as in its base; Qwen2.5-VL always has its own.
-        showings: how often an image is shown (the paper's 4); what shown_repeatedly does where it is not told.
+        heads: how many heads attend over time; 0: as many as the block's own attention has.
+        time_width: the width of the embedding of a frame's relative time.
+        internvl_shuffle: how many patches along each side form a token of InternVL: 4 (the paper's) gives 64 tokens per
+            frame, 2 (of released InternVL models) gives 256. 0: as in the base model. Qwen2.5-VL always keeps its own.
+        showings: how often an image is shown (4 in the paper); the default of shown_repeatedly().
     """
 
     blocks: int = setting(6, least=1)

@@ -1,11 +1,11 @@
-"""Inputs in which images are videos: one picture, shown several times."""
+"""Inputs in which an image becomes a video: the same picture, shown several times."""
 
 import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.errors import InputError
 
-# What inputs have a value of for every token, and what padding is given; blocks and shifts are training's own.
+# Inputs with a value for every token, and the value for padding; blocks and shifts are this package's, for training.
 _EACH_TOKEN = {
     "input_ids": 0,
     "attention_mask": 0,
@@ -17,18 +17,18 @@ _EACH_TOKEN = {
 
 
 def shown_repeatedly(model, inputs: dict, times: int | None = None, side: str = "left") -> dict:
-    """A processor's inputs with every image shown so many times, one showing behind the other, for a model with PVC.
+    """A processor's inputs with every image shown several times in succession, for a model with PVC.
 
     Args:
-        model: with PVC, or its config.
-        inputs: input_ids [B, S], attention_mask and the pixels of images and videos; of InternVL num_frames, where
-            there are videos: for each image or video how many runs of image tokens it has.
-        times: how often an image is shown; None: pvc.showings of the model. Videos stay as they are.
-        side: "left" or "right": where shorter prompts are padded.
+        model: a model with PVC, or its config.
+        inputs: input_ids [B, S], attention_mask and the pixels of images and videos; for InternVL with videos also
+            num_frames: how many runs of image tokens each image or video has.
+        times: how often an image is shown; None: the model's pvc.showings. Videos stay as they are.
+        side: where shorter prompts are padded: "left" or "right".
 
     Returns:
-        the same with longer prompts and more pixels. InternVL is told time_steps; the images of Qwen2.5-VL are videos
-        from then on, a second from one showing to the next.
+        The inputs with longer prompts and more pixels. For InternVL they have time_steps; for Qwen2.5-VL the images are
+        videos now, with one second between showings.
     """
     config = getattr(model, "config", model)
     times = config.pvc["showings"] if times is None else times
@@ -85,7 +85,7 @@ def _qwen2_5_vl(config, inputs: dict, times: int, side: str) -> dict:
 
 
 def _given(inputs: dict) -> dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Of images and of videos (pixels, grid, seconds from one time to the next), each in the order of their own."""
+    """For images and for videos a list of (pixels, grid, seconds between frames), in the order given."""
     out: dict[str, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
     for kind, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         grids = inputs.get(f"{kind}_grid_thw")
@@ -99,7 +99,7 @@ def _given(inputs: dict) -> dict[str, list[tuple[torch.Tensor, torch.Tensor, tor
 
 
 def _in_order(config, ids: torch.Tensor, grids: dict[str, list[torch.Tensor]]) -> list[str]:
-    """ "image" or "video" for every one of them, as they stand in the prompts."""
+    """ "image" or "video" for each of them, in the order of the prompts."""
     kinds = {config.image_token_id: "image", config.video_token_id: "video"}
     following = {kind: iter(own) for kind, own in grids.items()}
     flat, out, at = ids.flatten().tolist(), [], 0
@@ -117,7 +117,7 @@ def _in_order(config, ids: torch.Tensor, grids: dict[str, list[torch.Tensor]]) -
 
 
 def _longer(inputs: dict, repeats: torch.Tensor, side: str) -> dict:
-    """Token by token: a run of image tokens is repeated by its length, and so stands there as one longer run."""
+    """The inputs with each token repeated `repeats` [B, S] times, so that runs of image tokens become longer runs."""
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask

@@ -1,4 +1,4 @@
-"""PVC's modules put on a model, and models with them read from their folders."""
+"""Adding PVC's modules to a model, and loading models that have them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 _BASES = {"internvl": "internvl", "qwen2_5_vl": "qwen2_5_vl"}  # model_type -> module
-# What is known of the released checkpoint (OpenGVLab/PVC-InternVL2-8B): keys of its configuration, never its tensors.
+# All that is known of the released checkpoint (OpenGVLab/PVC-InternVL2-8B): configuration keys, but no tensors.
 _RELEASED = ("image_repeat_time", "video_repeat_time", "tile_repeat_way", "use_temporal", "mlp_add_ops", "ps_version")
 
 
 def add_pvc(model, config: PVCConfig | None = None):
-    """Give an InternVL or a Qwen2.5-VL the modules of PVC, in place; it computes what it computed, bit for bit, until
-    they are trained; but not with another internvl_shuffle than the base's, which makes fewer tokens of a tile.
+    """Add PVC's modules to an InternVL or Qwen2.5-VL model, in place. Until they are trained, the model computes the
+    same, bit for bit, except with an internvl_shuffle other than the base's, which makes fewer tokens per tile.
 
     Args:
-        model: of transformers' class, not compressed: compress() it afterwards.
+        model: of transformers' own class, and not compressed; compress() it afterwards.
 
     Raises:
         InputError: another class, a compressed model, or settings that do not fit the vision tower.
@@ -34,7 +34,7 @@ def add_pvc(model, config: PVCConfig | None = None):
         raise InputError("the model is compressed: restore() it, add_pvc(), and compress() again")
     known, like = {id(part) for part in model.modules()}, next(model.parameters())
     module.equip(model, pvc)
-    # transformers saves a loaded model under its checkpoint's old names, which it knows for its own classes alone.
+    # With these, transformers would save under the checkpoint's old names, which it can only load in its own classes.
     vars(model).pop("_weight_conversions", None)
     model.config.pvc = pvc.as_dict()
     for part in model.modules():
@@ -47,12 +47,12 @@ def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
     """A model with PVC's modules from a folder.
 
     Args:
-        path: of a model that was saved with them; or, with `config`, of their base, InternVL or Qwen2.5-VL.
-        options: of from_pretrained.
+        path: the folder of a model that was saved with them; or, with `config`, of a base InternVL or Qwen2.5-VL.
+        options: those of from_pretrained().
 
     Raises:
-        InputError: a folder of neither. The released checkpoint of the paper is refused: its code and the names of its
-            tensors could not be read anywhere, and modules of ours would not be its own.
+        InputError: a folder of neither kind. The paper's released checkpoint is refused: its code and tensor names were
+            not available, and this package's modules may differ from its own.
     """
     import transformers
 
@@ -75,10 +75,10 @@ def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
 
 
 def pvc_of(path: str | Path, asked: PVCConfig | None = None) -> PVCConfig | None:
-    """What a run that starts from a checkpoint has of PVC: the checkpoint's own modules, or those asked for, or none.
+    """The PVC modules of a run that starts from a checkpoint: the checkpoint's own, or those asked for, or None.
 
     Raises:
-        InputError: modules are asked for that differ from the checkpoint's.
+        InputError: the modules asked for differ from the checkpoint's.
     """
     from transformers import AutoConfig
 
@@ -92,7 +92,7 @@ def pvc_of(path: str | Path, asked: PVCConfig | None = None) -> PVCConfig | None
 
 
 def fit_processor(processor, path: str | Path, pvc: PVCConfig | None) -> None:
-    """Let a checkpoint's processor write as many image tokens for a tile as its model has with these modules."""
+    """Let a checkpoint's processor write as many image tokens per tile as the model with these modules makes."""
     from transformers import AutoConfig
 
     from ppe_npu.models.pvc.internvl import tile_tokens
@@ -105,7 +105,7 @@ def fit_processor(processor, path: str | Path, pvc: PVCConfig | None) -> None:
 
 
 def model_class(name: str):
-    """The class of this name: one of PVC's, or transformers'."""
+    """The class of this name, from PVC's modules or from transformers."""
     import transformers
 
     for module in map(_module, _BASES) if name.startswith("PVC") else ():

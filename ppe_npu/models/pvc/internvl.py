@@ -1,4 +1,4 @@
-"""PVC on InternVL: classes that a model's own parts become (see install.py), and the model's."""
+"""PVC on InternVL: the classes that a model and its parts are changed to (see install.py)."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TimeSteps = Sequence[tuple[int, int]]
 
 
 class PVCInternVLLayer(base.InternVLVisionLayer):
-    """A block with attention over time between that over the picture and the MLP."""
+    """A block with attention over time between its attention over the picture and its MLP."""
 
     temporal: TemporalAttention
 
@@ -61,7 +61,7 @@ class PVCInternVLModel(base.InternVLModel):
         **kwargs,
     ):
         """time_steps: (steps, tiles) of every image and video, whose rows of pixel_values are the tiles of its first
-        step, of its second, ...; None: every row is a picture shown once."""
+        step, then of its second, ...; None: every row is a picture shown once."""
         steps = [(1, len(pixel_values))] if time_steps is None else [(int(t), int(n)) for t, n in time_steps]
         frames = Frames.of(steps)
         if frames.count != len(pixel_values):
@@ -91,7 +91,7 @@ class PVCInternVLModel(base.InternVLModel):
 
 
 class PVCInternVLForConditionalGeneration(InternVLForConditionalGeneration):
-    """InternVL with PVC's modules; time_steps: as PVCInternVLModel.get_image_features takes them."""
+    """InternVL with PVC's modules; time_steps: as in PVCInternVLModel.get_image_features()."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -113,12 +113,12 @@ class PVCInternVLForConditionalGeneration(InternVLForConditionalGeneration):
     ):
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         given |= {"inputs_embeds": inputs_embeds, "labels": labels, "logits_to_keep": logits_to_keep}
-        given |= {"mm_encoder_outputs": mm_encoder_outputs}  # named, so that generate() makes them before beams
+        given |= {"mm_encoder_outputs": mm_encoder_outputs}  # a named parameter: generate() then makes it before beams
         return super().forward(input_ids, pixel_values, **given, time_steps=time_steps, **kwargs)
 
 
 def equip(model, pvc: PVCConfig) -> None:
-    """Make a model's parts those above, and give them their modules."""
+    """Change a model and its parts to the classes above, and add PVC's modules."""
     inner, vision = model.model, model.config.vision_config
     layers = inner.vision_tower.encoder.layer
     if pvc.blocks > len(layers):
@@ -138,7 +138,7 @@ def equip(model, pvc: PVCConfig) -> None:
 
 
 def tile_tokens(config, shuffle: int) -> int:
-    """How many tokens a tile has."""
+    """How many tokens a tile has if shuffle x shuffle patches form one."""
     return math.prod(side // patch // shuffle for side, patch in _sides(config))
 
 
@@ -151,8 +151,8 @@ def _shuffle_of(config) -> int:
 
 
 def _coarser(config, old: base.InternVLMultiModalProjector, shuffle: int) -> base.InternVLMultiModalProjector:
-    """A projector of shuffle x shuffle patches, and a config that says so. At the start it makes of them what the
-    base's made of the mean of its own smaller squares (but the norm is of all of them): near the base, not the base."""
+    """A projector for shuffle x shuffle patches; the config is changed accordingly. Initially it computes what the
+    base's does for the mean of its smaller squares, but with a norm over all of them: near the base, not the base."""
     own, width = _shuffle_of(config), config.vision_config.hidden_size
     if shuffle % own or any(side // patch % shuffle for side, patch in _sides(config)):
         patches = " x ".join(str(side // patch) for side, patch in _sides(config))
@@ -164,7 +164,7 @@ def _coarser(config, old: base.InternVLMultiModalProjector, shuffle: int) -> bas
     new = base.InternVLMultiModalProjector(config)
 
     def tiled(values: torch.Tensor) -> torch.Tensor:
-        squares = values.unflatten(-1, (own, own, width))  # as pixel_shuffle joins the patches of a token
+        squares = values.unflatten(-1, (own, own, width))  # in pixel_shuffle's order of a token's patches
         return squares.repeat(*[1] * (values.dim() - 1), times, times, 1).flatten(-3)
 
     with torch.no_grad():

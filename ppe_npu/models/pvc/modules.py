@@ -1,8 +1,8 @@
-"""PVC's own modules: the embedding of a frame's time, norms that it shifts and scales, and causal attention over time.
+"""PVC's own modules: the embedding of a frame's time, norms shifted and scaled by it, and causal attention over time.
 
     x <- x + g * Attention over time(LN(x) * (1 + gamma(e)) + beta(e))            arXiv 2412.09613, section 3
 
-e is the embedding of the frame's relative time; g, gamma and beta are 0 at the start, so that x stays x.
+e is the embedding of the frame's relative time; g, gamma and beta are initially 0, so that x is unchanged.
 """
 
 import math
@@ -21,11 +21,11 @@ from ppe_npu.models.pvc.config import SINUSOID
 
 @dataclass(frozen=True)
 class Frames:
-    """Which rows of a batch of pictures follow each other in time. A row is a picture's patches: [rows, P, D].
+    """Which rows of a batch of pictures [rows, P, D] follow each other in time. A row is a picture, with P patches.
 
     Args:
-        rows: [V, T] of every video (of an image's tile, all showings of it) its rows in order; 0 beyond its end.
-        steps: how many frames each has. count: how many rows there are.
+        rows: [V, T] the rows of every video (or of all showings of an image's tile), in order; 0 beyond its end.
+        steps: how many frames each video has. count: how many rows there are.
     """
 
     rows: np.ndarray
@@ -34,7 +34,7 @@ class Frames:
 
     @classmethod
     def of(cls, time_steps: Sequence[tuple[int, int]]) -> "Frames":
-        """From (steps, tiles) of every image and video, in order: its rows are the tiles of the first step, of the
+        """From (steps, tiles) of every image and video, in order: its rows are the tiles of the first step, then of the
         second, ... A tile attends to itself at earlier steps, never to another tile or picture."""
         own, first = [], 0
         for steps, tiles in time_steps:
@@ -56,7 +56,7 @@ class Frames:
 
     @property
     def places(self) -> np.ndarray:
-        """[rows] where each stands in the flattened [V, T]."""
+        """[rows] the index of each row in the flattened [V, T]."""
         back = np.zeros(self.count, np.int64)
         for video, (line, steps) in enumerate(zip(self.rows, self.steps)):
             back[line[:steps]] = video * self.rows.shape[1] + np.arange(steps)
@@ -65,11 +65,11 @@ class Frames:
 
 @dataclass(frozen=True)
 class Timing:
-    """What the modules are given of Frames, on the device, made once for a pass.
+    """The tensors that the modules need from Frames, on the device, made once per pass.
 
     Args:
         time: [rows, time_width] the embedding of each row's time.
-        rows: [V * T] the row that stands at each place of the padded videos. back: [rows] the place of each row.
+        rows: [V * T] the row at each place of the padded videos. back: [rows] the place of each row in them.
         length: T.
     """
 
@@ -85,14 +85,14 @@ class Timing:
 
 
 class TimeEmbedding(nn.Module):
-    """Relative time in [0, 1] -> [*, time_width]: 256 values of sines and cosines, and two linear layers."""
+    """Relative time in [0, 1] -> [*, time_width]: 256 sines and cosines, then two linear layers."""
 
     def __init__(self, width: int):
         super().__init__()
         self.first, self.act, self.second = nn.Linear(SINUSOID, width), nn.SiLU(), nn.Linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        """times: [N] fp32. Wave lengths grow from 2 pi to 20,000 pi steps, of which the whole video has 1000."""
+        """times: [N] fp32. Wavelengths grow from 2 pi to 20,000 pi steps; the whole video is 1000 steps long."""
         half = SINUSOID // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=times.device) / half)
         angles = 1000 * times[:, None] * frequencies
@@ -101,7 +101,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TimeNorm(nn.Module):
-    """norm(x) * (1 + gamma(e)) + beta(e), gamma and beta linear in e and 0 at the start."""
+    """norm(x) * (1 + gamma(e)) + beta(e), where gamma and beta are linear in e and initially 0."""
 
     def __init__(self, width: int, time_width: int):
         super().__init__()
@@ -117,7 +117,7 @@ class TimeNorm(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """What a patch adds to itself from the same patch of its frame and of those before."""
+    """Adds to each patch what it attends to in the same patch of its own and of earlier frames."""
 
     def __init__(self, width: int, heads: int, time_width: int, eps: float = 1e-6):
         super().__init__()
@@ -129,10 +129,10 @@ class TemporalAttention(nn.Module):
         self.gate = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor, timing: Timing) -> torch.Tensor:
-        """x: [rows, P, D], of as many patches each.
+        """x: [rows, P, D], with P patches in each row.
 
-        Every (video, patch) is a sequence; short ones are padded at their end, which a causal mask hides from all that
-        is real: one dense kernel, whatever the lengths.
+        Every (video, patch) is a sequence. Shorter ones are padded at the end, which the causal mask hides from real
+        rows, so that one dense kernel serves all lengths.
         """
         patches, width = x.shape[1:]
         qkv = self.qkv(self.time_norm(self.norm(x), timing.time)).index_select(0, timing.rows)

@@ -1,7 +1,7 @@
-"""PVC on Qwen2.5-VL: classes that a model's own parts become (see install.py), and the model's.
+"""PVC on Qwen2.5-VL: the classes that a model and its parts are changed to (see install.py).
 
-A grid's frames are its times: nothing is to be said beside it. The order of windows is the same within every frame of a
-video, so that its patches are [T, patches of a frame], whatever the order.
+A grid's frames are its time steps, so that no other argument is needed. The order of windows is the same in every frame
+of a video, so that its patches are [T, patches of a frame] in that order, too.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.models.pvc.modules import Frames, TemporalAttention, TimeEmbedding, TimeNorm, Timing
 
-_TIMED = "pvc_timed"  # the keyword under which blocks are given theirs
-Timed = Sequence[tuple[torch.Tensor, Timing]]  # of each size of frames the patches [rows, P] and their timing
+_TIMED = "pvc_timed"  # the keyword argument of blocks
+Timed = Sequence[tuple[torch.Tensor, Timing]]  # for each frame size, the index of patches [rows, P] and their timing
 
 
 class PVCQwen2_5_VLBlock(base.Qwen2_5_VLVisionBlock):
-    """A block with attention over time between that over the picture and the MLP."""
+    """A block with attention over time between its attention over the picture and its MLP."""
 
     temporal: TemporalAttention
 
@@ -33,7 +33,7 @@ class PVCQwen2_5_VLBlock(base.Qwen2_5_VLVisionBlock):
         for places, timing in timed:
             own = hidden_states.index_select(0, places.flatten()).view(*places.shape, -1)
             own = self.temporal(own, timing).flatten(0, 1)
-            whole = len(own) == len(hidden_states)  # then they stand in order
+            whole = len(own) == len(hidden_states)  # then they are in order
             hidden_states = own if whole else hidden_states.index_copy(0, places.flatten(), own)
         return hidden_states + self.mlp(self.norm2(hidden_states))
 
@@ -64,7 +64,7 @@ class PVCQwen2_5_VLTower(base.Qwen2_5_VisionTransformerPretrainedModel):
             del self.merger.time
 
     def timed(self, grids: list[list[int]], like: torch.Tensor) -> Timed:
-        """Of each size of frames its patches and their timing."""
+        """For each size of frames, the index of its patches and their timing."""
         firsts = np.cumsum([0, *(t * h * w for t, h, w in grids)])
         out = []
         for size in dict.fromkeys(h * w for _, h, w in grids):
@@ -84,7 +84,7 @@ class PVCQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
 
 
 def equip(model, pvc: PVCConfig) -> None:
-    """Make a model's parts those above, and give them their modules."""
+    """Change a model and its parts to the classes above, and add PVC's modules."""
     visual, vision = model.model.visual, model.config.vision_config
     if pvc.blocks > len(visual.blocks):
         raise InputError(f"pvc's blocks={pvc.blocks}: the vision tower has {len(visual.blocks)}")
