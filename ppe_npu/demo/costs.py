@@ -31,7 +31,7 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
     from ppe_npu.models import compress
 
     named = {**{job.method.name: job for job in jobs}, **{control.name: control.job for control in controls}}
-    models = {name: _stamp(job.folder / "final" / "model.safetensors") for name, job in named.items()}
+    models = {name: stamp(job.folder / "final" / "model.safetensors") for name, job in named.items()}
     file = jobs[0].folder / cost_pass.FILE
     before = json_or_none(file)
     if isinstance(before, dict) and before.get("models") == models:
@@ -48,7 +48,7 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
     cost_pass.write(jobs[0].folder, {**found, "models": models}, protocols.CHECKPOINT)
 
 
-def _stamp(file: Path) -> list[int]:
+def stamp(file: Path) -> list[int]:
     """Size and modification time of a file; if they have changed, the file was replaced."""
     seen = file.stat()
     return [seen.st_size, seen.st_mtime_ns]

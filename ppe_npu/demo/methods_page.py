@@ -136,15 +136,17 @@ def _costs(results: Sequence[Result], shares: Sequence[float]) -> str:
         cells = []
         for share in shares:
             own = [one for one in runs if one["share"] == share]
+            cells += [f"{statistics.mean(one['costs']['tokens_after'] for one in own):.1f}" if own else "-"]
             cells += [f"{statistics.mean(one['selection'] for one in own):.0%}" if own else "-"]
             cells += [f"{statistics.mean(one['prefill'] for one in own):.2f}" if own else "-"]
-        rows.append([name, f"{statistics.mean(one['costs']['tokens_after'] for one in runs):.1f}", *cells])
+        rows.append([name, *cells])
     if not rows:
         return ""
-    head = ["method", "tokens", *(part for share in shares for part in (f"work {share:.0%}", f"prefill {share:.0%}"))]
+    head = ["method", *(f"{part} {share:.0%}" for share in shares for part in ("tokens", "work", "prefill"))]
     text = (
-        "### Costs\n\nWork: the share of a prefill in which tokens are chosen, merged and placed. Prefill: its time "
-        "over the dense one's, in turns in one process. The model is tiny (36 tokens a picture, two layers of width "
-        "128), so these shares say which methods are dear beside each other, not what they cost in a large model."
+        "### Costs\n\nTokens: visual tokens of a picture, averaged over the decoder layers. Work: the share of a "
+        "prefill in which tokens are chosen, merged and placed. Prefill: its time over the dense one's, measured "
+        "alternately in one process. The model is tiny (36 tokens a picture, two layers of width 128), so these shares "
+        "say which methods are dear beside each other, not what they cost in a large model."
     )
     return f"{text}\n\n{markdown(head, rows)}"

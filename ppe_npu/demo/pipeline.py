@@ -186,7 +186,8 @@ def train_once(recipe, model: Path, data: Path, output: Path, compression, seed:
         **values,
         **more,
     )
-    made_from = {"settings": config.identity(), "data": _stamp(data), "model": _stamp(model / "model.safetensors")}
+    weights = model / "model.safetensors"
+    made_from = {"settings": config.identity(), "data": costs.stamp(data), "model": costs.stamp(weights)}
     note = output / "made_from.json"
     default = TrainConfig(config.model, config.data, config.output).identity()  # values that older notes lack
     noted, now = (_without_paths(found, default) for found in (json_or_none(note), made_from))
@@ -206,12 +207,6 @@ def _without_paths(made_from: Any, default: dict[str, Any]) -> Any:
         return None
     settings = {key: value for key, value in {**default, **settings}.items() if key not in ("model", "data")}
     return json.loads(json.dumps({**made_from, "settings": settings}))
-
-
-def _stamp(file: Path) -> list[int]:
-    """Size and modification time of a file; if they have changed, the file was replaced."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def set_up_process(threads: int | None) -> None:
