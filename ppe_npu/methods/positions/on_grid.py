@@ -1,4 +1,4 @@
-"""A rule that keeps one member's place (V-CAST, Lin et al., arXiv 2603.27650: averaged coordinates are misaligned).
+"""A rule that keeps one member's place (V-CAST, Lin et al., arXiv 2603.27650: coordinates of no token are misaligned).
 
 V-CAST prunes, so every token that it keeps has its original position, as with positions="keep_one". For a merged token,
 the member in the middle of the group is the one nearest to all of its members.
