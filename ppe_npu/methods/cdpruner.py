@@ -23,8 +23,8 @@ class CDPruner(Method):
     The published code scales q to 0..1 over the whole batch; here it is scaled in each frame.
 
     CLIP embeds images and texts in one space. For models without such embeddings, tokens and text embeddings are used
-    in their place. (A view's tower_keys are used as image embeddings if they are as wide as its text.) If a prompt has
-    no text, q is 1 for all tokens.
+    in their place. (When the method is run alone, a view's tower_keys are used as image embeddings if they are as wide
+    as its text.) If a prompt has no text, q is 1 for all tokens.
 
     Args:
         ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.

@@ -55,7 +55,7 @@ class IPCV(Method):
     restores = True
 
     def kept(self, tokens: int) -> int:
-        """All tokens, since all of them leave the tower."""
+        """All tokens, since the tower outputs all of them."""
         return tokens
 
     def stay(self, patches: int) -> int:

@@ -15,7 +15,7 @@ _DTYPES = {"valid": torch.bool, "text_valid": torch.bool, "text_after": torch.bo
 
 @dataclass(frozen=True)
 class View:
-    """F cells of up to N tokens each. Parts that a method does not declare in `needs` are None.
+    """F cells of up to N tokens each. Parts that a method does not declare in `needs` may be None.
 
     Args:
         num_kept: [F] int64, how many tokens each cell keeps; an upper bound if the method has late counts. None: a
