@@ -1,1 +1,1 @@
-"""Folders of checkpoints: what their files may ask for, and models and processors made of them."""
+"""Checkpoint folders: which requests of their files are refused, and loading of models and processors."""

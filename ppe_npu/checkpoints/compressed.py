@@ -1,7 +1,7 @@
-"""A checkpoint that says how it is compressed: compression.json beside the weights, and the same in its config.json.
+"""Checkpoints that store their compression, in compression.json beside the weights and in their config.json.
 
 model = ppe_npu.from_pretrained("runs/x/final")                                  # compressed as it was trained
-model = AutoModelForImageTextToText.from_pretrained("runs/x/final")              # dense: others do not read it
+model = AutoModelForImageTextToText.from_pretrained("runs/x/final")              # dense: transformers ignores it
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def from_pretrained(
     attn_implementation: str = "sdpa",
     allow_bin: bool = False,
 ) -> Any:
-    """A model in eval mode, compressed as its checkpoint says.
+    """A model in eval mode, with the compression that its checkpoint stores.
 
     Args:
         path: a checkpoint's folder, or a model's id on the Hugging Face hub.
-        compression: another one than the checkpoint's: a config, a dict of its keys, or a preset's or method's name.
-        device, attn_implementation, allow_bin: as ppe_npu.checkpoints.loading.load_model.
+        compression: replaces the checkpoint's: a config, a dict of its keys, or the name of a preset or method.
+        device, attn_implementation, allow_bin: as in ppe_npu.checkpoints.loading.load_model.
         dtype: "auto" (as it was saved), "fp32", "bf16" or a torch dtype.
 
     Raises:
-        InputError: as load_model; a checkpoint that says nothing of a compression, where none was given either.
+        InputError: as in load_model; or the checkpoint stores no compression, and none is given.
     """
     if isinstance(compression, Mapping):
         compression = CompressionConfig.from_dict(compression)
@@ -58,7 +58,7 @@ def from_pretrained(
 
 
 def note_compression(folder: str | Path, config: CompressionConfig) -> None:
-    """Write compression.json into a folder of a checkpoint, and the same into its config.json, where it has one."""
+    """Write compression.json into a checkpoint's folder, and the same into its config.json if there is one."""
     folder, said = Path(folder), config.to_dict()
     write_json(folder / FILE, said)
     if (folder / "config.json").is_file():

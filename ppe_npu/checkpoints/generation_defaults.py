@@ -1,4 +1,4 @@
-"""What a checkpoint says about generate(): the fields of its generation_config.json, and which of them are neutral."""
+"""A checkpoint's settings for generate(): the fields of generation_config.json, and which values are neutral."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.errors import InputError, first_line
 
 Settings = dict[str, Any]
-# What transformers does where nothing is said; a field that is not here is off when it is None, false or empty.
+# Values that do what transformers does by default. A field that is not listed is neutral if it is None, false or empty.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_length": (20,),
     "use_cache": (True,),
@@ -42,13 +42,13 @@ _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 
 def of_checkpoint(path: str | Path) -> Settings:
-    """What a checkpoint says about generate(): its generation_config.json, or config.json where that is not there.
+    """A checkpoint's settings for generate(), from generation_config.json, or from config.json if there is none.
 
     Args:
         path: a folder, or an id on the hub.
 
     Raises:
-        InputError: the file is not JSON, or a value of it has another type; the file is named.
+        InputError: the file, which is named, is not JSON, or one of its values has the wrong type.
     """
     file = _file(path, "generation_config.json")
     if file is not None:
@@ -69,29 +69,29 @@ def of_checkpoint(path: str | Path) -> Settings:
 
 
 def of_model(model: Any) -> Settings:
-    """What a model in memory says about generate(): as of_checkpoint, and what was set on it since."""
+    """A loaded model's settings for generate(): those of its checkpoint, and those that were set since."""
     live = {name: value for name, value in vars(model.generation_config).items() if value is not None}
     return {**getattr(model, "checkpoint_generation", {}), **live}
 
 
 def transformers_takes(found: Mapping[str, Any]) -> bool:
-    """Whether transformers can hold what a checkpoint says: it refuses some values only because they do not fit."""
+    """Whether transformers accepts a checkpoint's settings. It refuses some values only because they are combined."""
     from transformers import GenerationConfig
 
     try:
         GenerationConfig.from_dict(dict(found))
-    except Exception:  # whatever the check of some field raises
+    except Exception:  # the checks of its fields raise errors of any type
         return False
     return True
 
 
 def unloadable(path: str | Path) -> dict[str, None]:
-    """{name: None} of the settings in a checkpoint's config.json with which transformers loads no model, to be given to
-    from_pretrained in their place: of_checkpoint reads them, and generate() is not told of them."""
+    """{name: None} for the settings in a checkpoint's config.json with which transformers refuses to load a model.
+    Passed to from_pretrained, they replace these settings, which of_checkpoint reads and generate() does not get."""
     file = _file(path, "config.json")
     whole = {} if file is None else _read(file)
     own = [name for name in fields() if whole.get(name) is not None]
-    # Attentions are refused beside every fast implementation of them.
+    # Returning attentions is refused with every fast attention implementation.
     refused = [name for name in own if name == "output_attentions" or not transformers_takes({name: whole[name]})]
     if not refused:
         return {}
@@ -99,13 +99,13 @@ def unloadable(path: str | Path) -> dict[str, None]:
 
     try:
         config = AutoConfig.from_pretrained(str(path), **NO_CODE)
-    except Exception:  # loading the model will say so
+    except Exception:  # loading the model will report it
         return {}
-    return {name: None for name in refused if hasattr(config, name)}  # some it leaves out itself
+    return {name: None for name in refused if hasattr(config, name)}  # transformers itself drops some
 
 
 def token_ids(found: Mapping[str, Any]) -> Settings:
-    """Of what a checkpoint says the ids of its special tokens."""
+    """The ids of special tokens among a checkpoint's settings."""
     return {name: found[name] for name in _TOKENS[:3] if found.get(name) is not None}
 
 
@@ -119,7 +119,7 @@ def _file(path: str | Path, name: str) -> Path | None:
 
         try:
             found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-        except OSError:  # the hub cannot be asked; loading the model will say so
+        except OSError:  # the hub cannot be reached; loading the model will report it
             found = None
         if found is None:
             return None
@@ -132,7 +132,7 @@ def _read(file: Path) -> Settings:
         if not stat.S_ISREG(file.stat().st_mode):
             raise InputError(f"{file} is not a file: save the checkpoint again")
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError) as error:  # also of a number of 5,000 digits
+    except (OSError, RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(found, dict):
         raise InputError(f"{file} is {shown(found)}, not the settings of generate(): save the checkpoint again")
@@ -141,7 +141,7 @@ def _read(file: Path) -> Settings:
 
 @functools.cache
 def fields() -> tuple[str, ...]:
-    """Names of everything that the installed transformers lets a checkpoint say about generate()."""
+    """Names of all settings for generate(), without token ids, that the installed transformers has."""
     from transformers import GenerationConfig
 
     other = ("transformers_version", "generation_kwargs", *_TOKENS)
@@ -149,7 +149,7 @@ def fields() -> tuple[str, ...]:
 
 
 def _expected(name: str, value: Any) -> str | None:
-    """What a field must be, in words, where the value is of another type; None where it may be right."""
+    """The type that a field must have, in words, if the value has another one; None if the value may be right."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
@@ -165,14 +165,14 @@ def _expected(name: str, value: Any) -> str | None:
 
 
 def is_neutral(name: str, value: Any) -> bool:
-    """Whether a value is what generate() does anyway."""
+    """Whether a value does not change what generate() does by default."""
     if name in _NEUTRAL and isinstance(value, (bool, int, float, str)):
         return value in _NEUTRAL[name]
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def shown(value: Any) -> str:
-    """A value in one line, cut short."""
+    """A value on one line, shortened."""
     try:
         text = value if isinstance(value, str) else json.dumps(value)
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Checkpoint folders -> models and processors; what is wrong is said in one line before weights are read."""
+"""Loads models and processors from checkpoint folders; errors are reported in one line before weights are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LABELS = 10**6
 _TOKENIZER, _REMEDY = "tokenizer_config.json", "save the processor there again"
 
 DTYPES = {name: COMMON_DTYPES[name] for name in ("fp32", "bf16")}
-SERVED = "ppe_compression"  # what a config.json says that was written for vLLM
+SERVED = "ppe_compression"  # a key in each config.json that was written for vLLM
 
 
 def load_model(
@@ -44,16 +44,16 @@ def load_model(
 
     Args:
         path: a checkpoint folder (config.json and weights), or a model's id on the Hugging Face hub.
-        device: where it goes.
+        device: the device to move the model to.
         dtype: "fp32", "bf16" or a torch dtype.
-        attn_implementation: one that transformers knows.
-        quantization_config: transformers' own, for weights that are held in fewer bits (adapters.quantization).
-        allow_bin: whether pytorch_model.bin is read (torch's weights_only) where there are no safetensors.
-        tiled: whether InternVL is taken, whose pictures are tiles: `train` and `eval` make its inputs, others do not.
+        attn_implementation: one that transformers supports.
+        quantization_config: transformers' own, to store weights in fewer bits (adapters.quantization).
+        allow_bin: whether to read pytorch_model.bin (with torch's weights_only) if there are no safetensors.
+        tiled: whether to accept InternVL, whose pictures are tiles; only `train` and `eval` can make its inputs.
 
     Raises:
-        InputError: path is no checkpoint, its class is not supported, it asks for code of its own or has pickled
-            weights alone, or its files cannot be read.
+        InputError: path is not a checkpoint, its class is not supported, it asks for code of its own, it has only
+            pickled weights, or its files cannot be read.
     """
     architecture = check_checkpoint(path, allow_bin, tiled)
     asked = of_checkpoint(path)
@@ -64,8 +64,8 @@ def load_model(
 
     more: dict[str, Any] = {}
     if quantization_config is not None:
-        more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed where it will run
-    if not transformers_takes(asked):  # settings of generate() that exclude each other keep no model from loading
+        more = {"quantization_config": quantization_config, "device_map": {"": str(device)}}  # packed on its device
+    if not transformers_takes(asked):  # conflicting settings of generate() must not prevent loading
         more["generation_config"] = transformers.GenerationConfig(**token_ids(asked))
     more |= {
         "dtype": DTYPES.get(dtype, dtype),
@@ -82,22 +82,22 @@ def _read(architecture: Any, path: str | Path, **options: Any) -> Any:
     """The model of this class with all of its weights."""
     try:
         model, found = architecture.from_pretrained(str(path), output_loading_info=True, **options)
-    except Exception as error:  # transformers raises whatever the field or file that is wrong makes of its code
+    except Exception as error:  # a wrong field or file makes transformers raise errors of any type
         raise InputError(f"model {path} cannot be loaded ({first_line(error)}): download or save it again") from error
-    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random, with a warning
+    if missing := sorted(found["missing_keys"]):  # transformers would initialize them at random, with a warning
         lacking = f"{counted(len(missing), 'weight')} ({missing[0]}{', ...' * (len(missing) > 1)})"
         raise InputError(f"model {path} lacks {lacking}: download or save it again")
     return model
 
 
 def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = False) -> str:
-    """The model class that a checkpoint asks for, after checking that the folder is whole and the class supported.
+    """The name of a checkpoint's model class, after checking that the folder is complete and the class supported.
 
     Args:
-        path, allow_bin, tiled: as load_model.
+        path, allow_bin, tiled: as in load_model.
 
     Raises:
-        InputError: one line that names the folder and what is missing.
+        InputError: the checkpoint cannot be loaded; one line names the folder and what is missing.
     """
     from ppe_npu.models import commanded_classes, supported_classes
 
@@ -128,13 +128,13 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
 def check_compression(
     path: str | Path, *configs: CompressionConfig, allow_bin: bool = False, tiled: bool = False
 ) -> list[CompressionConfig]:
-    """Whether compressions fit the checkpoint's model, before its weights are read.
+    """Check that compressions fit the checkpoint's model, before its weights are read.
 
     Returns:
-        Them as the model takes them: with the largest k that fits, where none was named and the default does not.
+        The compressions, with k set to the largest that fits if none was given and the default does not fit.
 
     Raises:
-        InputError: one that does not, and what would.
+        InputError: a compression does not fit; the message says what would.
     """
     from transformers import AutoConfig
 
@@ -145,13 +145,13 @@ def check_compression(
         model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
         check_sizes(model_config)
         check_fit(architecture, model_config, CompressionConfig.preset("dense"))
-    except Exception as error:  # transformers raises whatever validates the field that is wrong
+    except Exception as error:  # validation in transformers raises errors of any type
         refused = refused_code(path, error)
         if refused is not None:
             raise refused from error
         raise InputError(f"config of {path} cannot be used ({first_line(error)}): save the checkpoint again") from error
     if Path(path).is_dir():
-        check_amount(Path(path), model_config.to_dict())  # with transformers' own for what is left out
+        check_amount(Path(path), model_config.to_dict())  # with transformers' defaults for missing keys
     return [check_fit(architecture, model_config, config) for config in configs]
 
 
@@ -162,12 +162,12 @@ def load_processor(
 
     Args:
         path: a folder with processor and tokenizer files, or an id on the hub.
-        min_pixels, max_pixels: bounds on height * width of an image after resizing; None: as the checkpoint says.
-        model: the folder of the model that it is for, an adapter's base; None: the model is in `path`, too.
+        min_pixels, max_pixels: bounds on height * width of an image after resizing; None: the checkpoint's own.
+        model: the folder of the model that it is for, such as an adapter's base; None: `path` has the model, too.
 
     Raises:
-        InputError: no processor there, one whose patches or words the model does not have, no chat template, or
-            bounds that contradict each other.
+        InputError: there is no processor or no chat template, its patches or vocabulary do not match the model, or the
+            bounds contradict each other.
     """
     if importlib.util.find_spec("torchvision") is None:
         raise InputError(
@@ -187,7 +187,7 @@ def load_processor(
         )
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
-    except Exception as error:  # transformers raises whatever its parts raise: OSError, KeyError, ImportError, ...
+    except Exception as error:  # parts of transformers raise OSError, KeyError, ImportError, ...
         refused = refused_code(path, error)
         if refused is not None:
             raise refused from error
@@ -203,7 +203,7 @@ def load_processor(
 
 
 def _damaged(folder: Path) -> str | None:
-    """What is wrong with a file that a processor is read from, by its name; None where nothing is to be seen."""
+    """What is wrong with one of the files that a processor is read from; None if nothing is found."""
     for name in _FILES:
         try:
             found = {} if not (folder / name).exists() else read_json(folder / name)
@@ -215,7 +215,7 @@ def _damaged(folder: Path) -> str | None:
 
 
 def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path: str | Path) -> None:
-    """Give its pictures these bounds, and what is None as it was."""
+    """Set the bounds on the processor's pictures; None leaves a bound as it is."""
     if is_tiled(processor):
         if min_pixels or max_pixels:
             raise InputError(
@@ -232,20 +232,20 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
         most = f"max_pixels={size['longest_edge']}{'' if max_pixels else own}"
         raise InputError(f"{least} is larger than {most}: give both, the larger one as max_pixels")
     for part in (size, processor.video_processor.size):
-        if part["shortest_edge"] > MOST:  # each would be made so large
+        if part["shortest_edge"] > MOST:  # every picture would be enlarged to this size
             least = f"min_pixels={part['shortest_edge']} of {path}"
             raise InputError(f"{least} is more than any picture that is read has: give {MOST} or less")
     set_pixels(processor.image_processor, size["shortest_edge"], size["longest_edge"])
 
 
 def _chat_template(path: str | Path, processor: Any) -> str:
-    """The processor's chat template, else the tokenizer's; of several named ones the default.
+    """The processor's chat template, else the tokenizer's; if several are named, the one called "default".
 
     Raises:
-        InputError: there is none, or none of several is called default.
+        InputError: there is no template, or none of several is called "default".
     """
     given = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
-    if isinstance(given, (list, tuple)):  # as files have them: [{"name", "template"}]
+    if isinstance(given, (list, tuple)):  # the format of files: [{"name", "template"}]
         given = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
     if isinstance(given, dict):
         if "default" not in given and len(given) > 1:
@@ -253,15 +253,15 @@ def _chat_template(path: str | Path, processor: Any) -> str:
         given = given.get("default", next(iter(given.values()), None))
     if not given or not isinstance(given, str):
         raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
-    return given.removeprefix("\ufeff")  # some editors put it before a text; a model would read it
+    return given.removeprefix("\ufeff")  # some editors put it at the start of a file; the model would get it
 
 
 def quiet_transformers() -> None:
-    """Let transformers print errors alone: its advice is for authors of programs, not for users of a command."""
+    """Let transformers print only errors, because its advice is for programmers, not for users of a command."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of loading and saving weights; the Trainer's own bar is another
+    logging.disable_progress_bar()  # for loading and saving weights; the Trainer's bar is not affected
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -279,17 +279,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read as JSON ({error.why}): save the checkpoint again") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} is not a model config: save the checkpoint again")
-    if config.get("vision_config", {}) is None:  # transformers would build a tower of its own sizes, which are large
+    if config.get("vision_config", {}) is None:  # transformers would build a large tower of its own
         raise InputError(f"{file}: vision_config is null: save the checkpoint again")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         labels = part.get("num_labels")
-        if isinstance(labels, int) and labels > _LABELS:  # transformers would write down a name for each
+        if isinstance(labels, int) and labels > _LABELS:  # transformers would make a name for each
             raise InputError(f"{file}: num_labels={shown(labels)} is more than any model has: leave it out")
     return config
 
 
 def _hub_config(path: str | Path) -> dict[str, Any]:
-    """The config of a model on the hub (or in its local cache)."""
+    """The config of a model on the hub, or in the hub's local cache."""
     name = str(path)
     if Path(name).exists():
         raise InputError(f"model {name} is no folder: give the checkpoint's folder")

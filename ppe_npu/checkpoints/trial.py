@@ -1,6 +1,6 @@
-"""A checkpoint's processor, tried on a small picture, a small video and a short text before anything relies on it.
+"""Tries a checkpoint's processor on a small picture, a small video and a short text before it is used.
 
-transformers builds processors of settings that it first reads when they are used: a text for a mean, a list for a size.
+transformers builds processors without checking all settings (a string as a mean, a list as a size); it fails on use.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ppe_npu.data.videos import Video
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.models.known import turned_channels
 
-_LARGEST = 256  # of a patch, in pixels or frames, and of a merge, in patches
+_LARGEST = 256  # bound on patch sizes, in pixels or frames, and on merge sizes, in patches
 _SIZES = ("patch_size", "merge_size", "temporal_patch_size")
-_EDGES, _SIDES = ("shortest_edge", "longest_edge"), ("height", "width")  # of a grid's and of a tile's size
+_EDGES, _SIDES = ("shortest_edge", "longest_edge"), ("height", "width")  # keys in `size`, for grids and for tiles
 _WIDTHS = ("hidden_size", "embed_dim")
-_AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size",))  # of layers, words, an MLP
+_AMOUNTS = (("num_hidden_layers", "depth"), ("vocab_size",), ("intermediate_size",))  # layers, words, MLP width
 _TURN = [{"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "what?"}]}]
 
 
 def try_processor(processor: Any, path: str | Path, model: str | Path | None = None) -> None:
-    """Raise InputError, which names the part and the folder, unless a processor can do its work.
+    """Raise InputError, naming the part and the folder, unless the processor works.
 
     Args:
-        processor: a Qwen-VL or InternVL one, with image_processor, video_processor, tokenizer and chat template.
-        path: where it is from. model: the folder of the model that it is for; None: the same.
+        processor: for Qwen-VL or InternVL, with image_processor, video_processor, tokenizer and chat template.
+        path: its folder. model: the folder of the model that it is for; None: the same folder.
     """
     tiled = is_tiled(processor)
     for name in ("image_processor", "video_processor"):
@@ -57,21 +57,21 @@ def try_processor(processor: Any, path: str | Path, model: str | Path | None = N
 
 
 def _config(path: str | Path) -> Any:
-    """The config of the model in a folder; None where there is none, or none that can be read, as loading it says."""
+    """The config of the model in a folder; None if there is none or it cannot be read, which loading it will report."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(str(path), **NO_CODE) if (Path(path) / "config.json").is_file() else None
-    except Exception:  # transformers raises whatever a wrong field makes of its code
+    except Exception:  # a wrong field makes transformers raise errors of any type
         return None
 
 
 def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
-    """Words that the model has no row for: a text with one of them would end in its embedding. Of words that were added
-    those that end, pad or stand for a picture: InternVL3 has no row for <video>, whose place its frames take."""
+    """Refuse words that the model's embedding has no row for, since a text with one would fail there. Of added words
+    only the end, padding and image tokens are checked: InternVL3 has no row for <video>, which its frames replace."""
     try:
         rows = config.get_text_config().vocab_size
-    except (AttributeError, ValueError):  # none was read, or it has several texts
+    except (AttributeError, ValueError):  # config is None, or it has several text configs
         return
     tokenizer = processor.tokenizer
     free = {*tokenizer.get_added_vocab()} - {tokenizer.eos_token, tokenizer.pad_token}
@@ -84,7 +84,7 @@ def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
 
 
 def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
-    """Patches and placeholders that the model does not have: it would read one picture as another, or none."""
+    """Refuse patch sizes and placeholders that differ from the model's, which would misread pictures or see none."""
     for key in ("image_token_id", "video_token_id"):
         token, wanted = getattr(processor, key, None), getattr(config, key, None)
         if isinstance(wanted, int) and token != wanted:
@@ -98,7 +98,7 @@ def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
 
 
 def _try_tiles(processor: Any, path: str | Path) -> None:
-    """A picture of two tiles and its thumbnail, and a video of two frames."""
+    """Try a picture of two tiles and its thumbnail, a video of two frames, and a text."""
     side = processor.image_processor.size["height"]
     frames = torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)
     _use("image_processor", path, lambda: tile_count(processor, side, 2 * side))
@@ -116,7 +116,7 @@ def _try_text(processor: Any, path: str | Path) -> None:
 
 
 def check_sizes(config: Any) -> None:
-    """Raise InputError for sizes in a Qwen-VL model's config that no model has, and that no weight would contradict."""
+    """Raise InputError for impossible sizes in a model's config that loading its weights would not detect."""
     text = config.text_config
     for part in (text, config.vision_config):
         for key, value in vars(part).items():
@@ -126,7 +126,7 @@ def check_sizes(config: Any) -> None:
             if key.endswith("_eps") and not (_is_number(value) and 0 <= value < math.inf):
                 raise InputError(f"{key}={shown(value)} is no finite number of at least 0")
     sections = text.rope_parameters.get("mrope_section")
-    if sections is None and config.model_type == "internvl":  # counts in one dimension
+    if sections is None and config.model_type == "internvl":  # positions are one-dimensional
         return
     _check_tower(config.vision_config, text.hidden_size)
     turned = turned_channels(text)
@@ -137,7 +137,7 @@ def check_sizes(config: Any) -> None:
 
 
 def _check_tower(vision: Any, features: int) -> None:
-    """Raise InputError for a tower whose heads cannot be turned, or whose features the decoder does not take."""
+    """Raise InputError for a tower whose heads cannot be rotated, or whose features the decoder cannot take."""
     width, heads = getattr(vision, "embed_dim", vision.hidden_size), vision.num_heads
     if not _is_number(heads) or heads <= 0 or width % (4 * heads):
         raise InputError(
@@ -154,11 +154,11 @@ def _check_tower(vision: Any, features: int) -> None:
 
 
 def check_amount(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise InputError for a config.json that states more than the folder's weights can hold: transformers would build
-    that model before it compares them, until memory or patience ends.
+    """Raise InputError for a config.json that describes a larger model than the folder's weights can contain, since
+    transformers would build that model before comparing the two, which could exhaust memory or take very long.
 
-    A number takes half a byte at least. Of each layer half a square matrix of its width is counted, of the vocabulary a
-    row each, and one matrix of the MLP, where there are no experts: every family of ours has more.
+    Each number takes at least half a byte. The bound counts half a square matrix of the width for each layer, one row
+    for each word of the vocabulary, and, without experts, one matrix of an MLP; all supported families have more.
     """
     size = sum(file.stat().st_size for pattern in (SAFE, PICKLED) for file in folder.glob(pattern) if file.is_file())
     for name, part in (("", config), *((f"{key}.", value) for key, value in config.items())):
@@ -174,7 +174,7 @@ def check_amount(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _first(part: Mapping[str, Any], *keys: str) -> int:
-    """The first of some whole numbers above 0 that is there; else 0."""
+    """The value of the first of these keys that has an integer above 0; 0 if none has."""
     values = (part.get(key) for key in keys)
     return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
@@ -193,7 +193,7 @@ def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str],
 def _use(name: str, path: str | Path, use: Callable[[], Any]) -> Any:
     try:
         return use()
-    except Exception as error:  # transformers, tokenizers, jinja raise whatever a wrong setting makes of their code
+    except Exception as error:  # a wrong setting makes transformers, tokenizers, jinja raise any error
         raise _useless(name, path, f"{type(error).__name__}: {first_line(error)}") from error
 
 

@@ -1,6 +1,6 @@
-"""What a checkpoint's files may not ask for: code of their own to be run, pickles to be opened, files of other folders.
+"""Refuses what a checkpoint's files may not ask for: running their own code, opening pickles, files in other folders.
 
-docs/security.md says what is trusted and what is not.
+docs/security.md describes what is trusted and what is not.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ppe_npu.files import check_regular
 from ppe_npu.utils.escape import brief, printable
 from ppe_npu.utils.paths import LFS_POINTER, may_be_read
 
-NO_CODE = {"trust_remote_code": False}  # of every from_pretrained: transformers asks on the terminal if it is not told
-_CODE = ("auto_map", "megatron_config")  # of transformers: files of the folder; of peft: a module by its name
+NO_CODE = {"trust_remote_code": False}  # for every from_pretrained; without it transformers may ask on the terminal
+_CODE = ("auto_map", "megatron_config")  # transformers' key for files in the folder; peft's key for a module's name
 _READ = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model")
 SAFE, _SAFE_INDEX = "*.safetensors", "*.safetensors.index.json"
-_SINGLE = ("model.safetensors", "pytorch_model.bin")  # what transformers reads of the files of such names
-_POINTER = 1024  # bytes: a pointer of Git LFS has fewer
+_SINGLE = ("model.safetensors", "pytorch_model.bin")  # the names that transformers reads for unsharded weights
+_POINTER = 1024  # bytes; a Git LFS pointer has fewer
 PICKLED, _PICKLED_INDEX = "pytorch_model*.bin", "pytorch_model*.bin.index.json"
 
 
 def check_no_code(folder: str | Path) -> None:
-    """Raise InputError for a folder whose configs name Python modules to be imported, whichever part they are for; or
-    in which a pipe or a device has the name of a file of checkpoints: transformers would read it for ever."""
+    """Raise InputError for a folder in which any config names Python modules to import, or in which a pipe or a device
+    has the name of a checkpoint's file, which transformers would read forever."""
     try:
         files = list(Path(folder).iterdir()) if Path(folder).is_dir() else []
     except OSError as error:
@@ -41,7 +41,7 @@ def check_no_code(folder: str | Path) -> None:
     for file in sorted(Path(folder).glob("*config.json")):
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # whoever needs the file says so
+        except (OSError, ValueError, RecursionError):  # reported by the code that needs the file
             continue
         key = _names_code(config)
         if key is not None:
@@ -52,7 +52,7 @@ def check_no_code(folder: str | Path) -> None:
 
 
 def refused_code(path: str | Path, error: BaseException) -> InputError | None:
-    """What to say of an error by which transformers refuses code of a checkpoint; None for another error."""
+    """The InputError for an error by which transformers refuses a checkpoint's code; None for any other error."""
     if "trust_remote_code" not in str(error):
         return None
     return InputError(
@@ -62,18 +62,17 @@ def refused_code(path: str | Path, error: BaseException) -> InputError | None:
 
 
 def weight_options(folder: str | Path, allow_bin: bool) -> dict[str, Any]:
-    """How from_pretrained reads weights: safetensors; a pickle where it is allowed and there is nothing else.
+    """Options for from_pretrained to read safetensors, or a pickle if that is allowed and there are no safetensors.
 
     Args:
-        folder: of the checkpoint, or an id on the hub.
+        folder: the checkpoint's folder, or an id on the hub.
     """
     alone = allow_bin and not any(Path(folder).glob(SAFE))
     return {"use_safetensors": (False if Path(folder).is_dir() else None) if alone else True, "weights_only": True}
 
 
 def check_weight_files(folder: Path, allow_bin: bool) -> None:
-    """Raise InputError unless a folder holds all its weights, of a kind that is read, and its indices name files in
-    it."""
+    """Raise InputError unless a folder has all its weights, in a permitted format, and its indices name files in it."""
     pickled = any(folder.glob(PICKLED))
     if not any(any(folder.glob(pattern)) for pattern in (SAFE, _SAFE_INDEX)):
         if not pickled:
@@ -87,7 +86,7 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
     named = {file: _named_by(file) for pattern in patterns for file in sorted(folder.glob(pattern))}
     single = folder / _SINGLE[pickled and not weight_options(folder, allow_bin)["use_safetensors"]]
     index = folder / f"{single.name}.index.json"
-    if single.exists():  # read in place of what an index names
+    if single.exists():  # takes precedence over an index
         read = [single.name]
     elif index in named:
         read = named[index]
@@ -100,8 +99,8 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
 
 @contextlib.contextmanager
 def tensors_only(module: Any, *classes: type) -> Iterator[None]:
-    """While it lasts, torch.load in a module reads tensors, plain values and objects of these classes, and no other
-    pickle, whatever the module asks for."""
+    """A context in which torch.load, as called by a module, reads only tensors, plain values and objects of these
+    classes, whatever the module asks for."""
     real = module.torch
 
     class Torch:
@@ -120,7 +119,7 @@ def tensors_only(module: Any, *classes: type) -> Iterator[None]:
 
 
 def _check_shards(index: Path, names: list[str]) -> None:
-    """Raise InputError where files that an index names are not there."""
+    """Raise InputError if files that an index names are missing."""
     if lacking := [name for name in names if not os.path.exists(index.parent / name)]:
         raise InputError(
             f"model folder {index.parent} lacks {len(lacking)} of {len(names)} files of weights that {index.name} "
@@ -129,7 +128,7 @@ def _check_shards(index: Path, names: list[str]) -> None:
 
 
 def _check_weights(file: Path) -> None:
-    """Raise InputError for a file that may not be read, or that git left in the place of a large one."""
+    """Raise InputError for a file without permission to read, or a Git LFS pointer in place of a large file."""
     if not file.is_file():
         return
     if not may_be_read(file):
@@ -139,7 +138,7 @@ def _check_weights(file: Path) -> None:
 
 
 def _named_by(file: Path) -> list[str]:
-    """The files that an index names; InputError for one that names files outside of its folder, or none at all."""
+    """The files that an index names; InputError if it is not an index, or names files outside of its folder."""
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         names = list(index["weight_map"].values())
@@ -156,7 +155,7 @@ def _named_by(file: Path) -> list[str]:
 
 
 def _names_code(config: Any) -> str | None:
-    """The key by which a config, or that of a part in it, names modules to be imported; None if none does."""
+    """The key in a config, at any depth, that names modules to import; None if there is none."""
     todo = [config]
     while todo:
         value = todo.pop()

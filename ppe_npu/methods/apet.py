@@ -15,23 +15,24 @@ from ppe_npu.settings import setting
 @register("apet")
 @dataclass(frozen=True)
 class ApET(Method):
-    """With B the k basis tokens (farthest-point samples by squared distance) a token's approximation is
-    B^T (B B^T + ridge I)^-1 B x_i, and its error the length of what that leaves of it. The tokens of largest error
-    stay, each other one joins the kept one that is most like it (cosine), and a group becomes its mean.
+    """With B the k basis tokens (farthest-point samples by squared distance), a token's approximation is
+    B^T (B B^T + ridge I)^-1 B x_i, and its error is the length of the residual. The tokens of largest error stay, each
+    other one joins the kept token that is most like it (by cosine), and a group becomes its mean.
 
-    The published code starts its samples from a random token: here from the one that is farthest from the frame's mean,
-    or from fps_start. It mixes the k basis tokens into the slots of the k kept tokens of least error, in the order of
-    these slots, so that content of one place stands at the position of another, and lets the others join the M - k of
-    largest error alone. Here no slot is replaced and all M take part, so that M <= k works, too, which crashes there.
-    It finds the most similar one in bf16, where many are equal: here in fp32, the first among equals.
+    The published code starts sampling at a random token; here it starts at the token farthest from the frame's mean, or
+    at fps_start. The published code mixes the k basis tokens into the slots of the k kept tokens of least error, in the
+    order of these slots, so that features of one place get the position of another, and lets the other tokens join only
+    the M - k of largest error. Here no slot is replaced and tokens may join any of the M, so that M <= k works, too,
+    where the published code crashes. It compares tokens in bf16, where many cosines are equal; here fp32 is used, and
+    ties go to the first.
 
     Args:
-        ratio: share of a frame's tokens that is kept: int(n * ratio) of n.
-        basis: how many basis tokens (k), fewer where a frame has fewer tokens.
-        ridge: added to the diagonal; the published step inside the decoder, at layer 16, takes 0.1.
-        fps_start: the token that the samples start from, or null.
-        released: as the published code has it, with the basis tokens in other tokens' slots.
-        mixed: with released, what share of such a slot is the basis token: 0.5 for Qwen, 1 for LLaVA.
+        ratio: fraction of a frame's tokens to keep: int(n * ratio) of n.
+        basis: the number of basis tokens (k), fewer where a frame has fewer tokens.
+        ridge: added to the diagonal; the published step inside the decoder, at layer 16, uses 0.1.
+        fps_start: the token at which sampling starts, or null.
+        released: as in the published code, with the basis tokens in other tokens' slots.
+        mixed: with released, the weight of the basis token in such a slot: 0.5 for Qwen, 1 for LLaVA.
     """
 
     ratio: float = share(0.333)
@@ -54,7 +55,7 @@ class ApET(Method):
         return self._replaced(view, kept, basis)
 
     def _replaced(self, view: View, kept: torch.Tensor, basis: torch.Tensor) -> Grouping:
-        """The published groups: the last of the kept tokens stand alone, and are mixed with the basis tokens."""
+        """The published groups: the kept tokens of least error form groups of one, and are mixed with basis tokens."""
         plain = Grouping.of_kept(view, kept, "drop")
         first = (view.num_kept - basis.shape[1]).clamp_min(1)[:, None]
         takes = torch.zeros_like(plain.labels, dtype=torch.bool)
@@ -72,11 +73,11 @@ class ApET(Method):
 
 @dataclass(frozen=True)
 class Mixed(Grouping):
-    """A grouping with tokens of other places in some of its groups, as the published code has it.
+    """A grouping that mixes tokens from other places into some of its groups, as the published code does.
 
     Args:
-        mixed: [F, M] int64, which token is mixed into a group, or -1.
-        part: the share that it has there.
+        mixed: [F, M] int64, the token that is mixed into each group, or -1.
+        part: its weight there.
     """
 
     mixed: torch.Tensor | None = None
@@ -93,8 +94,8 @@ class Mixed(Grouping):
 
 
 def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
-    """[F, count] int64, farthest-point samples of tokens [F, N, C], fp32, zero where there are none: each is the token
-    whose nearest sample so far is farthest. Where a cell has fewer tokens its first one is repeated."""
+    """[F, count] int64 farthest-point samples of tokens [F, N, C] fp32, which are zero where absent. Each sample is the
+    token farthest from its nearest earlier sample. If a cell has too few tokens, its first one is repeated."""
     if start is None:
         mean = tokens.sum(1, keepdim=True) / present.sum(1)[:, None, None]
         away = (tokens - mean).square().sum(-1).masked_fill(~present, -math.inf)
@@ -110,10 +111,10 @@ def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int 
 
 
 def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
-    """[F, N] how much of each token [F, N, C] the tokens basis [F, k] leave, by least squares with a ridge.
+    """[F, N] fp32 length of the residual of each token [F, N, C] after ridge regression on the tokens `basis` [F, k].
 
-    The k equations are solved by elimination; a basis token that is within rounding of those before it counts as 0. So
-    does what is left of a token where it is within rounding (docs/numerics.md): the basis explains that token wholly.
+    The k equations are solved by elimination. A basis token that depends on those before it, within rounding error, is
+    left out. A residual within rounding error counts as 0 (docs/numerics.md): the basis explains that token completely.
     """
     with exact(tokens):
         rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))

@@ -17,7 +17,7 @@ class AvgPool(Method):
     """Windows of the grid, each pooled to its mean.
 
     Args:
-        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+        ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
     """
 
     ratio: float = share(0.45)
@@ -32,21 +32,21 @@ class AvgPool(Method):
 def avg_pool(places: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
     """Cut the grid into `budget` windows of near-equal area, each without holes.
 
-    Whole rows are joined to bands, about as high as a square window of the wanted area. A band is walked through column
-    by column, down one and up the next, and cut into runs of equal length (up to one token): where sides and budget
-    allow it these are the usual windows, 2 x 2 at ratio 0.25 with even sides. The token nearest to the middle of a
-    window represents it, of equally near ones the first: its top left of 2 x 2.
+    Whole rows are joined into bands that are about as high as a square window of the wanted area. The tokens of a band
+    are visited column by column, alternately down and up, and cut into runs of equal length (up to one token). Where
+    sides and budget allow it, these are the usual windows, such as 2 x 2 at ratio 0.25 with even sides. A window is
+    represented by the token nearest to its middle; ties go to the first, as the top left one of 2 x 2.
 
-    In a cascade the tokens are representatives of windows and their places are no grid: they are banded and walked
-    through all the same, on the extent of their rows and columns. Frames are pooled to events, runs of frames.
+    In a cascade the tokens are representatives of windows, and their places do not form a grid. They are divided in the
+    same way, over the extent of their rows and columns. Frames are pooled into events, which are runs of frames.
 
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
         budget: m, from 1 to n.
 
     Returns:
-        representatives: [m] int64, rising.
-        labels: [n] int64, which of them each token belongs to.
+        representatives: [m] int64, ascending.
+        labels: [n] int64, the index in `representatives` that each token belongs to.
     """
     frame, row, column = (places - places.min(0)).T
     band, counts, shares = _bands(row, column, budget)
@@ -61,10 +61,10 @@ def avg_pool(places: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bands(row: np.ndarray, column: np.ndarray, budget: int) -> tuple[np.ndarray, list[int], list[int]]:
-    """[n] the band of each token; of each band its tokens and its windows.
+    """[n] int64 band of each token, and the number of tokens and of windows in each band.
 
-    As many bands as square windows would have, or one fewer or more if that makes the largest window smaller; none is
-    narrower than a column or lower than a row.
+    There are as many bands as square windows would give, or one more or fewer if that makes the largest window smaller.
+    No window is narrower than a column, and no band lower than a row.
     """
     height, width = int(row.max()) + 1, int(column.max()) + 1
     most = min(height, budget)
@@ -83,7 +83,7 @@ def _bands(row: np.ndarray, column: np.ndarray, budget: int) -> tuple[np.ndarray
 
 
 def _shares(counts: list[int], budget: int) -> list[int]:
-    """The budget in shares that are proportional to the bands' tokens, from one up to all of them."""
+    """Divide the budget in proportion to the bands' tokens; a band gets at least one and at most all of its tokens."""
     shares, tokens = [], sum(counts)
     for number, count in enumerate(counts):
         later = len(counts) - number - 1
@@ -94,9 +94,9 @@ def _shares(counts: list[int], budget: int) -> list[int]:
 
 
 def _middles(places: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[m] the token nearest to the mean place of each group, by rows and columns, then by frames, then the first."""
+    """[m] int64, the token nearest to each group's mean place by row and column; ties by frame, then to the first."""
     sizes = np.bincount(labels)
-    # Distances times the size, so that all numbers are whole.
+    # Distances are multiplied by the size, so that all numbers are integers.
     sums = np.stack([np.bincount(labels, axis) for axis in places.T], axis=1).astype(np.int64)
     away = (sizes[labels, None] * places - sums[labels]) ** 2
     order = np.lexsort((away[:, 0], away[:, 1] + away[:, 2], labels))

@@ -12,9 +12,9 @@
 
     EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8)))      # alone, on plain tensors
 
-A method says what it looks at (`needs`), which tokens compete (`scope`), where it may stand (`places`) and how many
-tokens it keeps (`kept`). The engine hands it a View of many cells at once and applies the Grouping that comes back. A
-cell is what is grouped by itself: a frame, a whole image or video, or a segment of frames.
+A method declares its inputs (`needs`), which tokens compete (`scope`), where it can be applied (`places`), and how many
+tokens it keeps (`kept`). The engine passes it a View of many cells at once and applies the Grouping that it returns. A
+cell is a set of tokens that is grouped by itself: a frame, a whole image or video, or a segment of frames.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from ppe_npu.methods.grouping import Grouping
     from ppe_npu.methods.view import View
 
-PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass comes by them
+PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass reaches them
 NEEDS = (
     *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency", "tower_groups"),
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = (  # files here that hold no method
+_HELPERS = (  # files in this folder that define no method
     *("base", "choosing", "frames", "grids", "grouping", "listing", "peaks", "positions", "predicting", "space"),
     *("thinning", "view"),
 )
@@ -51,7 +51,7 @@ _REGISTERED: dict[str, type[Method]] = {}
 
 
 def share(default: float) -> Any:
-    """A field for the share that is kept, in (0, 1]."""
+    """A field for the share of tokens to keep, in (0, 1]."""
     return setting(default, above=0, most=1, remedy="give the kept share of the tokens, in (0, 1]")
 
 
@@ -64,15 +64,15 @@ def _one_form(layer: Any) -> Any:
 
 
 def at_layer(default: int | tuple[int, ...]) -> Any:
-    """The field `layer` of a method that stands on entry of decoder layers alone, with the published ones."""
+    """The field `layer` of a method that runs only on entry to decoder layers. default: the published layers."""
     field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
-    field.kw_only = True  # as in Method: the first argument is a method's own
+    field.kw_only = True  # as in Method, so that the first positional argument is one of the method's own fields
     return field
 
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
-    """A group() that is never shown a view without numbers: where a method is run alone, its kept() says them. To one
-    with late counts they are a bound: how few stay it is not told."""
+    """Wrap group() so that its view always has num_kept: a method that is run alone gets the numbers from its own
+    kept(). A method with late counts gets them as an upper bound, with `least` set to 1."""
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
@@ -88,37 +88,37 @@ class Method:
     """One step of a compression. Subclasses add fields and group().
 
     Class attributes:
-        name: what it is registered as.
-        needs: what it looks at, of NEEDS. The engine computes what is declared and nothing else. A method that needs
+        name: the name that it is registered under.
+        needs: the inputs that it looks at, from NEEDS. The engine computes these and nothing else. A method that needs
             only "places" is planned on the host, before any feature exists.
-        scope: "frame", each frame is a cell; "span", all frames of an image or video are one cell; "segment", frames
-            are gathered into segments first (see segments), each of which is a cell.
-        counts: "exact", how many tokens stay follows from a cell's size; "late", it follows from the features.
-        places: where it may stand, of PLACES.
-        tower_blocks: which blocks of the vision tower its tower_keys (of the first) and tower_saliency are of; from the
-            end where negative. The one that its field tower_block names, where it has such a field, else the last;
-            blocks() where it hangs on how many there are.
-        tower_windows: of a block that attends in windows, where tower_saliency is needed: "refuse" it; take attention
-            over the whole "frame", made from its queries and keys; or "skip" it. A field in most methods. In a tower
+        scope: "frame", each frame is a cell; "span", all frames of an image or video form one cell; "segment", frames
+            are first gathered into segments (see segments), each of which is a cell.
+        counts: "exact", the number of tokens that stay follows from a cell's size; "late", it depends on the features.
+        places: where it can be applied, from PLACES.
+        tower_blocks: the blocks of the vision tower whose attention is its tower_saliency, the first of which also
+            gives its tower_keys; negative numbers count from the end. By default the block in the field tower_block
+            if there is one, else the last. Override blocks() if they depend on the number of blocks.
+        tower_windows: how tower_saliency treats a block that attends in windows: "refuse" it; compute attention over
+            the whole "frame" from the block's queries and keys; or "skip" it. A field in most methods. In a tower
             all of whose blocks attend in windows it is always "frame".
-        restores: whether as many tokens come out of the vision tower as go in, of a method that works inside it: then
-            nothing after the tower knows of it. Else it groups tokens before the decoder, too, by what it did there.
-        levels: the methods that group a cell one after the other, and whose tokens are all kept; (): this one alone, as
-            ever but in ppe_npu.released.Levels.
-        layer_before: whether what it looks at in a decoder layer (layer_*) is of the layer before the one on whose
-            entry it stands, which has just run, and not of that one, which is about to.
-        first_only: whether of each prompt the image or video that stands first is grouped alone, as some published
-            codes have it; all others are text to the method. For methods at decoder layers alone.
-        sees_ahead: whether the layer before runs as the published FastV has it, see models/seeing_ahead.py.
+        restores: for a method inside the vision tower, whether as many tokens leave the tower as enter it, so that
+            nothing after the tower is affected. If not, the method also groups the tower's output, accordingly.
+        levels: methods that group a cell one after the other, and whose tokens are all kept. Empty, for this method
+            alone, everywhere except in ppe_npu.released.Levels.
+        layer_before: whether its inputs from a decoder layer (layer_*) come from the layer before its own, which has
+            just run, instead of from the layer on whose entry it runs, which is about to run.
+        first_only: whether it groups only the first image or video of each prompt, as some published implementations
+            do, and treats all others as text. Only for methods at decoder layers.
+        sees_ahead: whether the layer before runs as in the published FastV code, see models/seeing_ahead.py.
 
     Args:
-        layer: the decoder layer (counted from 0) on whose entry the step is taken, or several; None: the first of
-            `places` that is no layer.
+        layer: the decoder layer, or several (counted from 0), on whose entry the step is taken; None: the step is taken
+            at the first of `places` other than "layer".
     """
 
     name: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ("input", "layer")
-    if TYPE_CHECKING:  # what a subclass may write as a class attribute, or as a property where a field says it
+    if TYPE_CHECKING:  # a subclass may define these as class attributes, fields, or properties that depend on a field
 
         @property
         def needs(self) -> frozenset[str]: ...
@@ -161,7 +161,7 @@ class Method:
             )
 
     def either(self, name: str, other: str) -> None:
-        """Raise InputError where a field is given, and the published name that says the same in its place, too."""
+        """Raise InputError if both a field and `other`, the published name of the same setting, are given."""
         given, instead = getattr(self, name), getattr(self, other)
         if instead is not None and given != type(self).__dataclass_fields__[name].default:
             raise InputError(f"{self.name} {name}={shown(given)} with {other}={shown(instead)}: give one of them")
@@ -172,18 +172,18 @@ class Method:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """The decoder layers on whose entry it stands."""
+        """The decoder layers on whose entry it runs."""
         return () if self.layer is None else self.layer if isinstance(self.layer, tuple) else (self.layer,)
 
     @cached_property
     def place(self) -> str:
-        """Where it stands, of PLACES."""
+        """Where it is applied, one of PLACES."""
         return "layer" if self.layers else next((place for place in self.places if place != "layer"), "")
 
     @property
     def groups_before_decoder(self) -> bool:
-        """Whether tokens are grouped before the first decoder layer: what joined them in the vision tower does so in
-        what came out of it, before all others."""
+        """Whether tokens are grouped before the first decoder layer. A method that joins tokens inside the vision tower
+        also groups the tower's output, before all other steps."""
         return self.place == "input" or (self.place == "tower" and not self.restores)
 
     @property
@@ -203,25 +203,25 @@ class Method:
         return tuple(block % count for block in self.tower_blocks)
 
     def group(self, view: View) -> Grouping:
-        """The groups of every cell. It must not depend on what else is in the batch."""
+        """The groups of every cell. They must not depend on what else is in the batch."""
         raise NotImplementedError
 
     def select(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a method at the pixels, in place of group(): which cells of one picture go into the vision tower.
+        """Choose which cells of one picture go into the vision tower. Methods at the pixels define this, not group().
 
         Args:
             cells: [H, W, D] fp32 in [0, 1], the pixel values of each cell, see engine/pixels.py.
 
         Returns:
-            kept: [H, W] bool, at least one.
-            source: [H, W] int64, the kept cell (in raster order) in whose group each one is; of a kept one itself.
+            kept: [H, W] bool, True for at least one cell.
+            source: [H, W] int64, the raster index of the kept cell whose group each cell joins; a kept cell's own.
         """
         raise NotImplementedError
 
-    # -- what is kept, known before any feature is seen ---------------------------------------------------------------
+    # -- how many tokens are kept, known before any feature is computed -----------------------------------------------
 
     def kept(self, tokens: int) -> int:
-        """How many of a cell's tokens stay: ceil(tokens * ratio), at least one."""
+        """How many of a cell's tokens stay: by default ceil(tokens * ratio), at least one."""
         ratio = getattr(self, "ratio", None)
         if ratio is None:
             raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
@@ -232,22 +232,22 @@ class Method:
         return (self.kept(tokens),)
 
     def kept_cells(self, cells: Sequence[int]) -> list[int]:
-        """Tokens of the cells of one image or video, before it and after it."""
+        """The size of every cell of one image or video after the step, from the sizes before it."""
         cells = [sum(cells)] if self.scope == "span" else cells
         return [sum(self.budgets(tokens)) for tokens in cells]
 
-    # -- of methods with scope="segment" alone ------------------------------------------------------------------------
+    # -- only for methods with scope="segment" ------------------------------------------------------------------------
 
     def segments(self, frames: int) -> int | None:
-        """How many segments this many frames are gathered into; None: they stay as they are."""
+        """How many segments this many frames are gathered into; None: they are left as they are."""
         return None
 
     def segment(self, view: View) -> Grouping:
-        """The segments of each video: its cells are videos, and its tokens are the means of their frames."""
+        """Group the frames of each video into segments: a cell is a video, and a token is the mean of one frame."""
         raise NotImplementedError
 
     def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
-        """How many tokens each segment keeps. frames: of each segment; tokens: of each frame."""
+        """How many tokens each segment keeps. frames: the number in each segment; tokens: the number in each frame."""
         raise NotImplementedError
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -260,12 +260,12 @@ class Method:
 
     @staticmethod
     def from_dict(values: Mapping) -> Method:
-        """From what to_dict() gives."""
+        """The method that to_dict() describes."""
         return as_method(values)
 
 
 def register(name: str):
-    """Class decorator: the method's name in settings. Its file is methods/<name>.py."""
+    """Class decorator that names the method in settings. A method of this package is in methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
         known = {"scope": SCOPES, "counts": ("exact", "late"), "tower_windows": ("refuse", "frame", "skip")}
@@ -286,13 +286,13 @@ def register(name: str):
 
 
 def published() -> tuple[str, ...]:
-    """Names of the methods that have a file of their own here, without loading them."""
+    """Names of the methods that have a file in this folder, without importing them."""
     files = pkgutil.iter_modules([__file__.rpartition("/")[0]])
     return tuple(file.name for file in files if file.name not in _HELPERS)
 
 
 def method_names() -> tuple[str, ...]:
-    """Names of all methods, without loading them."""
+    """Names of all methods, without importing them."""
     return tuple(sorted({*published(), *_REGISTERED}))
 
 
@@ -300,7 +300,7 @@ def method_class(name: str) -> type[Method]:
     """The class that is registered under this name.
 
     Raises:
-        InputError: there is none.
+        InputError: no method has this name.
     """
     if isinstance(name, str) and name not in _REGISTERED and name in method_names():
         import_module(f"ppe_npu.methods.{name}")
@@ -310,10 +310,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def as_method(value: Method | Mapping) -> Method:
-    """A method, from one or from its dict {"method": name, ...}.
+    """The method itself if it is one, else the method that a dict {"method": name, ...} describes.
 
     Raises:
-        InputError: neither, an unknown name, or keys and values that its class does not take.
+        InputError: the value is neither, the name is unknown, or its class does not take these keys and values.
     """
     if isinstance(value, Method):
         return value

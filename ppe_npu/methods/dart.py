@@ -16,24 +16,24 @@ from ppe_npu.settings import setting
 @dataclass(frozen=True)
 class DART(Method):
     """Keeps a few pivots and the tokens that are least like them. Pivots are the visual and the text tokens whose keys
-    have the largest L1 norm, summed over heads. For each in turn, visual ones first, by falling norm, the q tokens
-    least like it (cosine of the layer's input) are taken that were not taken before, until the visual pivots P and all
-    that was taken are M: q = ceil((M - |P|) / all pivots).
+    have the largest L1 norm, summed over heads. Each pivot chooses q tokens, those least like it (by cosine of the
+    layer's input) that no pivot has chosen before. Visual pivots come first, and larger norms first, until the visual
+    pivots P and the chosen tokens are M in total: q = ceil((M - |P|) / number of pivots).
 
-    The published code walks through its pivots in the order of a Python set of their places, and keeps |P| + q pivots
-    with q = floor(N * ratio / pivots), not as many as it was asked for. It looks at one image of one sample. Here, as
-    in AngelSlim's form of it, the order is fixed, the count is exact, and text before the image may be a pivot, too.
-    Equal norms and cosines: the first token's.
+    In the published code pivots choose in the order of a Python set of their places, and |P| + q * pivots tokens stay,
+    with q = floor(N * ratio / pivots), which is not the number asked for. It handles one image of one sample. Here, as
+    in AngelSlim's version, the order is fixed, the count is exact, and text before the image may be a pivot, too. Ties
+    of norms and of cosines go to the first token.
 
     Args:
-        ratio: share of the tokens that is kept, N * ratio of N, rounded.
+        ratio: fraction of the tokens to keep: round(N * ratio) of N.
         pivot_image, pivot_text: how many pivots there are, fewer where there are fewer tokens.
-        released: the published order and count, keys of the layer before, which has just run, and text after the image
-            alone; of each prompt the first image or video alone, to which the tokens of the others are text; the host
-            waits for the pivots.
-        walk: in which order pivots choose, visual ones first: "norm", by falling norm, or, with `released`, the
-            published one; "place", as they stand in the prompt, for which nobody waits.
-        dropped: what becomes of the others, see choosing.dropped.
+        released: the published order and count; keys of the layer before, which has just run; pivots only from text
+            after the image; and of each prompt only the first image or video is pruned, with the tokens of the others
+            treated as text. The host waits for the pivots.
+        walk: the order in which pivots choose, visual ones first: "norm", in descending order of norm, or, with
+            `released`, the published order; "place", in the order of the prompt, for which the host need not wait.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(0.222)
@@ -68,11 +68,11 @@ class DART(Method):
 
     @property
     def _reads(self) -> bool:
-        """Whether text is looked at: for pivots, or, as published, for where the image stands in the prompt."""
+        """Whether text is needed: for pivots, or, with the published order, for the image's place in the prompt."""
         return self.pivot_text > 0 or (self.released and self.walk == "norm")
 
     def _chosen(self, view: View) -> torch.Tensor:
-        """[F, most] int64, what is kept of each cell."""
+        """[F, most] int64, the tokens that each cell keeps."""
         present, slots = view.present, torch.arange(view.tokens.shape[1], device=view.tokens.device)
         pivots = best(_norms(view.layer_keys), view, self.pivot_image)
         image = pivots.shape[1]
@@ -97,7 +97,7 @@ class DART(Method):
         return torch.where(taken, slots, len(slots)).sort(dim=1).values[:, : view.most]
 
     def _text_pivots(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-        """[F, P] which of the text tokens, as they choose, and whether there are so many."""
+        """[F, P] int64 text pivots in the order in which they choose, and [F, P] bool, False where there are fewer."""
         norms = _norms(view.text_keys)
         there = torch.ones_like(norms, dtype=torch.bool) if view.text_valid is None else view.text_valid
         if self.released:
@@ -107,8 +107,8 @@ class DART(Method):
         return self._in_turn(text[:, : self.pivot_text], there), there
 
     def _in_turn(self, pivots: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
-        """[F, P] pivots of one kind, given by falling norm, in the order in which they choose; those that are not used
-        are the last."""
+        """[F, P] int64 pivots of one kind in the order in which they choose, given in descending order of norm; unused
+        ones are last."""
         if self.walk == "norm":
             return pivots
         order = pivots.masked_fill(~used, torch.iinfo(pivots.dtype).max).argsort(dim=1, stable=True)
@@ -118,7 +118,7 @@ class DART(Method):
     def _walk(
         view: View, image: torch.Tensor, text: torch.Tensor, alike: torch.Tensor, used: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pivots in the order of a Python set of their places in the prompt, of which this cell is the only image.
+        """Sort pivots in the order of a Python set of their places in the prompt, where this cell is the only image.
 
         Args:
             image: [F, P] and text: [F, Q], the pivots. alike: [F, N, P + Q]. used: [F, P + Q].
@@ -129,7 +129,7 @@ class DART(Method):
         orders = []
         for row, there in zip(places, used.tolist()):
             number = {place: number for number, place in enumerate(row) if there[number]}
-            listed = list(number)  # a set that is made of a dict is another table, in another order
+            listed = list(number)  # a set made from a dict is ordered differently from one made from a list
             walked = [number[place] for place in set(listed)]
             orders.append(walked + [other for other in range(len(row)) if not there[other]])
         order = torch.tensor(orders, device=used.device)
@@ -142,5 +142,5 @@ def _norms(keys: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """[F, N, C] and [F, P] -> [F, P, C]."""
+    """[F, P, C] the rows `index` [F, P] of values [F, N, C]."""
     return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[-1]))

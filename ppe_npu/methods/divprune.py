@@ -14,16 +14,16 @@ from ppe_npu.methods.view import View
 @register("divprune")
 @dataclass(frozen=True)
 class DivPrune(Method):
-    """Max-min diversity, greedily: with d_ij = 1 - cos(x_i, x_j) the first token is argmax_i min_{j != i} d_ij, and
-    each later one argmax_i min_{j kept} d_ij.
+    """Greedy max-min diversity: with d_ij = 1 - cos(x_i, x_j) the first token is argmax_i min_{j != i} d_ij, and each
+    later one argmax_i min_{j kept} d_ij.
 
-    The published code may take a token again once every distance is about 0, and keeps fewer than asked for where
-    tokens are equal. Here a kept token is not taken again, distances within rounding count as 0, and of equally far
-    tokens the first is taken. It looks at a prompt's first image alone; here each frame is a cell.
+    The published code may choose a token twice once all distances are about 0, and so keeps fewer than asked for where
+    tokens are equal. Here no token is chosen twice, distances within rounding error count as 0, and ties go to the
+    first token. The published code prunes only a prompt's first image; here each frame is a cell.
 
     Args:
-        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded, halves to the even number.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep: round(n * ratio) of n, where halves round to even.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(0.1)
@@ -38,13 +38,13 @@ class DivPrune(Method):
 
 
 def distances(tokens: torch.Tensor) -> torch.Tensor:
-    """[F, N, N] fp32, 1 - cosine of all pairs of tokens [F, N, C], and 0 where that is within rounding."""
+    """[F, N, N] fp32, 1 - cosine of all pairs of tokens [F, N, C]; 0 if it is within rounding error."""
     away = cosines(tokens).neg_().add_(1)
     return away.mul_(away > rounding(tokens.shape[-1]))
 
 
 def farthest(away: torch.Tensor, view: View) -> torch.Tensor:
-    """[F, most] int64 tokens in order of choice, by their distances [F, N, N] (whose diagonal is changed)."""
+    """[F, most] int64 tokens in order of choice, from distances `away` [F, N, N], whose diagonal is overwritten."""
     absent = ~view.present
     away.diagonal(dim1=1, dim2=2).fill_(math.inf)
     nearest = away.masked_fill(absent[:, None], math.inf).amin(-1).masked_fill_(absent, -math.inf)

@@ -1,9 +1,9 @@
 """Density-peaks clustering with k nearest neighbours, as Chat-UniVi (arXiv 2311.08046, section 3.2) merges tokens.
 
-With d_ij the distance of two tokens over sqrt(C), a token's density is rho_i = exp(-mean of d_ij^2 over its nearest
-neighbours) and delta_i its distance to the nearest token that is denser. The tokens with the largest rho_i * delta_i
-are the centres, every other token joins the nearest centre, and a group becomes its mean. The released code adds noise
-to the densities; here ties fall to the lower index instead. Other settings of the released code: ppe_npu.released.
+Let d_ij be the distance of two tokens divided by sqrt(C). A token's density is rho_i = exp(-mean of d_ij^2 over its
+nearest neighbours), and delta_i is its distance to the nearest denser token. The tokens of largest rho_i * delta_i are
+the centres, every other token joins the nearest centre, and a group becomes its mean. The released code adds noise to
+the densities; here ties go to the lower index instead. Other settings of the released code: ppe_npu.released.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class DPCKNN(Method):
     """DPC-KNN (Du et al., 2016), on the tokens of each frame.
 
     Args:
-        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
-        neighbors: how many nearest neighbours make a density, the token itself included; fewer where a frame keeps
-            fewer tokens (num_neighbors). Above 5 accelerators take torch's operators in place of kernels.
-        order: of the merged tokens of a frame: "raster" of their representatives, or descending "score" (released).
-        ties: which of equally dense tokens counts as the denser one: the "first", or "none" of them, by which equal
+        ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
+        neighbors: the number of nearest neighbours, the token itself included, that define its density; fewer where a
+            frame keeps fewer tokens (num_neighbors). Above 5, accelerators use torch's operators instead of kernels.
+        order: of a frame's merged tokens: "raster" order of their representatives, or descending "score" (released).
+        ties: which of equally dense tokens counts as the denser one: the "first"; or "none" of them, so that equal
             tokens all become centres (the released code without its noise).
     """
 
@@ -48,5 +48,5 @@ class DPCKNN(Method):
 
 
 def num_neighbors(num_kept: torch.Tensor, most: int = 5) -> torch.Tensor:
-    """How many neighbours count in each cell: `most`, and where fewer tokens are kept min(3, max(half of them, 1))."""
+    """[F] int64 number of neighbours: `most`, or half of num_kept, but 1 to 3, where num_kept is below `most`."""
     return torch.where(num_kept >= most, most, (num_kept // 2).clamp(1, 3))

@@ -1,11 +1,11 @@
 """Temporal merging (Chat-UniVi, arXiv 2311.08046, section 3.2): frames that are alike become one event.
 
 The frames of a video are grouped by the means of their tokens into ceil(frames * ratio) events, and the tokens of an
-event's frames are merged down to those of one frame. As a rule it follows a step that merges each frame:
+event's frames are merged into as many as one frame has. It usually follows a step that merges each frame:
 
     CompressionConfig(steps=[DPCKNN(ratio=0.45), Events(ratio=0.5)])
 
-Which frames make an event is known only when their features are (of a method that looks at features): the host waits
+If the method that groups frames looks at features, the events are known only once the features are, so the host waits
 for the device once for all videos of a batch. How many tokens stay is known in advance.
 """
 
@@ -31,10 +31,10 @@ class Events(Method):
     """Groups the frames of a video, then the tokens of each group of frames. Images are left alone.
 
     Args:
-        ratio: share of a video's frames that is kept as events: ceil(T * ratio) of T.
-        by: the method by which frames are grouped, and the tokens of an event; its ratio means nothing here.
-        keep: share of the tokens of all frames that the events keep together, in proportion to their frames, as the
-            released code has it; None: each event keeps as many tokens as one frame.
+        ratio: fraction of a video's frames that is kept as events: ceil(T * ratio) of T.
+        by: the method that groups the frames, and then the tokens of each event; its own ratio is ignored.
+        keep: fraction of the tokens of all frames that the events keep in total, divided in proportion to their frames
+            as in the released code; None: each event keeps as many tokens as one frame.
     """
 
     ratio: float = share(0.5)
@@ -75,7 +75,7 @@ class Events(Method):
     def kept_cells(self, cells: Sequence[int]) -> list[int]:
         if self.segments(len(cells)) is None:
             return list(cells)
-        # Events with a share of their own differ in size, by features: they are one cell to what comes after.
+        # With `keep`, the sizes of events depend on features: for the steps that follow they are one cell.
         return [cells[0]] * self.segments(len(cells)) if self.keep is None else [self._total(len(cells), cells[0])]
 
     def _total(self, frames: int, tokens: int) -> int:
@@ -83,12 +83,12 @@ class Events(Method):
 
 
 def shared(total: int, frames: Sequence[int], frame_tokens: int) -> list[int]:
-    """`total` tokens for the events of a video in proportion to their frames, by largest remainders.
+    """Divide `total` tokens among the events of a video in proportion to their frames, by largest remainders.
 
     Args:
-        total: at least the number of events, at most all frames' tokens.
-        frames: of each event.
-        frame_tokens: of each frame; an event keeps at least one token and at most all of its own.
+        total: at least the number of events, at most the number of tokens in all frames.
+        frames: how many frames each event has.
+        frame_tokens: how many tokens each frame has. An event keeps at least one token and at most all of its own.
     """
     quota = np.array(frames) * (total / sum(frames))
     out = np.clip(np.floor(quota + 1e-9).astype(np.int64), 1, np.array(frames) * frame_tokens)

@@ -10,26 +10,26 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
 
-_NEW = 255.0  # what the published code has in place of a dissimilarity, which is at most 2
+_NEW = 255.0  # the published code's dissimilarity of a token without an earlier one; all others are at most 2
 
 
 @register("evs")
 @dataclass(frozen=True)
 class EVS(Method):
-    """Of a whole video the tokens of largest dissimilarity 1 - cos(x_{t,p}, x_{t-1,p}) to the token at the same place
-    one frame before are kept, the earlier one among equals; the first frame comes before all others.
+    """Keeps the tokens of a video with the largest dissimilarity 1 - cos(x_{t,p}, x_{t-1,p}) to the token at the same
+    place one frame before; ties go to the earlier token. Tokens of the first frame take precedence over all others.
 
-    Where fewer are asked for than the first frame has, the published code keeps all of that frame nevertheless, and
-    nothing of the others. Here the number asked for is kept: of the first frame an even share, at a uniform stride (of
-    an image it is all of them), and the rest by dissimilarity. A token whose place was empty one frame before counts as
-    the first frame's do. Differences within rounding count as none.
+    If fewer tokens are asked for than the first frame has, the published code keeps all of that frame and nothing else.
+    Here exactly the number asked for is kept: an even share of the first frame, at a uniform stride (for an image, all
+    of the tokens to keep), and the rest by dissimilarity. Tokens whose place was empty one frame before are treated
+    like those of the first frame. Differences within rounding error count as 0.
 
     Args:
-        ratio: share of the tokens of an image or video that is kept: int(n * ratio) of n.
-        pruning_rate: in place of ratio, the share that goes, as the published code counts.
-        dropped: what becomes of the others, see choosing.dropped.
-        released: never fewer than the first frame has, as the published code has it. The number then hangs on the
-            video's frames, and counts as one that hangs on the features.
+        ratio: fraction of the tokens of an image or video to keep: int(n * ratio) of n.
+        pruning_rate: in place of ratio, the fraction to drop, as in the published code.
+        dropped: what becomes of the other tokens, see choosing.dropped.
+        released: keep at least as many tokens as the first frame has, as in the published code. The number then depends
+            on the video's frames, and counts as one that depends on the features.
     """
 
     ratio: float = share(0.5)
@@ -71,7 +71,7 @@ class EVS(Method):
 
 
 def dissimilarity(view: View) -> torch.Tensor:
-    """[F, N] fp32, 1 - cosine to the token at the same place one frame before; 255 where there is none."""
+    """[F, N] fp32, 1 - cosine to the token at the same place one frame before, or 255 where there is none."""
     place = (view.places[..., 1] << 40) + (view.places[..., 2] << 20) + view.places[..., 0]
     place = torch.where(view.present, place, torch.iinfo(torch.long).max)
     order = place.sort(dim=1, stable=True).indices
@@ -86,8 +86,8 @@ def dissimilarity(view: View) -> torch.Tensor:
 
 
 def _even_share(first: torch.Tensor, view: View, frame: torch.Tensor) -> torch.Tensor:
-    """[F, N] bool, which tokens of the first frame [F, N] bool come before all others: all of them if no more than are
-    kept; else as many as each frame would get, at a uniform stride."""
+    """[F, N] bool, which tokens of the first frame [F, N] bool take precedence: all of them if that many are kept, else
+    as many as each frame would get on average, at a uniform stride."""
     count = first.sum(1, keepdim=True)
     frames = torch.where(view.present, frame, -1).amax(1, keepdim=True) - torch.where(first, frame, 0).amax(1, True) + 1
     kept = view.num_kept[:, None]

@@ -11,21 +11,21 @@ from ppe_npu.methods.view import View
 @register("fastv")
 @dataclass(frozen=True)
 class FastV(Method):
-    """Keeps the tokens to which the prompt's last token attends most. On entry of layer K these are the M =
-    floor(N * ratio) of the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
+    """Keeps the tokens to which the prompt's last token attends most. On entry to layer K these are the M =
+    floor(N * ratio) with the largest attention in layer K - 1, softmax(q k / sqrt(d)) over the whole prompt, the mean
     over heads.
 
-    The published code switches that layer to eager attention, with no causal mask in it and its softmax in fp16; the
-    last token's row, and so the choice, is the same up to rounding. Here the one row is computed again from its queries
-    and keys. Of a batch that code looks at the first sample alone, and of a prompt at the first image; here each image
-    or video of each sample is a cell, by its own prompt's last token. Equal scores: the first token's.
+    The published code switches that layer to eager attention, without a causal mask and with its softmax in fp16; the
+    last token's row, and so the choice, is the same up to rounding. Here only that row is recomputed, from the layer's
+    queries and keys. The published code looks only at the first sample of a batch and the first image of a prompt; here
+    each image or video of each sample is a cell, scored by the last token of its prompt. Ties go to the first token.
 
     Args:
-        ratio: share of the tokens that is kept, 1 - R of the paper's R.
-        dropped: what becomes of the others, see choosing.dropped.
-        released: of each prompt the first image or video alone; and, in Qwen2-VL and Qwen2.5-VL, layer K - 1 as
-            published, in which every token sees those behind it, too, and weights are rounded to fp16.
-        causal: with `released`, that layer as it should be.
+        ratio: fraction of the tokens to keep, 1 - R for the paper's R.
+        dropped: what becomes of the other tokens, see choosing.dropped.
+        released: prune only the first image or video of each prompt; and, in Qwen2-VL and Qwen2.5-VL, run layer K - 1
+            as published: every token also attends to later ones, and weights are rounded to fp16.
+        causal: with `released`, run that layer with its causal mask.
         layer: K.
     """
 

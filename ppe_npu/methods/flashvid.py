@@ -21,31 +21,32 @@ from ppe_npu.settings import setting
 @register("flashvid")
 @dataclass(frozen=True)
 class FlashVID(Method):
-    """The part of it that stands before the decoder. (In layer 20 it keeps the 30 % of tokens that the last token
-    attends to most: a step of its own, FastV(ratio=0.3, layer=20).)
+    """The part of FlashVID before the decoder. (Its other part keeps, in layer 20, the 30 % of tokens to which the last
+    token attends most. That is a separate step, FastV(ratio=0.3, layer=20).)
 
-    A video is cut into segments where the mean features of two frames have a cosine below segment_threshold, and where
-    it is lowest, until there are min_segment_num. Of a frame's n tokens b = ceil(n ratio expansion) are to stay: c =
-    ceil(b alpha) by max-min distance, where the distance to a token is one minus the cosine times the attention that it
-    receives (attn_div_v2: times its mean product with all frames' mean features, too). Of the others each follows the
-    token of the frame before, in its segment, that is most like it, if that is above temporal_threshold (or above as
-    much as leaves b tokens for each frame); a tree of such tokens becomes its mean, at its first token. What is left of
-    a segment with t frames is clustered by density peaks, frame by frame, to (b - c) t.
+    A video is cut into segments between frames whose mean features have a cosine below segment_threshold, and further
+    where the cosine is lowest, until there are min_segment_num. Of a frame's n tokens, b = ceil(n ratio expansion) are
+    to stay. c = ceil(b alpha) of them are selected by max-min distance, where the distance to a token is one minus the
+    cosine, times the attention that it receives (attn_div_v2: and times its mean product with all frames' mean
+    features). Each other token follows the most similar token of the frame before, in the same segment, if their cosine
+    is above temporal_threshold (or above a higher one that leaves b tokens per frame). A tree of such tokens becomes
+    its mean, at its first token. In a segment of t frames, the trees that are left are clustered by density peaks,
+    frame by frame, into (b - c) t.
 
-    The published code averages trees wrongly (a token hands on the sum of what it has taken up, and counts as one),
-    clusters a frame that is a segment by itself with the selected tokens among the others, may select a token twice
-    (v2), and adds noise to densities. Here means are means, what is selected is out, ties fall to the lower index.
+    The published code averages trees wrongly (a token passes on the sum of what it has taken up, and counts as one),
+    clusters a frame that is a segment by itself together with its selected tokens, may select a token twice (v2), and
+    adds noise to densities. Here means are plain, selected tokens are excluded, and ties go to the lower index.
 
     Args:
-        ratio: share of the tokens that is asked for; retention_ratio: the published name for it.
-        expansion: by how much more are kept before the decoder.
-        alpha: share of a frame's budget for selected tokens.
+        ratio: fraction of the tokens to keep; retention_ratio: its published name.
+        expansion: the factor by which more tokens are kept before the decoder.
+        alpha: fraction of a frame's budget for selected tokens.
         token_selection_method: "attn_div", or "attn_div_v2".
         temporal_threshold: smallest cosine of a token to the one that it follows.
-        do_segment, segment_threshold, min_segment_num, complementary_segment: how a video is cut; without the last
-            one only by the threshold, without the first one not at all.
-        released: the published averages, and centres among all tokens of a frame by itself. (There the published
-            clusters average the selected tokens, too, which are kept beside them; here a token is part of one group.)
+        do_segment, segment_threshold, min_segment_num, complementary_segment: how a video is cut. Without
+            complementary_segment it is cut only by the threshold, without do_segment not at all.
+        released: the published averages; and centres among all tokens of a frame that is a segment by itself. (There
+            the published clusters also average selected tokens, which are kept as well; here a token has one group.)
         dropped: what becomes of tokens in no group, see choosing.dropped.
     """
 
@@ -73,7 +74,7 @@ class FlashVID(Method):
         return tokens
 
     def kept_cells(self, cells) -> list[int]:
-        """At most: a frame's budget, and one more where its clusters are rounded up."""
+        """An upper bound: the budget of each frame, plus one because the number of its clusters is rounded up."""
         return [sum(min(tokens, self._budget(tokens)[0] + 1) for tokens in cells)]
 
     def _budget(self, tokens: int) -> tuple[int, int]:
@@ -119,7 +120,7 @@ class FlashVID(Method):
         return torch.nn.functional.pad(cut.long(), (1, 0)).cumsum(1)
 
     def _selected(self, tokens, there, received, means, top) -> torch.Tensor:
-        """[F, T, U] bool, of each frame `top` [F, T] tokens by max-min distance."""
+        """[F, T, U] bool, `top` [F, T] tokens of each frame, selected by max-min distance."""
         worth = received
         if self.token_selection_method == "attn_div_v2":
             worth = worth * torch.einsum("ftuc,fc->ftu", tokens, means.sum(1) / (top > 0).sum(1)[:, None])
@@ -138,7 +139,7 @@ class FlashVID(Method):
         return chosen.view(*tokens.shape[:3])
 
     def _follows(self, one, free, segment, budget, sizes) -> torch.Tensor:
-        """[F, T, U] int64, the place of the token of the frame before that each one follows; -1: none."""
+        """[F, T, U] int64, the place of the token that each one follows in the frame before; -1 for none."""
         frames = free.shape[1]
         likeness, anchor = (
             [torch.full_like(free[:, 0], -1.0, dtype=torch.float32)],
@@ -159,7 +160,7 @@ class FlashVID(Method):
         follows = alike > self.temporal_threshold
         if self.temporal_threshold >= 1:
             follows = torch.zeros_like(follows)
-        # Of a segment as many tokens stay as are to be kept: then only those above a higher threshold follow.
+        # If a segment would keep fewer tokens than its budget, a higher threshold is used, which leaves enough.
         of_segment = torch.zeros_like(segment)
         size, least, many = (of_segment.scatter_add(1, segment, part) for part in (sizes, budget, follows.sum(-1)))
         most = (size - least).gather(1, segment)[:, :, None].expand_as(alike)
@@ -174,7 +175,7 @@ class FlashVID(Method):
     def _grouping(self, view, grid, tokens, roots, follows, selected, segment, wanted) -> Grouping:
         ones = (roots >= 0).float()
         tree = by_head(ones, roots)
-        if self.released:  # what a token has taken up itself counts, and not what that had taken up
+        if self.released:  # count only the tokens that a token takes up directly, not those that these have taken up
             parent = torch.arange(grid.frames, device=roots.device)[:, None] * grid.places - grid.places + follows
             tree = 1 + by_head(ones, torch.where(follows >= 0, parent, -1))
         share = ones / at_heads(tree, roots)
@@ -201,7 +202,7 @@ class FlashVID(Method):
         return made.with_dropped(view, self.dropped)
 
     def _clusters(self, tokens, left, segment, wanted) -> torch.Tensor:
-        """[F, T, U] int64, the place of the centre of each tree's cluster; -1 for none."""
+        """[F, T, U] int64, the place of the centre of the cluster of each tree; -1 for none."""
         counts, others = left.sum(-1), torch.zeros_like(segment).scatter_add(1, segment, wanted).gather(1, segment)
         in_segment = torch.zeros_like(segment).scatter_add(1, segment, counts).gather(1, segment)
         counts, others, in_segment = torch.stack([counts, others, in_segment]).cpu().numpy()
@@ -215,7 +216,7 @@ class FlashVID(Method):
 
 
 def _rank_in(values: torch.Tensor, segment: torch.Tensor) -> torch.Tensor:
-    """[F, T, U] int64, how many of its segment's values come before each one, the largest first."""
+    """[F, T, U] int64 rank of each value in its segment, in descending order."""
     slots = torch.zeros_like(segment).scatter_add(1, segment, torch.full_like(segment, values.shape[2]))
     labels = segment[:, :, None].expand_as(values).flatten(1)
     return rank_in_frame(values.flatten(1), labels, slots).view_as(values)

@@ -17,29 +17,29 @@ _LEAST = 1e-6
 @register("flashvlm")
 @dataclass(frozen=True)
 class FlashVLM(Method):
-    """Score A^(1 - eta) T^eta; of the M tokens that stay floor(M * alpha) have the largest, and the others are thinned
-    as in VisPruner (thinning.py).
+    """Scores tokens by A^(1 - eta) T^eta. Of the M tokens that stay, floor(M * alpha) have the largest scores, and the
+    others are thinned as in VisPruner (thinning.py).
 
-    A is what a token receives in the tower, brought to 0..1. T is its likeness to the text: with c_l its cosine to text
-    token l times |w_l| / max |w|, the sum over l of c_l softmax_l(c_l / 0.05); of that the softmax over the frame's
-    tokens at 0.01, to the power of 2.5, to 0..1, times 0.1 where it is below the 99.5 % quantile, to 0..1 once more.
-    Both are at least 1e-6.
+    A is the attention that a token receives in the tower, scaled to 0..1. T is its similarity to the text: with c_l its
+    cosine to text token l times |w_l| / max |w|, take the sum over l of c_l softmax_l(c_l / 0.05), then the softmax
+    over the frame's tokens at temperature 0.01, to the power of 2.5, scaled to 0..1, multiplied by 0.1 if it is below
+    the 99.5 % quantile, and scaled to 0..1 again. Both A and T are at least 1e-6.
 
     The published code for Qwen keeps 196 tokens, whatever is asked for, and reads the text before the image, where the
-    question usually is not; its saliency runs across images. The one for LLaVA brings text to unit length before the
-    norm is taken, so that |w_l| / max |w| is 1. Here M follows the ratio, all text of a prompt is read, and each frame
-    is by itself.
+    question usually is not; its saliency extends across images. The one for LLaVA scales text to unit length before the
+    norm is taken, so that |w_l| / max |w| is 1. Here M follows the ratio, all text of a prompt is read, and frames are
+    independent.
 
     Args:
-        ratio: share of a frame's tokens that is kept.
-        alpha: the share of these that is kept by score alone.
-        eta: how much the text counts.
-        gate: whether long text tokens count more than short ones: |w_l| / max |w|.
-        reads: the text that counts: "all", or what stands "before" or "after" the frame.
-        tower_block: the block of the vision tower whose attention counts, from the end where negative.
-        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
-        released: reads = "before".
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep.
+        alpha: the fraction of these that is kept by score alone.
+        eta: the exponent of T, that is, the influence of the text.
+        gate: whether to use |w_l| / max |w|, so that text tokens of larger norm count more.
+        reads: the text to use: "all", or the text "before" or "after" the frame.
+        tower_block: the block of the vision tower whose attention is used; negative: counted from the end.
+        tower_windows: what to do if that block attends in windows, see choosing.tower_windows.
+        released: use the text before the frame, as with reads="before".
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(2 / 9)
@@ -61,13 +61,13 @@ class FlashVLM(Method):
         return Grouping.of_kept(view, important_and_diverse(view, self.scores(view), important), self.dropped)
 
     def scores(self, view: View) -> torch.Tensor:
-        """[F, N] fp32."""
+        """[F, N] fp32 scores A^(1 - eta) T^eta."""
         salient = _spread(view.tower_saliency.float(), view.present).clamp_min(_LEAST)
         alike = self.likeness(view).clamp_min(_LEAST)
         return torch.exp((1 - self.eta) * salient.log() + self.eta * alike.log())
 
     def likeness(self, view: View) -> torch.Tensor:
-        """[F, N] fp32, T; 0 where there is no text to read."""
+        """[F, N] fp32 similarity T to the text; 0 where there is no text to read."""
         present = view.present
         if view.text is None or not view.text.shape[1]:
             return torch.zeros_like(present, dtype=torch.float32)
@@ -86,7 +86,7 @@ class FlashVLM(Method):
         return torch.where(some, _spread(torch.where(strong, spread, spread * 0.1), present), 0)
 
     def _read(self, view: View) -> torch.Tensor:
-        """[F, T] bool, which text counts."""
+        """[F, T] bool, which text tokens are used."""
         read = torch.ones_like(view.text[..., 0], dtype=torch.bool) if view.text_valid is None else view.text_valid
         reads = "before" if self.released else self.reads
         if reads == "all" or view.text_after is None:
@@ -95,14 +95,14 @@ class FlashVLM(Method):
 
 
 def _spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """[F, N] brought to 0..1 in each cell; 0 where there is no token."""
+    """[F, N] values scaled to 0..1 in each cell; 0 where there is no token."""
     least = values.masked_fill(~present, torch.inf).amin(1, keepdim=True)
     most = values.masked_fill(~present, -torch.inf).amax(1, keepdim=True)
     return torch.where(present, (values - least) / (most - least + _LEAST), 0)
 
 
 def _quantile(values: torch.Tensor, present: torch.Tensor, share: float) -> torch.Tensor:
-    """[F, 1] of each cell's values, between the two that are nearest."""
+    """[F, 1] quantile of each cell's values, interpolated linearly."""
     rising = values.masked_fill(~present, torch.inf).sort(dim=1).values
     place = share * (present.sum(1, keepdim=True) - 1).float()
     low = place.floor()

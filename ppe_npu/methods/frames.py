@@ -1,4 +1,4 @@
-"""For methods whose cell is a whole image or video: the frames in it, and unequal shares of an exact total."""
+"""Helpers for methods whose cell is a whole image or video: its frames, and unequal budgets with an exact total."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from ppe_npu.methods.choosing import best
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
-# Parts of a view with one entry a token. (tower_saliency may have blocks between.)
+# Parts of a view with one entry per token. (tower_saliency may be [F, B, N], with an axis of blocks.)
 PER_TOKEN = (
     "tokens",
     "places",
@@ -27,8 +27,8 @@ PER_TOKEN = (
 
 
 def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
-    """[F, N] int64, the frame of each token, counted from 0 in its cell (-1: there is no token); [F, T] int64, tokens
-    in each frame, 0 where a cell has no such frame. T is the most frames that any cell has or may have."""
+    """[F, N] int64 frame of each token, counted from 0 in its cell (-1: no token); [F, T] int64 number of tokens in
+    each frame, 0 where a cell has fewer frames. T is the largest number of frames in a cell, or an upper bound."""
     frame, absent = view.places[..., 0], ~view.present
     first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
     labels = (frame - first).masked_fill(absent, -1)
@@ -39,19 +39,18 @@ def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def frame_means(values: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """[F, N, C] fp32 -> [F, T, C], the mean of each frame; 0 where there is none."""
+    """[F, T, C] mean over each frame of values [F, N, C] fp32; 0 where there is no frame."""
     return backends.group_mean(values, labels, counts)
 
 
 def of_frame(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[F, T, ...] -> [F, N, ...], of each token's frame."""
+    """[F, N, ...] value of each token's frame, from values [F, T, ...]."""
     index = labels.clamp_min(0).view(*labels.shape, *[1] * (values.dim() - 2))
     return values.gather(1, index.expand(*labels.shape, *values.shape[2:]))
 
 
 def rank_in_frame(scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """[F, N] int64, how many tokens of its frame come before each one: those of higher scores [F, N], or of equal ones
-    with a lower index."""
+    """[F, N] int64 rank of each token in its frame, in descending order of scores [F, N]; ties by index."""
     falling = scores.sort(dim=1, descending=True, stable=True).indices
     by_frame = torch.where(labels < 0, counts.shape[1], labels).gather(1, falling).sort(dim=1, stable=True).indices
     order = falling.gather(1, by_frame)
@@ -62,12 +61,12 @@ def rank_in_frame(scores: torch.Tensor, labels: torch.Tensor, counts: torch.Tens
 
 
 def shared_out(view: View, quotas: torch.Tensor, labels: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
-    """[F, most] int64, view.num_kept tokens of each cell, the first by `rank` [F, N] of each frame.
+    """[F, most] int64, view.num_kept tokens of each cell, which are the first of each frame by `rank` [F, N].
 
-    The quotas [F, T] (real numbers) are rounded by largest remainder to numbers that sum to the total: of a frame with
-    quota q the token of rank r is worth q - r - 1, and the most worth are kept. So no frame gets more than it has, and
-    what one cannot take the others share. Each gets at least one, as long as there are as many as frames. Of equal
-    remainders that of the earlier frame is rounded up.
+    The quotas [F, T] (real numbers) are rounded by largest remainder to numbers that sum to num_kept: in a frame with
+    quota q the token of rank r has the value q - r - 1, and the tokens of largest value are kept. So no frame gets more
+    than it has, and what it cannot take is divided among the others. Each frame gets at least one token, if there are
+    enough. Of equal remainders that of the earlier frame is rounded up.
     """
     quota = of_frame(quotas, labels)
     worth = quota - rank - 1
@@ -75,8 +74,8 @@ def shared_out(view: View, quotas: torch.Tensor, labels: torch.Tensor, rank: tor
 
 
 def by_frame(view: View, numbers: torch.Tensor, labels: torch.Tensor, rank: torch.Tensor) -> tuple[View, torch.Tensor]:
-    """Where each frame keeps a number [F, T] of its own, whatever they sum to: the view with these sums as its budgets,
-    and [F, N] the tokens, those that are kept first."""
+    """For frames that keep independent numbers of tokens [F, T]: the view with their sums as num_kept, and [F, N]
+    int64, all tokens with those that are kept first."""
     stays = view.present & (rank < of_frame(numbers, labels))
     order = stays.float().masked_fill(~view.present, -1.0).sort(dim=1, descending=True, stable=True).indices
     return replace(view, num_kept=stays.sum(1), most=stays.shape[1]), order
@@ -90,14 +89,14 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     """
     cells, frames = numbers.shape
     count = labels.shape[1]
-    # Where the host does not know it is asked: room for as many tokens in each frame would be theirs squared.
+    # The host reads the width if it does not know it, since a width of N would need room for frames * N tokens.
     width = int(sizes.max()) if view.frame_tokens is None else view.frame_tokens
     order = torch.where(labels < 0, frames, labels).sort(dim=1, stable=True).indices
     slots = torch.arange(width, device=labels.device)
     valid = (slots < sizes[:, :, None]).flatten(1)  # [F, T * P]
     at = ((sizes.cumsum(1) - sizes)[:, :, None] + slots).flatten(1).clamp_max(count - 1)
     index = order.gather(1, at)
-    # A frame that is none has one token of its own, so that no method meets an empty cell; its group goes again.
+    # A frame that does not exist gets a token, so that no cell is empty; its group is removed below.
     shown = (valid.view(cells, frames, width) | ((sizes == 0)[:, :, None] & (slots == 0))).flatten(0, 1)
     parts: dict[str, Any] = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
     parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
@@ -118,7 +117,7 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
 
 
 def _of_tokens(values: torch.Tensor | None, index: torch.Tensor, width: int) -> torch.Tensor | None:
-    """[F, N, ...] at [F, T * P] -> [F * T, P, ...]."""
+    """[F * T, P, ...] values [F, N, ...] at the tokens `index` [F, T * P]."""
     if values is None:
         return None
     place = index.view(*index.shape, *[1] * (values.dim() - 2)).expand(*index.shape, *values.shape[2:])
@@ -130,6 +129,6 @@ def _repeated(values: torch.Tensor | None, frames: int) -> torch.Tensor | None:
 
 
 def _local(representatives: torch.Tensor, cells: int, frames: int, width: int) -> torch.Tensor:
-    """[F * T, M] indices in a frame -> [F, T * M] in all its cell's frames."""
+    """[F, T * M] int64 indices into all frames of a cell, from indices into one frame [F * T, M]."""
     first = torch.arange(frames, device=representatives.device)[:, None] * width
     return (representatives.reshape(cells, frames, -1) + first).flatten(1)

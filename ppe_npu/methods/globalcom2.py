@@ -1,17 +1,18 @@
 """GlobalCom2: crops that matter to the whole picture keep more tokens (Liu et al., arXiv 2501.05179, section 3).
 
-The paper shares out a budget among the crops of one high-resolution picture by what its thumbnail attends to. Here a
+The paper divides a budget among the crops of one high-resolution picture by the attention in its thumbnail. Here a
 picture with its crops, or a video with its frames, is one cell, which is given in one of two forms.
 
-With `crops`, the published one: frame 0 is the thumbnail and frames 1, 2, ... are the crops, row by row; places are
-(frame, row, column) in the thumbnail's or the crop's own grid, where what a crop is padded with has no token; and
-tower_saliency is the attention of the CLS token.
+With `crops`, the published form: frame 0 is the thumbnail and frames 1, 2, ... are the crops, row by row; places are
+(frame, row, column) in the grid of the thumbnail or crop; a crop's padding has no tokens; and tower_saliency is the
+attention of the CLS token.
 
-Without, for models that have no thumbnail: the frames of a video take the crops' part. In place of the thumbnail's
-attention a token has what it stands out by: 1 - cosine to the mean of the video, in place of a crop's own attention
-1 - cosine to the mean of its frame. An image is one frame and keeps its share.
+Without `crops`, for models that have no thumbnail: the frames of a video are treated like crops. The thumbnail's
+attention is replaced by a token's distinctness, 1 - cosine to the mean of the video, and a crop's own attention by
+1 - cosine to the mean of the frame. An image is one frame and keeps the plain ratio.
 
-It shares out and prunes; or it shares out alone and leaves the tokens of each frame to any method of frames, `by`.
+The method divides the budget and prunes; or, with `by`, it only divides the budget, and that method of frames chooses
+the tokens of each frame.
 """
 
 import math
@@ -31,22 +32,23 @@ from ppe_npu.settings import setting
 @register("globalcom2")
 @dataclass(frozen=True)
 class GlobalCom2(Method):
-    """With s_c the sum of global scores over a crop's area and p the softmax of s / temperature a crop keeps the share
-    r_c = ratio (1 + p_c - mean p), at most 1: its tokens of largest score, which is the crop's own scores at unit
-    length plus the global ones at unit length. The thumbnail keeps the plain ratio of its own.
+    """With s_c the sum of global scores over a crop's area, and p the softmax of s / temperature, a crop keeps the
+    fraction r_c = ratio (1 + p_c - mean p) of its tokens, at most 1. These are the ones of largest score, the sum of
+    the crop's own scores and the global scores, each scaled to unit length. The thumbnail keeps the plain ratio.
 
-    At temperature 10 scores that sum to 1, as one head's attention does, move the shares hardly at all; the published
-    code truncates each crop's number by itself. Here the numbers are rounded by largest remainder to the exact total.
-    Areas are whole rows and columns of the thumbnail, of which the last crop of each may get more, as published.
+    At temperature 10, scores that sum to 1, like the attention of one head, hardly change these fractions. The
+    published code truncates each crop's number separately; here the numbers are rounded by largest remainder to the
+    exact total. Areas are whole rows and columns of the thumbnail, and the last crop in each direction may get more, as
+    published.
 
     Args:
-        ratio: share of the tokens of an image or video that is kept: ceil(n * ratio) of n.
+        ratio: fraction of the tokens of an image or video to keep: ceil(n * ratio) of n.
         temperature: of the softmax over crops or frames.
-        by: the method of frames that chooses within each, or null. Its ratio means nothing here.
+        by: the method that chooses the tokens of each frame, or null. Its own ratio is ignored.
         crops: rows and columns of crops; null: there is no thumbnail.
-        original_size: width and height of the picture, which the crops hold centred, padded on two sides.
-        dropped: what becomes of the others, see choosing.dropped; without `by` alone.
-        released: int(r_c n) of each crop's n tokens, as the published code has it; how many stay hangs on the scores.
+        original_size: width and height of the picture, which is centred in the crops and padded on two sides.
+        dropped: what becomes of the other tokens, see choosing.dropped; only without `by`.
+        released: int(r_c n) of each crop's n tokens, as in the published code; the total then depends on the scores.
     """
 
     ratio: float = share(0.25)
@@ -103,7 +105,7 @@ class GlobalCom2(Method):
         return group_frames(self.by, view, labels, sizes, numbers)
 
     def _shares(self, sums: torch.Tensor, sizes: torch.Tensor, ratio: float | torch.Tensor) -> torch.Tensor:
-        """[F, T] the share of each crop or frame, by the sums [F, T]; the plain ratio of the thumbnail."""
+        """[F, T] the fraction that each crop or frame keeps, from the sums [F, T]; the thumbnail keeps the ratio."""
         exists = sizes > 0
         if self.crops is not None:
             exists = exists & (torch.arange(sizes.shape[1], device=sizes.device) > 0)
@@ -112,7 +114,7 @@ class GlobalCom2(Method):
         return torch.where(exists, moved, ratio)
 
     def _of_crops(self, view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[F, T] sums over areas, [F, N] scores of each crop's own, [F, N] of the thumbnail at each token's place."""
+        """[F, T] sums over areas, [F, N] crops' own scores, and [F, N] the thumbnail's scores at each token's place."""
         own, (rows, columns) = view.tower_saliency.detach().float(), self.crops
         side = sizes[:, :1].float().sqrt().round().long()
         row, column = view.places[..., 1], view.places[..., 2]
@@ -128,7 +130,7 @@ class GlobalCom2(Method):
         return sums, own, torch.where(labels == 0, own, global_)
 
     def _picture(self, side: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[F, 1] height and width, in tokens, of the picture on the crops, and how much padding is above and left."""
+        """[F, 1] each: height and width of the picture within the crops, padding above and on the left, in tokens."""
         (rows, columns), (width, height) = self.crops, self.original_size
         tall, wide = rows * side, columns * side
         if width * rows > height * columns:
@@ -139,15 +141,15 @@ class GlobalCom2(Method):
 
 
 def _truncated(quotas: torch.Tensor, sizes: torch.Tensor, ratio: float) -> torch.Tensor:
-    """[F, T] whole numbers, as int() makes them of the published code's: its softmax adds 1e-8 to the sum, so that what
-    is more than the plain ratio is never quite the whole number that it would be."""
+    """[F, T] quotas truncated as in the published code. Its softmax adds 1e-8 to the sum, so that a quota above the
+    plain ratio never quite reaches an integer, and is truncated to the one below."""
     whole = quotas.floor()
     just_below = (quotas == whole) & (quotas > ratio * sizes) & (quotas < sizes)
     return (whole - just_below.float()).clamp_min(1)
 
 
 def _of_frames(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The same of a video without a thumbnail: by what stands out of the video, and of the frame."""
+    """As _of_crops for a video without a thumbnail, by how distinct tokens are from the video and from their frame."""
     tokens = unit(view.tokens).masked_fill(~view.present[:, :, None], 0)
     means = frame_means(tokens, labels, sizes)
     mean = unit((means * sizes[:, :, None]).sum(1, keepdim=True))
@@ -157,7 +159,7 @@ def _of_frames(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[t
 
 
 def _unit_length(scores: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """[F, N] scores over the length of all of their frame."""
+    """[F, N] scores divided by the Euclidean length of all scores in the same frame."""
     squares = frame_means(scores.square()[:, :, None], labels, sizes)[:, :, 0] * sizes
     return scores / of_frame(squares.sqrt().clamp_min(1e-12), labels)
 
@@ -165,8 +167,8 @@ def _unit_length(scores: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor
 def _bilinear(
     values: torch.Tensor, labels: torch.Tensor, side: torch.Tensor, row: torch.Tensor, column: torch.Tensor
 ) -> torch.Tensor:
-    """[F, N] of the thumbnail's values at (row, column) [F, N], real numbers: bilinear, as torch's interpolate is."""
-    first = labels.masked_fill(labels != 0, 1).argmin(1, keepdim=True)  # where the thumbnail begins
+    """[F, N] the thumbnail's values at real (row, column) [F, N], interpolated as torch's bilinear interpolate does."""
+    first = labels.masked_fill(labels != 0, 1).argmin(1, keepdim=True)  # the thumbnail's first token
 
     def at(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         place = torch.minimum(row, side - 1) * side + torch.minimum(column, side - 1)

@@ -1,6 +1,6 @@
-"""For methods that walk through a video frame by frame, place by place: its tokens as a grid of frames and places.
+"""A video's tokens as a grid of frames and places, for methods that process it frame by frame and place by place.
 
-A place is a row and a column. A cell that has no token there, because it is smaller or was merged before, has a gap.
+A place is a row and a column. Where a cell, which may be smaller or merged before, has no token, the grid has a gap.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ppe_npu.methods.view import View
 
 @dataclass(frozen=True)
 class Grid:
-    """F videos of up to T frames with up to U places; the host looks at how many these are.
+    """F videos of up to T frames with up to U places; the host reads T and U.
 
     Args:
-        slots: [F, N] int64, frame * U + place of each token; T * U where there is none.
-        index: [F, T * U] int64, which token stands in each slot; N where there is none.
+        slots: [F, N] int64, frame * U + place of each token; T * U where there is no token.
+        index: [F, T * U] int64, the token in each slot; N where there is none.
         frames, places: T and U.
     """
 
@@ -51,7 +51,7 @@ class Grid:
         return (self.index < self.slots.shape[1]).unflatten(1, (self.frames, self.places))
 
     def lay(self, values: torch.Tensor) -> torch.Tensor:
-        """Values [F, N, ...] in their slots: [F, T, U, ...] fp32, 0 in gaps."""
+        """[F, T, U, ...] fp32, values [F, N, ...] in their slots; 0 in gaps."""
         padded = torch.cat(
             [values.detach().float(), values.new_zeros(len(values), 1, *values.shape[2:]).float()], dim=1
         )
@@ -60,13 +60,13 @@ class Grid:
         return laid.unflatten(1, (self.frames, self.places))
 
     def grouping(self, heads: torch.Tensor, weights: torch.Tensor, order: torch.Tensor | None = None, summed=False):
-        """The Grouping of tokens whose groups are named by the slots of their representatives.
+        """The Grouping of tokens whose groups are identified by the slots of their representatives.
 
         Args:
-            heads: [F, T, U] int64, the slot of the representative of each one's group; -1 for none.
-            weights: [F, T, U] fp32, what each counts in the mean of its group.
-            order: [F, T * U] by what the groups are sorted that stand in these slots; None: by their slots.
-            summed: as Grouping.
+            heads: [F, T, U] int64, the slot of the representative of each token's group; -1 for none.
+            weights: [F, T, U] fp32, the weight of each token in the mean of its group.
+            order: [F, T * U] sort key of each group, at its representative's slot; None: sort by these slots.
+            summed: as in Grouping.
         """
         heads, slots = heads.flatten(1), torch.arange(self.index.shape[1], device=heads.device)
         is_head = heads == slots
@@ -85,12 +85,12 @@ class Grid:
 
 
 def by_head(values: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    """[F, T * U] sums of values [F, T, U] over those with each head; those of head -1 count nowhere."""
+    """[F, T * U] sums of values [F, T, U] over the tokens with each head; tokens with head -1 are left out."""
     heads = heads.flatten(1)
     sums = values.new_zeros(heads.shape)
     return sums.scatter_add_(1, heads.clamp_min(0), torch.where(heads >= 0, values.flatten(1), 0))
 
 
 def at_heads(sums: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-    """Of sums [F, T * U] that of each one's head: [F, T, U]."""
+    """[F, T, U] the entry of `sums` [F, T * U] at each token's head."""
     return sums.gather(1, heads.flatten(1).clamp_min(0)).view_as(heads)

@@ -1,4 +1,4 @@
-"""Grouping: which token of a cell goes to which group. A plan that is made once and then applied to any tensor."""
+"""Grouping: a plan of which token of a cell goes to which group, made once and then applied to any tensor."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _SIMILARITIES_AT_ONCE = 2**26
 
 @dataclass(frozen=True)
 class Grouping:
-    """The tokens of F cells in at most M groups a cell. A group becomes one token.
+    """The tokens of F cells, each divided into at most M groups. A group becomes one token.
 
     Args:
         labels: [F, N] int64, group of each token; -1 where a cell has no token, and for a token that is dropped.
-        counts: [F, M] int64, tokens in each group; 0 from a cell's number of kept tokens on.
-        representatives: [F, M] int64, the token at the place of each group.
-        weights: [F, N] bool or floating point, at least 0: what each token's features count in the mean of its group;
-            None where all count alike. A token of weight 0 lends its position and not its features. At least one token
-            of every group counts.
-        summed: a group becomes the sum of its tokens times their weights, not their mean: for published codes that
-            average wrongly.
-        alone: whether the host knows that in every group one token counts.
+        counts: [F, M] int64, number of tokens in each group; 0 for unused groups, which come last.
+        representatives: [F, M] int64, the token whose place each group takes.
+        weights: [F, N] bool or floating point, at least 0: the weight of each token's features in the mean of its
+            group; None where all are equal. A token of weight 0 lends its position and not its features. Every group
+            has at least one token of positive weight.
+        summed: a group becomes the weighted sum of its tokens instead of their weighted mean, as in published
+            implementations that average wrongly.
+        alone: whether the host knows that every group has exactly one token of positive weight.
     """
 
     labels: torch.Tensor
@@ -43,8 +43,8 @@ class Grouping:
         weights: torch.Tensor | None = None,
         summed: bool = False,
     ) -> Grouping:
-        """With the counts that follow from the labels."""
-        # In fp32, whose sums of ones are exact in any order: comparing all tokens with all groups is dearer by far.
+        """A grouping whose counts are computed from its labels."""
+        # Summed in fp32, where sums of ones are exact in any order; comparing all tokens with all groups is far slower.
         counts = torch.zeros(len(labels), representatives.shape[1] + 1, device=labels.device)
         ones, own = (
             torch.ones_like(labels, dtype=counts.dtype),
@@ -55,8 +55,8 @@ class Grouping:
 
     @classmethod
     def from_centers(cls, centers: torch.Tensor, labels: torch.Tensor, budgets: torch.Tensor, order: str) -> Grouping:
-        """From centres [F, M] and labels [F, N] by rank of score; `order` "raster" renumbers the groups by the place of
-        their representatives, "score" keeps the ranks. Entries of `centers` from budgets[f] on are ignored."""
+        """A grouping from centers [F, M] in descending order of score, and labels [F, N]. `order`: "raster" renumbers
+        the groups by the place of their representatives, "score" does not. centers[f, budgets[f]:] are ignored."""
         slots = torch.arange(centers.shape[1], device=centers.device)
         used = slots < budgets[:, None]
         if order == "raster":
@@ -68,14 +68,14 @@ class Grouping:
 
     @classmethod
     def of_kept(cls, view: View, kept: torch.Tensor, dropped: str = "lend") -> Grouping:
-        """From the tokens that a pruning method keeps.
+        """A grouping from the tokens that a pruning method keeps.
 
         Args:
-            kept: [F, most] int64, which tokens of each cell are kept, in any order; entries from view.num_kept[f] on
-                are ignored.
-            dropped: what becomes of the others. Each joins the kept token that is most like it (cosine; the first
-                among equals) and lends it its position alone ("lend"), or its features, too ("merge"); "drop": it
-                joins none. Nor does it where a method is run alone, on a view without tokens.
+            kept: [F, most] int64, indices of the tokens that each cell keeps, in any order; entries from
+                view.num_kept[f] on are ignored.
+            dropped: what becomes of the others. Each joins the kept token that is most like it (by cosine, ties to the
+                first) and lends it only its position ("lend"), or its features, too ("merge"). With "drop", or on a
+                view without tokens (a method that is run alone), they join no group.
         """
         used = torch.arange(kept.shape[1], device=kept.device) < view.num_kept[:, None]
         count = view.present.shape[1]
@@ -90,10 +90,9 @@ class Grouping:
         return replace(cls.of(labels, representatives, mask if lends else None), alone=lends)
 
     def with_dropped(self, view: View, dropped: str, most: int | None = None) -> Grouping:
-        """The same where every token in no group joins the one whose representative is most like it (cosine; the first
-        among equals), as of_kept() says: it lends it its position alone ("lend"), or its features, too ("merge"), which
-        count as much as the representative's; "drop": it joins none. most: of so many of a cell at most, as the host
-        knows."""
+        """A grouping in which every token without a group joins the one whose representative is most like it, as in
+        of_kept(). With "merge" its features get the weight of the representative's; with "drop" nothing changes.
+        most: an upper bound, known to the host, on the tokens without a group in a cell."""
         if dropped == "drop":
             return self
         heard, most = self.labels >= 0, self.labels.shape[1] if most is None else most
@@ -110,7 +109,7 @@ class Grouping:
     def _joining(
         view: View, labels: torch.Tensor, representatives: torch.Tensor, used: torch.Tensor, most: int
     ) -> torch.Tensor:
-        """Labels [F, N] in which those of a cell that have none, `most` or fewer, are those of the nearest."""
+        """[F, N] int64 labels in which each token without a group, at most `most` per cell, joins the nearest one."""
         count = labels.shape[1]
         places = torch.arange(count, device=labels.device)
         others = torch.where((labels >= 0) | ~view.present, count, places).sort(dim=1).values[:, :most]
@@ -118,7 +117,7 @@ class Grouping:
         return torch.cat([labels, labels[:, :1]], dim=1).scatter(1, others, nearest)[:, :-1]
 
     def apply(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Means of the groups: [F, N, C] -> [F, M, C], differentiable, accumulated in fp32."""
+        """[F, M, C] means of the groups of tokens [F, N, C]; differentiable, accumulated in fp32."""
         if self.weights is None:
             return backends.group_mean(tokens, self.labels, self.counts)
         heard = Grouping.of(torch.where(self.weights > 0, self.labels, -1), self.representatives)
@@ -127,8 +126,8 @@ class Grouping:
         return backends.group_mean(tokens, heard.labels, heard.counts)
 
     def _weighted(self, tokens: torch.Tensor, weights: torch.Tensor, summed: bool) -> torch.Tensor:
-        """Tokens whose plain means are the weighted ones: a group's weights are scaled to sum to its size. Where they
-        are `summed` the plain means are the weighted sums."""
+        """[F, N, C] tokens whose plain mean over a group is its weighted mean, or if `summed` its weighted sum. For a
+        mean, the weights of a group are scaled to sum to its size."""
         has_group, place = self.labels >= 0, self.labels.clamp_min(0)
         weights = torch.where(has_group, weights, 0).to(torch.promote_types(tokens.dtype, torch.float32))
         sums = torch.zeros_like(self.counts, dtype=weights.dtype).scatter_add_(1, place, weights)
@@ -136,18 +135,18 @@ class Grouping:
         return torch.where(has_group[:, :, None], tokens * scaled[:, :, None], 0).to(tokens.dtype)
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
-        """[F, N] -> [F, M] sums over those tokens of each group whose features count."""
+        """[F, M] sums of values [F, N] over the tokens of positive weight in each group."""
         heard = self.labels >= 0 if self.weights is None else (self.labels >= 0) & (self.weights > 0)
         sums = values.new_zeros(self.counts.shape)
         return sums.scatter_add_(1, self.labels.clamp_min(0), torch.where(heard, values, 0))
 
     def at_representatives(self, values: torch.Tensor) -> torch.Tensor:
-        """[F, N, ...] -> [F, M, ...], of each group's representative."""
+        """[F, M, ...] the values [F, N, ...] of each group's representative."""
         index = self.representatives.view(*self.representatives.shape, *[1] * (values.dim() - 2))
         return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
     def to(self, device: torch.device) -> Grouping:
-        """The same on another device."""
+        """This grouping on another device."""
         parts = (self.labels, self.counts, self.representatives, self.weights)
         labels, counts, representatives, weights = (
             None if part is None else part.to(device, non_blocking=True) for part in parts
@@ -157,8 +156,8 @@ class Grouping:
 
 @torch.no_grad()
 def _nearest(tokens: torch.Tensor, kept: torch.Tensor, used: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """[F, P] which of the kept tokens [F, M] is most like each of those that are asked for [F, P], by cosine, the first
-    among equals."""
+    """[F, P] int64, which of the kept tokens [F, M] is most like each of the tokens `asked` [F, P], by cosine; ties go
+    to the first."""
     unit = torch.nn.functional.normalize(tokens.detach().float(), dim=-1)
     centers = unit.gather(1, kept[:, :, None].expand(-1, -1, unit.shape[-1])).transpose(1, 2)
     unit = unit.gather(1, asked[:, :, None].expand(-1, -1, unit.shape[-1]))

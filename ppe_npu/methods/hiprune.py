@@ -15,25 +15,25 @@ from ppe_npu.settings import setting
 @register("hiprune")
 @dataclass(frozen=True)
 class HiPrune(Method):
-    """Of the M tokens that stay M * alpha / 5, rounded, are anchors: those that receive the most attention in a middle
-    block. Their neighbours above, below, left and right stay, too (buffers), and of all others those that receive the
-    most in the last block (registers), until there are M.
+    """Keeps M tokens. The round(M * alpha / 5) that receive the most attention in a middle block are anchors. Their
+    neighbours above, below, left and right (buffers) stay, too, and so do those of the others that receive the most
+    attention in the last block (registers), until there are M.
 
-    The published code counts neighbours by +-1 and +-width in raster order, so that the end of a row and the beginning
-    of the next are neighbours, and an anchor at the upper or lower edge has the frame's first or last token for one;
-    here a neighbour is one in the grid. Where anchors and buffers are more than M, the published code keeps more; here
-    the buffers of the best anchors stay. In Qwen2.5-VL the middle block attends in windows: as in the published port,
-    its attention is taken over the whole frame.
+    The published code defines neighbours by +-1 and +-width in raster order, so that the end of a row and the start of
+    the next are neighbours, and the frame's first or last token is a neighbour of each anchor at the upper or lower
+    edge; here neighbours are neighbours in the grid. If there are more than M anchors and buffers, the published code
+    keeps them all; here the buffers of the best anchors stay. In Qwen2.5-VL the middle block attends in windows; as in
+    the published port, attention is computed over the whole frame instead.
 
     Args:
-        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
-        alpha: the share of these for anchors and buffers, if anchors had no neighbour in common. If it is above 0,
-            there is one anchor where 5 tokens stay.
-        object_layer, last_vit_layer: the two blocks, from the end where negative; object_layer None: the middle one,
-            which is block 16 of 32.
-        tower_windows: what is done where a block attends in windows, see choosing.tower_windows.
-        released: neighbours as in the published code.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep: round(n * ratio) of n.
+        alpha: the fraction of these for anchors and buffers, if no two anchors share a neighbour. If it is above 0,
+            there is at least one anchor where 5 tokens or more stay.
+        object_layer, last_vit_layer: the middle and the last block; negative numbers count from the end. object_layer
+            None: block 16 of 32, and likewise for other depths.
+        tower_windows: how blocks that attend in windows are treated, see choosing.tower_windows.
+        released: define neighbours as in the published code.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(1 / 3)
@@ -72,10 +72,10 @@ class HiPrune(Method):
 
 
 def _turns(view: View, scores: torch.Tensor, anchors: torch.Tensor, most: int, released: bool) -> torch.Tensor:
-    """[F, N] whose turn it is: anchors by rank, then their neighbours by the rank of the best, then all others alike.
+    """[F, N] int64 order of choice: anchors by rank, then neighbours by the rank of their best anchor, then the rest.
 
     Args:
-        scores: [F, N]. anchors: [F] int64, how many each cell has. most: at least the largest of them.
+        scores: [F, N]. anchors: [F] int64, how many each cell has. most: an upper bound on anchors.
     """
     found = best(scores, view, most)
     ranks = torch.arange(found.shape[1], device=found.device)
@@ -87,13 +87,13 @@ def _turns(view: View, scores: torch.Tensor, anchors: torch.Tensor, most: int, r
 
 
 def _beside(view: View, found: torch.Tensor) -> torch.Tensor:
-    """[F, A, N] whether a token is above, below, left or right of each of those that were found [F, A]."""
+    """[F, A, N] bool, whether each token is directly above, below, left or right of each token in `found` [F, A]."""
     apart = view.places.gather(1, found[:, :, None].expand(-1, -1, 3))[:, :, None] - view.places[:, None]
     return (apart[..., 0] == 0) & (apart[..., 1:].abs().sum(-1) == 1)
 
 
 def _beside_in_raster(view: View, found: torch.Tensor) -> torch.Tensor:
-    """The same by +-1 and +-width in raster order, kept within the frame's first and last token."""
+    """[F, A, N] bool as in _beside, but by +-1 and +-width in raster order, clamped to the frame's tokens."""
     width = view.places[..., 2].masked_fill(~view.present, 0).amax(1) + 1
     steps = torch.stack([-torch.ones_like(width), torch.ones_like(width), -width, width], dim=1)
     last = view.present.sum(1)[:, None, None] - 1

@@ -26,24 +26,24 @@ def _flag(value: bool | int | str) -> bool:
 @register("holitom")
 @dataclass(frozen=True)
 class HoliTom(Method):
-    """A place is static in a window of frames [s, e] where cos(x_{t,p}, x_{t+1,p}) > tau for all s <= t < e. The video
-    is cut into the windows that save most, sum of (e - s) * static places (by dynamic programming). With R saved of n
-    tokens, the share that is kept is r = min(1, ratio n / (n - R)). In a window the static places, averaged over its
-    frames, are clustered by density peaks to round(places * r); of its other m places each frame keeps ceil(m r): the
-    share 1 - D by attention received, the rest as clusters of those left. A cluster becomes beta * its centre +
-    (1 - beta) * the mean of its other members.
+    """A place is static in a window of frames [s, e] if cos(x_{t,p}, x_{t+1,p}) > tau for all s <= t < e. The video is
+    cut into the windows that save most, by the sum of (e - s) * static places (by dynamic programming). If this saves R
+    of n tokens, the fraction r = min(1, ratio n / (n - R)) of the rest is kept. In a window the static places, averaged
+    over its frames, are clustered by density peaks into round(places * r). Each frame keeps ceil(m r) of its other m
+    places: the fraction 1 - D by attention received, the rest as clusters of those left. A cluster becomes beta * its
+    centre + (1 - beta) * the mean of its other members.
 
-    How many tokens stay follows from the features, and is a little more than asked for, as every number is rounded by
-    itself. The published code adds noise to densities (here ties fall to the lower index), fails where D > 0 (a mask
-    with an axis too many), lists a window's static places before its frames, and makes one setting's default two: it
-    prints NO_BETA=1 and uses 0. Here tokens stand in raster order, a static one at the first frame of its window.
+    How many tokens stay depends on the features, and is slightly more than asked for, since each number is rounded
+    separately. The published code adds noise to densities (here ties go to the lower index), fails for D > 0 (because a
+    mask has an extra axis), lists a window's static places before its frames, and has two defaults for one setting: it
+    prints NO_BETA=1 and uses 0. Here tokens are in raster order, with static ones at the first frame of their window.
 
     Args:
-        ratio: share of the tokens that is kept; retain_ratio: the published name for it.
+        ratio: fraction of the tokens to keep; retain_ratio: its published name.
         tau: smallest cosine of a static place from frame to frame.
-        beta: what a cluster's centre counts; NO_BETA: a cluster is its plain mean.
-        D: share of the other places' budget that is for clusters. K: nearest neighbours of a density.
-        max_window: most frames of a window.
+        beta: weight of a cluster's centre; NO_BETA: a cluster becomes its plain mean.
+        D: fraction of the other places' budget for clusters. K: number of nearest neighbours that define a density.
+        max_window: the most frames in a window.
         released: tokens in the published order.
         dropped: what becomes of tokens in no cluster, see choosing.dropped.
     """
@@ -74,7 +74,7 @@ class HoliTom(Method):
         return tokens
 
     def kept_cells(self, cells) -> list[int]:
-        """At most: half a token more for each window, and one for each frame."""
+        """An upper bound: rounding may add half a token for each window, and one for each frame."""
         return [min(sum(cells), int(sum(cells) * self._share + 1.5 * len(cells)))]
 
     def group(self, view: View) -> Grouping:
@@ -90,7 +90,7 @@ class HoliTom(Method):
         order = received.sort(dim=-1, descending=True, stable=True).indices
         place = torch.arange(grid.places, device=order.device).expand_as(order)
         dominant = moving & (torch.empty_like(order).scatter_(2, order, place) < top[:, :, None])
-        of_window = self._clusters(_window_means(tokens, start), static, fixed)  # [F, T, U] centres, by first frame
+        of_window = self._clusters(_window_means(tokens, start), static, fixed)  # [F, T, U], by the first frame
         of_frame = self._clusters(tokens, moving & ~dominant, clustered)
         own = (place.new_tensor(range(grid.frames)) * grid.places)[:, None]
         centre = of_window.gather(1, start[:, :, None].expand_as(static))
@@ -103,14 +103,14 @@ class HoliTom(Method):
         return made.with_dropped(view, self.dropped)
 
     def _windows(self, tokens: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[F, T] int64 the first frame of each one's window; [F, T, U] bool, of windows by their first frame, which
-        places are static; [F] fp32 how many tokens that saves."""
+        """[F, T] int64, the first frame of each frame's window; [F, T, U] bool, which places are static in each window,
+        indexed by the window's first frame; [F] fp32, how many tokens this saves."""
         frames = tokens.shape[1]
         alike = ((tokens[:, 1:] * tokens[:, :-1]).sum(-1) > self.tau) & there[:, 1:] & there[:, :-1]
         best, first = [torch.zeros(len(tokens), device=tokens.device)], []
         through = torch.zeros(len(tokens), 0, tokens.shape[2], dtype=torch.bool, device=tokens.device)
         for end in range(frames):
-            # Of windows that begin at 0, 1, ..., end - 1: static places.
+            # through: the static places of the windows that begin at 0, 1, ..., end - 1.
             if end:
                 through = torch.cat([through, torch.ones_like(through[:, :1])], 1) if end > 1 else alike[:, :1]
                 through = through & alike[:, end - 1 : end]
@@ -135,7 +135,7 @@ class HoliTom(Method):
         return start, (broken == 0) & (length > 1)[:, :, None] & there, best[-1]
 
     def _numbers(self, device, static, moving, total, saved) -> tuple[torch.Tensor, ...]:
-        """[F, T] int64 each: clusters of static places, by first frames; tokens by attention; clusters of the rest."""
+        """[F, T] int64 each: clusters of static places (by first frame), tokens by attention, clusters of the rest."""
         ratio = np.minimum(self._share / ((total - saved) / total), 1.0)[:, None]
         kept = np.ceil(moving * ratio)
         top = np.round(kept * (1 - self.D))
@@ -143,7 +143,7 @@ class HoliTom(Method):
         return tuple(torch.from_numpy(parts).to(device))
 
     def _clusters(self, tokens: torch.Tensor, valid: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """[F, T, U] int64, the place of the centre of each one's cluster, frame by frame; -1 for none."""
+        """[F, T, U] int64, the place of the centre of each token's cluster in its frame; -1 for none."""
         rows = (wanted.flatten() > 0).nonzero()[:, 0]
         out = torch.full((valid[..., 0].numel(), valid.shape[-1]), -1, device=valid.device)
         if len(rows):
@@ -155,7 +155,7 @@ class HoliTom(Method):
         return out.view(*tokens.shape[:3])
 
     def _weights(self, heads: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        """[F, T, U] fp32. Of a static cluster all frames of its centre count as one."""
+        """[F, T, U] fp32 weights. In a static cluster, the frames of the centre together get the centre's weight."""
         if self.NO_BETA:
             return there.float()
         places = torch.arange(heads.shape[-1], device=heads.device)
@@ -168,14 +168,14 @@ class HoliTom(Method):
 
 
 def _window_means(tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """[F, T, U, C], of windows by their first frame, the mean of each place."""
+    """[F, T, U, C] mean of each place over a window, indexed by the window's first frame."""
     index = start[:, :, None, None].expand_as(tokens)
     length = torch.zeros_like(start).scatter_add_(1, start, torch.ones_like(start)).clamp_min(1)
     return torch.zeros_like(tokens).scatter_add_(1, index, tokens) / length[:, :, None, None]
 
 
 def _read(static: torch.Tensor, moving: torch.Tensor, total: torch.Tensor, saved: torch.Tensor) -> list[np.ndarray]:
-    """The numbers on the host, which waits for them."""
+    """These numbers as NumPy arrays; the host waits for them."""
     parts = torch.cat([static, moving, total[:, None], saved.long()[:, None]], dim=1).cpu().numpy()
     frames = static.shape[1]
     return [parts[:, :frames], parts[:, frames : 2 * frames], parts[:, -2], parts[:, -1]]

@@ -16,31 +16,31 @@ from ppe_npu.methods.base import Method, register
 from ppe_npu.methods.choosing import exact
 from ppe_npu.settings import setting
 
-_AT_ONCE = 2**20  # elements of a temporary tensor, which fit a CPU's caches
-_MORE_ON_A_DEVICE = 64  # whose launches cost more than its memory
+_AT_ONCE = 2**20  # elements of a temporary tensor that fits a CPU's caches
+_MORE_ON_A_DEVICE = 64  # times as many on a device, where launches cost more than memory
 
 
 @register("ipcv")
 @dataclass(frozen=True)
 class IPCV(Method):
-    """Before block K of the vision tower those patches stay that block K - 1 changed most, by |h(K) - h(K-1)|. The
-    others leave. At the end each of them is rebuilt: h_i = h_i(K) + mean over N(i) of (h_j - h_j(K)), where N(i) are
-    the patches that stayed and were nearest to it before block K. So the decoder sees as many tokens as ever.
+    """Before block K of the vision tower, the patches that block K - 1 changed most, by |h(K) - h(K-1)|, stay, and the
+    others leave. At the end of the tower each of these is rebuilt as h_i = h_i(K) + mean over N(i) of (h_j - h_j(K)),
+    where N(i) are the staying patches nearest to it before block K. So the decoder gets all tokens.
 
-    In the first blocks after K the rebuilt patches are keys and values, too; only the MLP, and the queries, are spared.
-    Patches compete, and find neighbours, among all images of a prompt, and among all of its videos. Merged positions
-    have nothing to do with it: tokens that come out of the tower may be merged before the decoder or at its layers.
+    In the first blocks from K on, rebuilt patches still serve as keys and values; only their queries and MLP are saved.
+    Patches compete, and find neighbours, among all images of a prompt, and likewise among all of its videos. Positions
+    of merged tokens are not affected: the tower's output may be merged before the decoder or at its layers.
 
-    The published code serves Qwen2-VL with one prompt at a time. It counts the first patch of each frame into the frame
-    before, so that attention crosses frames once patches have left; here it does not, unless `released` asks for it.
+    The published code supports Qwen2-VL with one prompt at a time. It counts the first patch of each frame as part of
+    the frame before, so that attention crosses frames once patches have left; here it does so only with `released`.
 
     Args:
-        keep: share of the patches that stay: int(L * keep) of L, at least one. 1: the tower as it is.
-        prune_block: K, counted from 0. A tower with no more blocks than that is left as it is.
+        keep: fraction of the patches that stay: int(L * keep) of L, at least one. 1: the tower is left as it is.
+        prune_block: K, counted from 0. A tower with K or fewer blocks is left as it is.
         stabilized_blocks: how many blocks from K on have the rebuilt patches as keys and values.
-        neighbors: how many of the patches that stayed rebuild each of the others, fewer where fewer stay.
-        per_image: patches compete within one image or video.
-        released: frames begin and end where the published code has it.
+        neighbors: from how many staying patches each of the others is rebuilt, fewer where fewer stay.
+        per_image: whether patches compete only within one image or video.
+        released: frames start and end as in the published code.
     """
 
     keep: float = setting(0.35, above=0, most=1, remedy="give the kept share of the patches, in (0, 1]")
@@ -55,20 +55,20 @@ class IPCV(Method):
     restores = True
 
     def kept(self, tokens: int) -> int:
-        """All tokens come out of the tower."""
+        """All tokens, since the tower outputs all of them."""
         return tokens
 
     def stay(self, patches: int) -> int:
-        """How many of a pool's patches stay."""
+        """How many patches of a pool stay."""
         return max(int(patches * self.keep), 1)
 
     @torch.no_grad()
     def choose(self, before: torch.Tensor, now: torch.Tensor, pools: Sequence[int]) -> Leaving:
-        """Which patches stay, and whose neighbours they are.
+        """Choose the patches that stay, and the neighbours of the others.
 
         Args:
-            before, now: [L, C] what enters blocks K - 1 and K. pools: how many patches compete with each other, one
-                pool after the other; they sum to L.
+            before, now: [L, C] inputs of blocks K - 1 and K. pools: the sizes of consecutive pools of patches that
+                compete with each other; they sum to L.
         """
         with exact(now):
             wide = torch.promote_types(now.dtype, torch.float32)
@@ -83,9 +83,9 @@ class IPCV(Method):
             return Leaving.of(*map(list, zip(*found)))
 
     def borders(self, rows: np.ndarray, borders: Sequence[int], pools: Sequence[int] = ()) -> np.ndarray:
-        """Where frames, or windows, end among the rows [n] (rising) that go on alone: how many stand before a border.
-        The published code counts the one that stands at a border, too, but where a pool ends, as its call does. pools:
-        how many rows each has; they sum to L."""
+        """The borders of frames or windows among the staying rows [n] (ascending), as the number of rows before each.
+        The published code also counts the row at a border, except at the end of a pool, where its call ends. pools: the
+        number of rows in each pool; they sum to L."""
         counts = np.searchsorted(rows, borders)
         if self.released:
             inner = ~np.isin(borders, [0, borders[-1], *np.cumsum(pools)])
@@ -95,12 +95,12 @@ class IPCV(Method):
 
 @dataclass(frozen=True)
 class Leaving:
-    """Which rows of [L, C] stay, and from which the others are rebuilt.
+    """Which rows of [L, C] stay, and the rows that the others are rebuilt from.
 
     Args:
-        rows: [n] int64, those that stay, rising. removed: [R] int64, the others.
-        neighbours: [R, k] int64, places in `rows`.
-        present: [R, k] fp32, 1 where there is such a neighbour, else 0; None where all have k.
+        rows: [n] int64, the rows that stay, ascending. removed: [R] int64, the others.
+        neighbours: [R, k] int64, indices into `rows`.
+        present: [R, k] fp32, 1 where there is such a neighbour, else 0; None if all have k.
     """
 
     rows: torch.Tensor
@@ -110,7 +110,7 @@ class Leaving:
 
     @classmethod
     def of(cls, rows: list[torch.Tensor], removed: list[torch.Tensor], near: list[torch.Tensor]) -> Leaving:
-        """From those of each pool."""
+        """From lists with one tensor for each pool."""
         most = max(part.shape[1] for part in near)
         present = None
         if any(part.shape[1] < most for part in near):
@@ -119,7 +119,7 @@ class Leaving:
         return cls(torch.cat(rows), torch.cat(removed), torch.cat([_padded(part, most) for part in near]), present)
 
     def among(self, at: torch.Tensor, total: int) -> Leaving:
-        """The same among `total` rows, of which those that compete stand at `at` [L] and all others stay."""
+        """The same for `total` rows, of which the competing ones are at the indices `at` [L], and all others stay."""
         removed = at.index_select(0, self.removed)
         left = torch.zeros(total, dtype=torch.int32, device=at.device).index_fill_(0, removed, 1)
         rows = left.argsort(stable=True)[: total - len(removed)]
@@ -128,29 +128,29 @@ class Leaving:
         return Leaving(rows, removed, stayed[self.neighbours], self.present)
 
     def to(self, where: torch.device) -> Leaving:
-        """The same on another device."""
+        """These rows on another device."""
         if self.rows.device == where:
             return self
         parts = (self.rows, self.removed, self.neighbours, self.present)
         return Leaving(*(None if part is None else part.to(where) for part in parts))
 
     def compact(self, full: torch.Tensor) -> torch.Tensor:
-        """[L, C] all rows, in order -> [L, C] those that stay, then of each other one by how much it is more than the
-        mean of its neighbours: what stays the same in it while it is away."""
+        """[L, C] rows that stay, followed by the difference of each removed row to the mean of its neighbours, which is
+        constant while it is away. full: [L, C] all rows, in order."""
         kept, left = full.index_select(0, self.rows), full.index_select(0, self.removed)
         means = self._means(kept)
         return torch.cat([kept, (left.to(means.dtype) - means).to(full.dtype)])
 
     def full(self, compact: torch.Tensor) -> torch.Tensor:
-        """[L, C] as compact() gives it, its first rows as they are by now -> [L, C] all rows, in order."""
+        """[L, C] all rows, in order, from the result of compact(), whose first rows may have changed since."""
         kept, left = compact.split([len(self.rows), len(self.removed)])
         means = self._means(kept)
         rebuilt = (left.to(means.dtype) + means).to(kept.dtype)
         return torch.empty_like(compact).index_copy_(0, self.rows, kept).index_copy_(0, self.removed, rebuilt)
 
     def _means(self, kept: torch.Tensor) -> torch.Tensor:
-        """[R, C] of each removed row the mean of its neighbours, in fp32 or better: a chunk of rows at a time; on a CPU
-        in one pass, where nobody asks for derivatives, of which torch's bags of rows have the first one alone."""
+        """[R, C] mean of the neighbours of each removed row, in fp32 or better, a chunk of rows at a time; on a CPU, if
+        no derivative is needed, in one pass by embedding_bag, which supports only first derivatives."""
         wide = torch.promote_types(kept.dtype, torch.float32)
         derived = (torch.is_grad_enabled() and kept.requires_grad) or forward_ad._current_level >= 0
         if self.present is None and device.on_cpu(kept.device) and not derived:
@@ -165,10 +165,10 @@ class Leaving:
 
 
 def nearest(rows: torch.Tensor, others: torch.Tensor, count: int) -> torch.Tensor:
-    """[R, count] int64, which of the others [n, C] are nearest to each row [R, C], in fp32 or better; nearest first.
+    """[R, count] int64, which of the others [n, C] are nearest to each row [R, C], nearest first; in fp32 or better.
 
-    Distances come from one product, a chunk of rows at a time. One below its rounding error counts as none, and of
-    several copies the first is the nearest; other equal distances stand in any order.
+    Distances come from one product, a chunk of rows at a time. A distance below its rounding error counts as 0, and the
+    first of several copies is the nearest; other ties are in any order.
     """
     middle = others.mean(0)
     rows, others = rows - middle, others - middle

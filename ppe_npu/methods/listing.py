@@ -1,4 +1,4 @@
-"""What there is to say of every method in a line: for `ppe-npu methods` and the documents."""
+"""One-line descriptions of all methods, for `ppe-npu methods` and the documents."""
 
 import dataclasses
 import re
@@ -12,15 +12,15 @@ from ppe_npu.settings import to_plain
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """A method as it stands with its own defaults.
+    """A method with its default settings.
 
     Attributes:
-        name: as settings, presets and the command line have it.
-        what: the first sentence of its file, without where the paper is.
-        places: where it may stand, of methods.base.PLACES. needs: what it looks at there. scope: what is one cell.
-        budget: "exact", how many tokens stay follows from the grid; "late", from the features.
-        paper: its arXiv number, or None where the file names none (controls, a method of one's own).
-        fields: each setting's default.
+        name: its name in settings, presets and on the command line.
+        what: the first sentence of its file, without the reference to the paper.
+        places: where it can be applied, from methods.base.PLACES. needs: its inputs there. scope: what forms a cell.
+        budget: "exact", the number of tokens that stay follows from the grid; "late", it depends on the features.
+        paper: its arXiv number, or None where the file names none (controls, a user's own method).
+        fields: the default of each setting.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Listed:
 
     @property
     def source(self) -> str:
-        """The paper; "control" for what other methods must beat; "-" for one that names no paper."""
+        """The paper; "control" for a method that others must beat; "-" for any other method without a paper."""
         if self.paper:
             return f"arXiv {self.paper}"
         return "control" if self.what.startswith("The control") else "-"
@@ -68,13 +68,13 @@ class Listed:
 
 
 def grouping() -> tuple[str, ...]:
-    """Names of those that group tokens: all but those that choose cells of a picture, at the pixels, or patches inside
-    the vision tower."""
+    """Names of the published methods that group tokens: all except those that choose cells of a picture at the pixels,
+    and those inside the vision tower."""
     return tuple(name for name in published() if default(name).place not in ("pixels", "tower"))
 
 
 def default(name: str, layer: int | None = None) -> Method:
-    """A method with its own defaults, or on entry of a layer; of layer 0 where it asks for one and none is named."""
+    """A method with its defaults, at `layer` if given; else at layer 0 if it requires one and has no default."""
     method = method_class(name)
     if layer is not None:
         return method(layer=layer)

@@ -15,19 +15,19 @@ from ppe_npu.settings import setting
 @register("mmr")
 @dataclass(frozen=True)
 class MMR(Method):
-    """Again and again argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j) is kept; the first by importance
-    alone. Importances are brought to 0..1 in each frame.
+    """Each step keeps the token argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j), the first one by
+    importance alone. Importances are scaled to 0..1 in each frame.
 
     IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive
-    in a block of the vision tower (the view's tower_saliency). Of equal scores the first token's counts.
+    in a block of the vision tower (the view's tower_saliency). Ties go to the first token.
 
     Args:
-        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
-        mmr_lambda: how much importance counts; 1 is importance alone.
-        parallel_k: how many are kept at once, by the same scores.
-        tower_block: that block, from the end where negative.
-        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep: round(n * ratio) of n.
+        mmr_lambda: the weight of importance; 1 is importance alone.
+        parallel_k: how many tokens are kept in one step, by the same scores.
+        tower_block: the block of the vision tower whose attention is used; negative: counted from the end.
+        tower_windows: what to do if that block attends in windows, see choosing.tower_windows.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(0.25)

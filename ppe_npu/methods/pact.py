@@ -13,7 +13,7 @@ from ppe_npu.settings import setting
 
 _DISTANCES_AT_ONCE = 2**24
 _STEPS_UNASKED = 32
-_REMEMBERED = 2**13  # tokens of a cell up to which it is remembered who is close to whom
+_REMEMBERED = 2**13  # the most tokens of a cell for which the [W, W] mask of close pairs is stored
 
 
 @register("pact")
@@ -22,25 +22,25 @@ class PACT(Method):
     """Prunes by importance (EUTI), then clusters by distance-bounded density peaks (DBDPC).
 
     EUTI: with q the mean query of the visual tokens, head by head, a token's score is |h_i| times the mean over heads
-    of softmax_i(q k_i / sqrt(d)), queries and keys before their rotary embedding; the floor(N keep) best stay. DBDPC,
-    on these tokens' keys after it: with d_ij one minus their cosine, over all heads at once, the density of i is
-    sum_j exp(-(d_ij / dc)^2). By falling density a token becomes a centre if it is farther than the cutoff from all
-    centres so far; every other one joins the nearest centre, and so do those that EUTI took out, where they are within
-    coef_pruned times the cutoff. A group becomes its mean.
+    of softmax_i(q k_i / sqrt(d)), with queries and keys before their rotary embedding; the floor(N keep) best stay.
+    DBDPC uses the keys of these tokens after their rotary embedding: with d_ij one minus the cosine over all heads at
+    once, the density of i is sum_j exp(-(d_ij / dc)^2). In descending order of density a token becomes a centre if it
+    is farther than the cutoff from all centres so far. Every other token joins the nearest centre, and so do the tokens
+    that EUTI pruned, if they are within coef_pruned times the cutoff. A group becomes its mean.
 
-    How many centres there are follows from the features. With a ratio it is as many as were asked for: the first M
-    centres, and where there are fewer, the densest of the other tokens after them. Equal densities: the first token's.
-    The published EUTI takes the mean query, and the softmax, over the text before the image, too; it counts in fp16.
+    The number of centres depends on the features. With a ratio it is fixed: the first M centres, or, if there are
+    fewer, the densest of the other tokens in addition. Ties of densities go to the first token. The published EUTI
+    takes the mean query and the softmax over the text before the image as well, and computes in fp16.
 
     Args:
-        ratio: share of the tokens that is kept, ceil(N * ratio) of N; null: as many as the cutoff makes centres.
-        keep: share of the tokens that EUTI leaves.
-        cutoff: largest distance from a centre to one that is no centre. The authors' script for Qwen2-VL has 0.1, and
-            keep 0.8.
-        coef_pruned: how many times as far a token may be that EUTI took out.
+        ratio: fraction of the tokens to keep: ceil(N * ratio) of N; null: as many as the cutoff makes centres.
+        keep: fraction of the tokens that stay after EUTI.
+        cutoff: the largest distance from a centre to a token that is not one. The authors' script for Qwen2-VL uses
+            0.1, and keep 0.8.
+        coef_pruned: the factor by which tokens that EUTI pruned may be farther from a centre.
         dc: scale of distances in a density.
-        released: EUTI with the text before the image, where there is any.
-        dropped: what becomes of tokens that are farther than that; as published they go ("drop").
+        released: EUTI includes the text before the image, if there is any.
+        dropped: what becomes of tokens that are farther away; the published code drops them ("drop").
     """
 
     ratio: float | None = setting(0.3, above=0, most=1, remedy="give the kept share, in (0, 1], or null")
@@ -80,8 +80,8 @@ class PACT(Method):
             return self._grouping(keys, stays, centers, number, view)
 
     def _some(self, view: View, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[F, W] int64 which tokens stay, in raster order, and [F, W] bool whether there are so many. The host knows
-        how many they are at most."""
+        """[F, W] int64, the tokens that stay, in raster order, and [F, W] bool, False where there are fewer. W is an
+        upper bound that the host knows."""
         length = stays.shape[1]
         least = 1 if self.ratio is None else view.most
         most = length if self.keep == 1 else min(max(int(length * self.keep), least), length)
@@ -90,7 +90,7 @@ class PACT(Method):
         return some.clamp_max(length - 1), some < length
 
     def _important(self, view: View) -> torch.Tensor:
-        """[F, N] bool, what EUTI leaves: in cells that keep more than that, as many as they keep."""
+        """[F, N] bool, the tokens that stay after EUTI; at least num_kept of each cell."""
         length = view.present.shape[1]
         count = floors(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
         if self.ratio is not None:
@@ -100,8 +100,8 @@ class PACT(Method):
         return torch.zeros_like(view.present).scatter(1, order, slots < count[:, None])
 
     def _rank(self, keys: torch.Tensor, stays: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[F, W] int64 place of each token by falling density among those that stay; the others come last. And
-        [F, W, W] bool, who is no farther from whom than the cutoff; None of many."""
+        """[F, W] int64 rank of each token by descending density among those that stay, with the others last; and
+        [F, W, W] bool, which pairs are within the cutoff, or None for more than _REMEMBERED tokens."""
         step, parts, close = max(1, _DISTANCES_AT_ONCE // max(1, stays.numel())), [], []
         for part in keys.split(step, dim=1):
             away = 1 - torch.bmm(part, keys.mT)
@@ -116,9 +116,9 @@ class PACT(Method):
     def _centers(
         self, keys: torch.Tensor, stays: torch.Tensor, rank: torch.Tensor, close: torch.Tensor | None, view: View
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[F, M] int64 in raster order, W where a cell has no such centre; [F] int64, how many it has."""
+        """[F, M] int64 centres in raster order, W where a cell has fewer; and [F] int64, how many it has."""
         length, found, late = stays.shape[1], [], self.ratio is None
-        # What is least comes next: by rank those that are open, far from all centres so far; then other ones that stay.
+        # The smallest value is the next centre: first tokens far from all centres, by rank, then others that stay.
         closed = rank + length
         left, number = torch.where(stays, rank, closed + length), torch.zeros_like(view.num_kept)
         for step in range(view.most):
@@ -156,7 +156,7 @@ class PACT(Method):
 
 
 def importance(view: View, with_text: bool = False) -> torch.Tensor:
-    """[F, N] fp32 EUTI score of each token; with the text before the image, if so asked for."""
+    """[F, N] fp32 EUTI score of each token. with_text: include the text before the image."""
     view.require("pact", "layer_plain_queries", "layer_plain_keys")
     queries, keys, there = view.layer_plain_queries, view.layer_plain_keys, view.present
     if with_text and view.text_plain_queries is not None:

@@ -15,33 +15,33 @@ from ppe_npu.settings import setting
 @register("pixelprune")
 @dataclass(frozen=True)
 class PixelPrune(Method):
-    """Cells (the patches of one visual token) that what is left of them or above predicts are dropped. Of
-    pictures alone: videos are left as they are.
+    """Drops the cells (the patches of one visual token) of pictures that a cell to the left or above predicts. Videos
+    are left as they are.
 
-    Every dropped cell's chain of predictions ends in a kept one, its source: the group of a kept cell is those that end
-    in it. Cells are compared by their pixel values in [0, 1], in fp32.
+    Every dropped cell's chain of predictions ends in a kept cell, its source. The group of a kept cell consists of all
+    cells with that source. Cells are compared by their pixel values in [0, 1], in fp32.
 
     Args:
-        predictor: "pred_2d", from the left, or from above at an edge that runs down; "raster" and "serpentine", the
-            first cell of the run that goes on, row by row or turning at the end of each; "connected", a component of
-            like neighbours is one; "random", a control: as many cells as pred_2d keeps, drawn.
-        metric: of two cells: the largest difference ("max"), the mean of the differences ("mae"), or the root of the
-            mean of their squares ("rmse"); "exact" is "max" at threshold 0.
-        threshold: a cell is predicted where its distance is at most this, rounded to fp32; 0: where it is equal.
-        anchored: cells are compared with the kept cell that stands for the one beside them, so that errors do not add
-            up; else with the cell beside them itself. Only of pred_2d, raster and serpentine.
-        max_kept: at most so many cells of a picture are kept, those of the largest prediction error; null: no limit.
-        fill: so many are kept wherever there are as many: the number is exact, and known from a picture's size.
-        min_share: the least share of a picture's cells that is kept, those of the largest error; max_kept goes before.
-        skip_ratio: of "connected": the share of a component that goes; at least one cell stays.
-        rand: of "connected": which of them stay is drawn; else they stand evenly in raster order.
-        align_compression: of "connected": as many stay as pred_2d would keep. In place of `skip_ratio` that share goes
-            of each component, and what is missing or too many then is drawn.
-        seed: of "random", `rand` and `align_compression`.
+        predictor: "pred_2d", the cell to the left, or above at an edge that runs down; "raster" and "serpentine", the
+            first cell of a run, where rows are walked in one direction or alternately; "connected", any cell of the
+            same component of like neighbours; "random", a control that draws as many cells as pred_2d keeps.
+        metric: distance of two cells: the largest difference ("max"), the mean difference ("mae"), or the root mean
+            square of the differences ("rmse"); "exact" is "max" at threshold 0.
+        threshold: a cell is predicted if its distance, in fp32, is at most this; at 0, if it is equal.
+        anchored: compare with the kept cell that represents the neighbour, so that errors do not add up; else with the
+            neighbour itself. Only for pred_2d, raster and serpentine.
+        max_kept: the most cells of a picture to keep, those of largest prediction error; null: no limit.
+        fill: always keep max_kept cells, or all if there are fewer, so that the number follows from a picture's size.
+        min_share: the smallest share of a picture's cells to keep, those of largest error; max_kept takes precedence.
+        skip_ratio: for "connected", the fraction of a component to drop; at least one cell stays.
+        rand: for "connected", whether the cells that stay are drawn; else they are evenly spaced in raster order.
+        align_compression: for "connected", keep as many cells as pred_2d would: the fraction that this implies replaces
+            `skip_ratio`, and missing or surplus cells are drawn.
+        seed: for "random", `rand` and `align_compression`.
         leave_after: how many blocks of the vision tower run on all cells before the dropped ones leave; 0: they never
-            enter it; -1: they leave behind the tower. What is kept has seen the others by then.
-        numbering: of the text behind a picture: "prompt", as if nothing were dropped; "kept", from the largest position
-            of a cell that is kept on, as the published code's port to vLLM has it.
+            enter it; -1: they leave after the tower. Until then the kept cells attend to the others.
+        numbering: positions of the text after a picture: "prompt", as if nothing were dropped; "kept", starting after
+            the largest position of a kept cell, as in the port of the published code to vLLM.
     """
 
     predictor: Literal["pred_2d", "raster", "serpentine", "connected", "random"] = "pred_2d"
@@ -68,7 +68,7 @@ class PixelPrune(Method):
 
     def to_dict(self) -> dict:
         values = super().to_dict()
-        if not self.leave_after:  # as files of an earlier edition have it
+        if not self.leave_after:  # files of earlier versions do not have this key
             del values["leave_after"]
         return values
 
@@ -77,7 +77,7 @@ class PixelPrune(Method):
         return "exact" if self.fill else "late"
 
     def kept(self, tokens: int) -> int:
-        """How many cells of `tokens` stay; at most, unless it fills."""
+        """How many of `tokens` cells stay: exactly if `fill` is set, else at most."""
         return tokens if self.max_kept is None else min(self.max_kept, tokens)
 
     @torch.no_grad()
@@ -85,15 +85,15 @@ class PixelPrune(Method):
         """Choose cells of one picture.
 
         Args:
-            cells: [H, W, D] floating point, pixel values in [0, 1] of each cell, its normalisation undone.
+            cells: [H, W, D] floating point, pixel values in [0, 1] of each cell, with the normalisation undone.
 
         Returns:
             kept: [H, W] bool.
-            source: [H, W] int64, the raster index of the kept cell that each one leans on; of a kept one itself.
-            Both where the cells are; of "connected", "random" and anchored runs, which are the host's work, there.
+            source: [H, W] int64, the raster index of the kept cell that represents each cell; a kept cell's own.
+            Both are on the device of the cells, or, for "connected", "random" and anchored runs, on the host.
 
         Raises:
-            InputError: no such tensor.
+            InputError: cells is not such a tensor.
         """
         if cells.ndim != 3 or not cells.numel() or not cells.is_floating_point():
             raise InputError(
@@ -112,7 +112,7 @@ class PixelPrune(Method):
         return self.max_kept is not None or self.min_share > 0
 
     def _predicted(self, flat: torch.Tensor, width: int) -> Prediction:
-        """Of the cells [N, D] of a picture that is `width` cells wide."""
+        """The prediction for the cells `flat` [N, D] of a picture that is `width` cells wide."""
         exact = self.metric == "exact"
         metric, threshold = ("max", 0.0) if exact else (self.metric, self.threshold)
         cells = Cells(flat, width, metric, threshold, errors=self._limited)
@@ -123,7 +123,7 @@ class PixelPrune(Method):
                 share = 1 - total / len(cells)
             return connected(cells, Thinning(share, self.rand, self.seed, total))
         if self.predictor in ("raster", "serpentine"):
-            if self.anchored and threshold > 0 and not cells.on_host:  # where a run ends says where the next begins
+            if self.anchored and threshold > 0 and not cells.on_host:  # a run starts where the last one ends
                 cells = Cells(flat.cpu(), width, metric, threshold, errors=self._limited)
             order = cells.numbers.view(-1, width).clone()
             if self.predictor == "serpentine":

@@ -1,8 +1,8 @@
-"""Which cells of a picture are predicted by cells beside them: for methods at the pixels.
+"""Prediction of a picture's cells from neighbouring cells, for methods at the pixels.
 
-A picture is H x W cells, flattened in raster order to N rows of D pixel values, [N, D] fp32. What every cell can be
-asked at once runs on the device that holds the cells, and the host looks at none of it. Walks, components and draws are
-the host's, which reads what they need once for a picture. No global random generator is asked or seeded.
+A picture is H x W cells, flattened in raster order to N rows of D pixel values, [N, D] fp32. Whatever can be computed
+for all cells at once runs on the device that holds the cells, without waiting for the host. Walks, components and draws
+run on the host, which reads their inputs once per picture. No global random generator is used or seeded.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import torch
 from ppe_npu.backends import device
 from ppe_npu.errors import InputError
 
-_AT_ONCE = 2**17  # values of a comparison on the host: what a core's cache holds
+_AT_ONCE = 2**17  # values compared at once on the host: as many as fit a core's cache
 _AT_ONCE_ELSEWHERE = 2**26
-_SIEVE = 64  # values of a cell that are looked at first
+_SIEVE = 64  # number of values of a cell that are compared first
 
 
 class Cells:
-    """The cells of one picture, and when two are alike: their distance is at most a threshold, rounded to fp32.
+    """The cells of one picture. Two cells are alike if their distance, in fp32, is at most a threshold.
 
-    Where they lie on the host, most unlike pairs are told by a few of their values, and only the others are compared
-    as a whole. The largest difference of these alone is no more than that of all.
+    On the host, most unlike pairs are recognized by a few of their values, since the largest difference of some values
+    is a lower bound on that of all; only the other pairs are compared in full.
 
     Args:
-        values: [N, D] fp32. width: cells of a row.
+        values: [N, D] fp32. width: number of cells in a row.
         metric: "max", "mae" or "rmse" of the differences. threshold: at 0 only equal cells are alike.
-        errors: whether distances beyond the threshold must be true, too.
+        errors: whether distances above the threshold must be exact, too.
 
     Raises:
-        InputError: on the host, values that are not finite among those that all cells are asked for; a cell with one
-            elsewhere is like no other. On a device it would wait for them.
+        InputError: on the host, if the values that are compared first are not finite. A cell with other values that are
+            not finite is like no other cell. On a device nothing is checked, because the host would have to wait.
     """
 
     def __init__(self, values: torch.Tensor, width: int, metric: str, threshold: float, errors: bool):
         self.values, self.width, self.threshold = values, width, threshold
-        self.metric = metric if threshold > 0 or errors else "max"  # which of equal cells is 0, as that of any metric
+        self.metric = metric if threshold > 0 or errors else "max"  # at 0 all metrics agree on which cells are alike
         self.numbers = torch.arange(len(values), device=values.device)
         self.height, self.on_host = len(values) // width, device.on_cpu(values.device)
         sieved = self.on_host and self.metric == "max" and not errors and values.shape[1] >= 4 * _SIEVE
@@ -52,7 +52,7 @@ class Cells:
         return len(self.values)
 
     def apart(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """[n] fp32 distance of the cells with the numbers `one` to those with the numbers `other` [n] int64 each."""
+        """[n] fp32 distances between cells one[i] and other[i]; both are [n] int64 indices."""
         if not self.on_host:
             return self._distances(one, other)
         away = self.values.new_zeros(len(one))
@@ -65,7 +65,7 @@ class Cells:
         return away
 
     def alike(self, away: torch.Tensor) -> torch.Tensor:
-        """Whether cells at these distances are alike."""
+        """Whether cells at the distances `away` are alike."""
         return away <= self.threshold
 
     def _distances(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Cells:
             return away.amax(-1)
         if self.threshold > 0:
             return self._mean(away)
-        # What is too small for a mean to show is a difference nevertheless.
+        # A difference that underflows in the mean must still count as one.
         differ = away.amax(-1) > 0
         return self._mean(away).clamp_min(torch.finfo(away.dtype).tiny * differ)
 
@@ -89,12 +89,13 @@ class Cells:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a predictor says of the N cells of a picture.
+    """A predictor's result for the N cells of a picture.
 
     Args:
-        kept: [N] bool, the cells that nothing predicts.
-        error: [N] fp32, how far each cell is from what predicts it; inf of one that nothing can predict.
-        leans: of kept cells [N] bool, the cell [N] int64 that each of the others leans on; chains end in kept cells.
+        kept: [N] bool, True for cells that no other cell predicts.
+        error: [N] fp32, distance of each cell to its prediction; inf where there is none.
+        leans: a function of the kept cells [N] bool. It returns [N] int64, the cell that predicts each of the others;
+            chains of predictions end in kept cells.
     """
 
     kept: torch.Tensor
@@ -102,8 +103,8 @@ class Prediction:
     leans: Callable[[torch.Tensor], torch.Tensor]
 
     def limited(self, least: int, most: int) -> torch.Tensor:
-        """[N] bool, what is kept where there must be at least and at most so many: the cells that were kept before the
-        others, those of larger error before those of smaller, the first in raster order before later ones."""
+        """[N] bool, which cells are kept if there must be at least `least` and at most `most`: first those in `kept`,
+        then the others; within each, those of larger error first; ties in raster order."""
         order = self.error.sort(descending=True, stable=True).indices
         order = order[self.kept[order].int().sort(descending=True, stable=True).indices]
         rank = torch.empty_like(order)
@@ -112,7 +113,7 @@ class Prediction:
 
 
 def sources(leans_on: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """[N] int64, the kept cell in which each one's chain of predictions ends."""
+    """[N] int64, the kept cell in which each cell's chain of predictions ends."""
     cells = torch.arange(len(kept), device=kept.device)
     source = torch.where(kept, cells, leans_on)
     for _ in range(len(kept).bit_length()):
@@ -121,7 +122,7 @@ def sources(leans_on: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
 
 
 def beside(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
-    """The distances [H, W] to the cell on the left and to the one above; inf where there is none."""
+    """[H, W] distances to the cell on the left, and [H, W] to the one above; inf where there is none."""
     left, up = cells.values.new_full((2, len(cells)), torch.inf)
     inner, lower = cells.numbers.view(-1, cells.width)[:, 1:].flatten(), cells.numbers[cells.width :]
     left[inner] = cells.apart(inner, inner - 1)
@@ -130,11 +131,11 @@ def beside(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pred_2d(cells: Cells, anchored: bool) -> Prediction:
-    """A cell is predicted from the left; from above in the first column, and where the cell between them is like the
-    left one and not like the upper one: an edge that runs down (LOCO-I; PixelPrune, section 3).
+    """Predict each cell from the left, or from above in the first column and where the cell diagonally between is like
+    the left one but not like the upper one, which indicates an edge that runs down (LOCO-I; PixelPrune, section 3).
 
     Args:
-        anchored: all comparisons are with what the prediction gives, so that errors do not add up along a chain.
+        anchored: compare with predicted values instead of cells, so that errors do not add up along a chain.
     """
     if anchored and cells.threshold > 0:
         leans_on, error = _wavefront(cells)
@@ -149,15 +150,16 @@ def pred_2d(cells: Cells, anchored: bool) -> Prediction:
 
 
 def _wavefront(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each cell leans on [N] int64 and its error [N], by anti-diagonals: what a cell looks at lies in earlier
-    ones. A reconstructed cell is known by its anchor, whose pixels it has."""
+    """[N] int64, the cell that predicts each one, and [N] fp32 errors. Anti-diagonals are computed one after the other,
+    because a cell depends on earlier ones only. In place of a predicted cell its anchor, whose pixels it gets, is
+    compared."""
     height, width = cells.height, cells.width
     walk = (cells.numbers // width + cells.numbers % width).sort(stable=True).indices
     sizes = [min(height - 1, at) - max(0, at - width + 1) + 1 for at in range(height + width - 1)]
     anchor, leans_on = cells.numbers.clone(), torch.zeros_like(cells.numbers)
     error = cells.values.new_full((len(cells),), torch.inf)
     for number, here in enumerate(walk.split(sizes)[1:], start=1):
-        # The first of them is in the first row in the diagonals that begin there, the last in the first column.
+        # A diagonal may start in the first row and end in the first column, where cells have one neighbour only.
         begin, end = int(number < width), len(here) - int(number < height)
         above = torch.zeros_like(here, dtype=torch.bool)
         above[end:] = True
@@ -171,9 +173,9 @@ def _wavefront(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _edge_runs_down(cells: Cells, left: torch.Tensor, up: torch.Tensor, between: torch.Tensor) -> torch.Tensor:
-    """[n] bool, whether the cells between are like those on the left, and not like those above; all by number [n]."""
+    """[n] bool, whether the cells `between` are like the cells `left` but not like the cells `up`; all are indices."""
     alike = cells.alike(cells.apart(between, left))
-    if not cells.on_host:  # there it is dearer to ask how many are left
+    if not cells.on_host:  # reading how many are left would cost more than comparing all
         return alike & ~cells.alike(cells.apart(between, up))
     some = alike.nonzero()[:, 0]
     alike[some] = ~cells.alike(cells.apart(between[some], up[some]))
@@ -181,17 +183,17 @@ def _edge_runs_down(cells: Cells, left: torch.Tensor, up: torch.Tensor, between:
 
 
 def runs(cells: Cells, order: torch.Tensor, anchored: bool) -> Prediction:
-    """A cell is predicted by the first of the run that it goes on, or by the one before where it is not anchored.
+    """Predict each cell of a run by the run's first cell, or, if not anchored, by the cell before it.
 
     Args:
-        order: [N] int64, the cells in the order in which they are walked. A run goes on across the end of a row.
+        order: [N] int64, the cells in the order in which they are visited. A run may extend across the end of a row.
     """
     if anchored and cells.threshold > 0:
         before, error = _anchored_runs(cells, order)
     else:
         error = torch.cat([cells.values.new_full((1,), torch.inf), cells.apart(order[1:], order[:-1])])
         before = cells.numbers
-        if anchored:  # equal cells are all as far from the next one
+        if anchored:  # at threshold 0 a run's cells are equal, so comparing with the one before is the same
             before = torch.where(cells.alike(error), 0, before).cummax(0).values
         before = before.roll(1).index_fill(0, before[:1], 0)
     back = torch.empty_like(order)
@@ -201,8 +203,8 @@ def runs(cells: Cells, order: torch.Tensor, anchored: bool) -> Prediction:
 
 
 def _anchored_runs(cells: Cells, order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The anchor [N] that each cell of a walk is compared with, and how far it is from it [N]. A run's cells are
-    compared in windows that grow while it goes on."""
+    """[N] int64, the anchor of each cell of a walk, and [N] fp32, its distance from it. The cells of a run are compared
+    in windows, which grow as long as the run continues."""
     before, error = torch.zeros_like(order), cells.values.new_full((len(cells),), torch.inf)
     anchor, start, window = 0, 1, 1
     while start < len(cells):
@@ -218,7 +220,7 @@ def _anchored_runs(cells: Cells, order: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
-    """[N] int64, the kept cell that is nearest in space, the first among equals; a kept one itself."""
+    """[N] int64, the kept cell that is nearest in space to each cell (a kept cell itself); ties go to the first."""
     cells = torch.arange(len(kept), device=kept.device)
     chosen = kept.nonzero()[:, 0]
     step = max(2**22 // max(len(chosen), 1), 1)
@@ -231,7 +233,7 @@ def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
-    """So many cells, drawn by a generator of our own that is seeded so; on the host."""
+    """Keep `count` random cells, drawn on the host by a generator of its own with this seed."""
     drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty_like(drawn)
     rank[drawn] = torch.arange(cells, device="cpu")
@@ -240,14 +242,14 @@ def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
 
 @dataclass(frozen=True)
 class Thinning:
-    """How many cells of a component go, and which.
+    """How many cells of each component are dropped, and which.
 
     Args:
-        share: of a component of n cells n - round(n * share) stay, at least one.
-        drawn: whether which of them stay is drawn, by Python's generator, seeded anew; else they stand evenly.
+        share: fraction of a component that is dropped: of n cells n - round(n * share) stay, at least one.
+        drawn: whether those that stay are drawn at random, by a new generator of Python's; else they are evenly spaced.
         seed: of this generator.
-        total: so many are kept of the picture, if not None: cells that are missing are drawn from all others, and of
-            those that are too many some are drawn, never the first, and go.
+        total: if not None, exactly this many cells of the picture are kept. Missing ones are drawn from all others; of
+            surplus ones random cells, but never the first, are dropped.
     """
 
     share: float
@@ -256,7 +258,7 @@ class Thinning:
     total: int | None = None
 
     def kept(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """[N] bool, of the cells [N] int64, component after component, which have so many each; on the host."""
+        """[N] bool on the host, which cells stay. order: [N] int64, the cells sorted by component; sizes: of these."""
         kept, generator = torch.zeros(len(order), dtype=torch.bool, device="cpu"), python_random.Random(self.seed)
         chosen: list[int] = []
         for component in order.split(sizes):
@@ -267,7 +269,8 @@ class Thinning:
         return kept
 
     def _of_one(self, cells: list[int], count: int, generator: python_random.Random) -> list[int]:
-        """Of a component, in raster order. Who draws all of them has turned the generator on as published."""
+        """The cells that stay of one component, given in raster order. Even if all of them stay they are drawn, because
+        this advances the generator as in the published code."""
         if len(cells) == 1:
             return cells
         if self.drawn:
@@ -278,15 +281,15 @@ class Thinning:
     def _as_many(self, chosen: list[int], cells: int, generator: python_random.Random) -> list[int]:
         more = 0 if self.total is None else self.total - len(chosen)
         if more > 0:
-            others = list(set(range(cells)) - set(chosen))  # in a set's order, as published
+            others = list(set(range(cells)) - set(chosen))  # in the order of a set, as in the published code
             return chosen + generator.sample(others, more)
         gone = set(generator.sample(range(1, len(chosen)), -more) if more else ())
         return [cell for at, cell in enumerate(chosen) if at not in gone]
 
 
 def connected(cells: Cells, thinning: Thinning) -> Prediction:
-    """Cells that are joined by pairs of like neighbours are one component, and some of each are kept. On the host,
-    which reads once what is beside what."""
+    """Keep some cells of each component. Pairs of like neighbours connect the cells of a component. This runs on the
+    host, which reads all distances between neighbours once."""
     left, up = torch.stack(beside(cells)).cpu()
     numbers, label = torch.arange(len(cells), device="cpu"), _components(cells.alike(left), cells.alike(up))
     order = label.sort(stable=True).indices
@@ -297,7 +300,7 @@ def connected(cells: Cells, thinning: Thinning) -> Prediction:
     error = torch.minimum(left, up).flatten()
 
     def leans(kept: torch.Tensor) -> torch.Tensor:
-        """The last kept one of the component before it, else its first kept one, else the nearest one in space."""
+        """The last kept cell before each one in its component, else the component's first, else the nearest one."""
         inside, total = kept[order], len(order)
         last = torch.where(inside, numbers, -1).cummax(0).values
         after = torch.where(inside, numbers, total).flip(0).cummin(0).values.flip(0)
@@ -309,7 +312,7 @@ def connected(cells: Cells, thinning: Thinning) -> Prediction:
 
 
 def _components(left: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """[N] int64, the first cell of each cell's component, of what is alike to the left and above [H, W] bool."""
+    """[N] int64, the first cell of each cell's component; left, up: [H, W] bool, whether it is like that neighbour."""
     height, width = left.shape
     cells = torch.arange(height * width, device=left.device)
     ends = torch.cat([cells[left.flatten()], cells[up.flatten()]])

@@ -10,17 +10,17 @@ from ppe_npu.methods.fastv import FastV
 @dataclass(frozen=True)
 class PyramidDrop(FastV):
     """Keeps, at each of several layers, the tokens to which the prompt's last token attends most. These are M =
-    floor(N * ratio) of the N that are left, by softmax(q k / sqrt(d)) over the whole prompt, the mean over heads. Other
-    than FastV's it is the attention of the layer that comes next, whose norm and projections are applied ahead of it.
+    floor(N * ratio) of the N that are left, by softmax(q k / sqrt(d)) over the whole prompt, the mean over heads.
+    Unlike in FastV, it is the attention of the layer about to run, whose norm and projections are applied in advance.
 
-    The published code numbers anew what stays, so that the original positions are lost, and takes padding on the right
-    only; here positions are as the config says, and padding is never looked at. In training it takes the mean query of
-    the tokens before the answers; here the query is the last token's, in training as in use.
+    The published code renumbers what stays, so that the original positions are lost, and supports padding only on the
+    right; here positions follow the config, and padding is ignored. In training the published code uses the mean query
+    of the tokens before the answers; here the query is that of the last token, in training and in inference.
 
     Args:
-        ratio: share of a stage's tokens that is kept; 0.5 leaves 0.5, 0.25 and 0.125 of all, as published.
-        dropped: what becomes of the others, see choosing.dropped.
-        layer: where the stages begin; published for 32 layers.
+        ratio: fraction of the tokens to keep in each stage; 0.5 leaves 0.5, 0.25 and 0.125 of all, as published.
+        dropped: what becomes of the other tokens, see choosing.dropped.
+        layer: the layers where the stages begin; the defaults are published for 32 layers.
     """
 
     ratio: float = share(0.5)

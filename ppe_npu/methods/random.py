@@ -1,8 +1,8 @@
 """The control that chooses at random: what a choice by features must beat.
 
-Pruning papers' random baseline drops what it does not choose. Here nothing is dropped: every other token is merged into
-the nearest chosen one in space, as a clustering method merges it by its features. So the two differ in the choice of
-groups alone, and a merged token has members whose positions it can keep.
+The random baseline of pruning papers drops the tokens that it does not choose. Here no token is dropped: every other
+token is merged into the nearest chosen one in space, as a clustering method merges it by features. So the control and
+such a method differ only in the choice of groups, and a merged token has members whose positions it can keep.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Random(Method):
     """Tokens chosen at random, and every other token merged into the nearest chosen one in space.
 
     Args:
-        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
-        seed: the same one chooses the same tokens on every device.
+        ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
+        seed: equal seeds choose equal tokens on every device.
     """
 
     ratio: float = share(0.45)
@@ -37,11 +37,11 @@ class Random(Method):
 
 
 def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """`budget` of the tokens, those with the smallest hash of (seed, frame, row, column), represent the others.
+    """Let the `budget` tokens with the smallest hash of (seed, frame, row, column) represent the others.
 
-    No random number generator is asked: one seed and one size give the same choice on every device and in every batch,
-    another one in each frame of a video, and the same one for all images of that size; a smaller budget chooses among
-    what a larger one has chosen. Several seeds show the spread.
+    No random number generator is used. A seed and a size give the same choice on every device, in every batch and for
+    all images of that size, but a different one in each frame of a video. A smaller budget chooses a subset of what a
+    larger one chooses. Use several seeds to see the spread.
 
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
@@ -49,8 +49,8 @@ def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.n
         seed: at least 0.
 
     Returns:
-        representatives: [m] int64, rising.
-        labels: [n] int64, which of them each token belongs to.
+        representatives: [m] int64, ascending.
+        labels: [n] int64, the index in `representatives` that each token belongs to.
     """
     hashed = np.full(len(places), seed, dtype=np.uint64)
     for axis in places.T.astype(np.uint64):
@@ -60,7 +60,7 @@ def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.n
 
 
 def _mixed(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's step and finaliser (Steele, Lea and Flood, 2014), by which close numbers are far apart."""
+    """SplitMix64's step and finaliser (Steele, Lea and Flood, 2014), which map close numbers to unrelated ones."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -19,15 +19,15 @@ class Scope(Method):
     the tokens j that are kept so far, each step keeps the token with the largest sum_i max(0, S_ij - c_i) * a_j^alpha.
 
     The published code reads a from the class token of a CLIP tower; here it is the attention that a token receives in
-    a block of the tower, of which only the ratios count. Of equal gains the first token is taken.
+    a block of the tower (as a factor, its scale does not matter). Ties go to the first token.
 
     Args:
-        ratio: share of a frame's tokens that is kept.
-        alpha: how much saliency counts; None: not at all, and the tower is not looked into.
-        combined: gains times saliency ("multi"), or plus it ("add", which hangs on its scale: here it sums to 1).
-        tower_block: the block of the vision tower whose attention counts, from the end where negative.
-        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep.
+        alpha: exponent of saliency; None: saliency is not used, and the tower is not looked into.
+        combined: gains times saliency ("multi"), or plus saliency ("add", which depends on its scale: it sums to 1).
+        tower_block: the block of the vision tower whose attention is used; negative: counted from the end.
+        tower_windows: what to do if that block attends in windows, see choosing.tower_windows.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(1 / 9)

@@ -1,4 +1,4 @@
-"""For methods that look at places alone: cell by cell on the host, and who is nearest where tokens stand."""
+"""Helpers for methods that need only places: grouping cell by cell on the host, and merging into the nearest token."""
 
 import functools
 from collections.abc import Callable
@@ -14,11 +14,11 @@ _DISTANCES_AT_ONCE = 2**22
 
 
 def each_cell(view: View, choose: Callable, *settings) -> Grouping:
-    """The Grouping of a function that knows one cell.
+    """The Grouping of all cells, by a function that groups one cell.
 
     Args:
-        choose: (places [n, 3], number of kept tokens m, *settings) -> (representatives [m] rising, labels [n]), NumPy
-            arrays. Cells of one size have the same groups again and again: it is asked once for each.
+        choose: (places [n, 3], number of kept tokens m, *settings) -> (representatives [m] ascending, labels [n]), all
+            NumPy arrays. Its results are cached, because cells with the same places have the same groups.
     """
     places = view.places.cpu().numpy()
     sizes, budgets = view.present.sum(1).tolist(), view.num_kept.tolist()
@@ -36,22 +36,22 @@ def _chosen(choose: Callable, places: bytes, budget: int, *settings) -> tuple[np
 
 
 def merged_in_space(places: np.ndarray, representatives: np.ndarray) -> np.ndarray:
-    """Every token joins the representative that is nearest in its frame: by rows and columns, among equals by frames,
-    then the first. Exact: all numbers are whole, and below 2**53.
+    """Merge every token into the nearest representative by row and column; ties by frame, then to the first. This is
+    exact, because all numbers are integers below 2**53.
 
     Args:
         places: [n, 3] int (frame, row, column) of each token.
-        representatives: [m] int, which of the tokens these are, rising.
+        representatives: [m] int, indices of tokens, ascending.
 
     Returns:
-        labels: [n] int64, the number of each token's representative.
+        labels: [n] int64, the index in `representatives` that each token belongs to.
     """
     points = places * np.array([1.0, _SPACE_FIRST, _SPACE_FIRST])
     centers = points[representatives]
     squares = (centers**2).sum(1)
     step = max(1, _DISTANCES_AT_ONCE // len(centers))
-    # |p - q|^2 without |p|^2, which is the same for all q.
+    # |p - q|^2 without the term |p|^2, which is the same for all q.
     labels = [(squares - 2 * points[at : at + step] @ centers.T).argmin(1) for at in range(0, len(points), step)]
     out = np.concatenate(labels)
-    out[representatives] = np.arange(len(representatives))  # of several at one place each keeps its own
+    out[representatives] = np.arange(len(representatives))  # several at one place stay in their own groups
     return out

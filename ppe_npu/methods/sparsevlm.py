@@ -21,19 +21,19 @@ class SparseVLM(Method):
     Raters are those text tokens t after the image for which the mean over visual tokens v of softmax_t(v . t), of
     hidden states, is above its mean over t. A visual token's score is the attention that raters pay to it in the layer,
     softmax(q k / sqrt(d)) over the prompt before each rater, the mean over heads and raters. The K best stay as they
-    are. Of the N - K others the floor(0.3 (N - K)) + 1 best are clustered to a tenth of them and one more (DPC-KNN with
-    as many neighbours), and each cluster becomes its mean. K is such that M tokens stay in all.
+    are. Of the N - K others the floor(0.3 (N - K)) + 1 best, say R, are clustered into floor(R / 10) + 1 clusters
+    (DPC-KNN with as many neighbours), and each cluster becomes its mean. K is such that M tokens stay in all.
 
-    The published code clusters the layer's output, which on entry of the layer is not there yet: here it is its input.
-    It has budgets for 576 tokens alone, adds the clusters to them, puts them after all others, and numbers anew what
-    stays; it breaks ties by noise. Here the count is exact, every token stays in raster order, and a tie is the first
-    token's. Attention is over this image or video and the text; other images of the prompt count nothing.
+    The published code clusters the layer's output, which does not exist yet on entry to the layer; here its input is
+    clustered. That code has budgets for 576 tokens only, adds the clusters to them, puts the clusters after all other
+    tokens, renumbers what stays, and breaks ties by noise. Here the count is exact, tokens stay in raster order, and
+    ties go to the first token. Attention is over this image or video and the text, without the prompt's other images.
 
     Args:
-        ratio: share of a stage's tokens that is kept, floor(N * ratio) of N.
-        dropped: what becomes of the rest, see choosing.dropped.
-        released: K is floor(N * ratio), N - 1 at most, and the clusters come on top of it, as published.
-        layer: where it stands; published for 32 layers.
+        ratio: fraction of the tokens to keep in each stage: floor(N * ratio) of N.
+        dropped: what becomes of the other tokens, see choosing.dropped.
+        released: K is floor(N * ratio), at most N - 1, and the clusters are added to it, as published.
+        layer: on entry to which layers it runs; the defaults are published for 32 layers.
     """
 
     ratio: float = share(0.5)
@@ -59,7 +59,7 @@ class SparseVLM(Method):
         order, (whole, recycled) = best(rated(view), view, length), split(view, asked)
         slots = torch.arange(length, device=order.device)
         widest, most_left = _most(length, view.least - self.released)
-        # The recycled tokens come after the whole ones by score; in raster order, `length` where there is none.
+        # The recycled tokens are those next in score after the whole ones; here in raster order, `length` if absent.
         at = slots[:widest]
         there = at < recycled[:, None]
         some = order.gather(1, (whole[:, None] + at).clamp_max(length - 1))
@@ -79,8 +79,8 @@ class SparseVLM(Method):
 
 
 def _most(length: int, least: int) -> tuple[int, int]:
-    """How many tokens of a cell are clustered at most, and how many are left out at most, where cells have `length`
-    tokens or fewer and keep `least` or more: the more a cell has, and the fewer it keeps, the more these are."""
+    """Upper bounds on how many tokens of a cell are clustered and how many are left out, if cells have at most `length`
+    tokens and keep at least `least`. Both numbers are largest for the most tokens and the fewest kept."""
     whole = least
     while 0 < whole < length and whole + _recycled(length - whole) // 10 + 1 > least:
         whole -= 1
@@ -93,9 +93,8 @@ def _recycled(left: int) -> int:
 
 
 def split(view: View, asked: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """[F] how many tokens stay as they are, and how many are clustered to the rest of what each cell keeps: of all
-    such pairs the one that keeps the most as they are, or as many as were asked for [F], or all but one, where that
-    makes the same number."""
+    """[F] int64, how many tokens stay as they are, and [F] int64, how many are clustered into the rest of num_kept. As
+    many as possible stay as they are; or `asked` [F] (at most all but one), where that gives the same total."""
     present = view.present.sum(1)
     whole = torch.arange(view.present.shape[1] + 1, device=present.device)
     left = present[:, None] - whole
@@ -126,9 +125,9 @@ def rated(view: View) -> torch.Tensor:
         queries = view.text_queries[:, -count:].float() * view.text_queries.shape[-1] ** -0.5
         for at in range(0, count, step):
             part = queries[:, at : at + step].unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)  # [F, K, G, n, D]
-            later = place > place[texts - count :][at : at + step, None]  # a rater sees the text up to itself
+            later = place > place[texts - count :][at : at + step, None]  # a rater attends to text up to itself
             later = torch.cat([later.new_zeros(len(later), length), later], dim=1)
-            # All rows of a head of keys in one product, and all heads in one sum: keys are not copied, nor rows.
+            # One product for all rows of a key head, and one sum over all heads: neither keys nor rows are copied.
             rows = torch.matmul(part.flatten(2, 3), keys).view(len(keys), heads, len(later), -1)
             rows = rows.masked_fill_((hidden | later)[:, None], -torch.inf).softmax(-1).flatten(1, 2)
             part = (weights[:, at : at + step] / heads).repeat(1, heads)
@@ -137,10 +136,10 @@ def rated(view: View) -> torch.Tensor:
 
 
 def raters(view: View) -> torch.Tensor:
-    """[F, T] bool, which text tokens rate: those after the image that more than the mean of it looks like."""
+    """[F, T] bool, which text tokens are raters: those after the image that are more like it than the average one."""
     valid, text = _valid(view, view.text), view.text.float().mT
     after = valid if view.text_after is None else valid & view.text_after[:, -text.shape[-1] :]
-    asked = torch.where(after.any(1, keepdim=True), after, valid)  # without text after it all text
+    asked = torch.where(after.any(1, keepdim=True), after, valid)  # all text if none comes after the image
     step = max(1, _SCORES_AT_ONCE // max(1, asked.numel()))
     sums = torch.zeros_like(asked, dtype=torch.float32)
     for at in range(0, view.tokens.shape[1], step):
@@ -152,7 +151,7 @@ def raters(view: View) -> torch.Tensor:
 
 
 def _valid(view: View, values: torch.Tensor) -> torch.Tensor:
-    """[F, T] bool, where there is a text token; values: [F, T, ...] of the text, or of its last tokens."""
+    """[F, T] bool, where there is a text token. values: [F, T, ...] of all text tokens, or of the last ones."""
     if view.text_valid is not None:
         return view.text_valid[:, -values.shape[1] :]
     return torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)

@@ -1,4 +1,4 @@
-"""Tokens in order of importance, of which the less important ones are thinned: what VisPruner and FlashVLM share."""
+"""Selection of important tokens and of diverse ones among the others, shared by VisPruner and FlashVLM."""
 
 from collections.abc import Iterator
 
@@ -12,17 +12,17 @@ _AT_ONCE = 8
 
 @torch.no_grad()
 def important_and_diverse(view: View, scores: torch.Tensor, important: torch.Tensor) -> torch.Tensor:
-    """The most important tokens, and of the others those that are left when like ones go.
+    """The most important tokens, and those of the others that remain after similar ones are removed.
 
-    The others stand in falling order of score. Again and again the tokens at even places are held against those at odd
-    places: the 8 with the largest best cosine go (fewer where fewer are too many), what is left of the even ones stands
-    in falling order of it, and then the odd ones as they stood.
+    The others start in descending order of score. In each step every token at an even place is compared with all tokens
+    at odd places, and the 8 even ones with the largest best cosine are removed (fewer if fewer are to go). The next
+    order is the remaining even ones, in descending order of that cosine, followed by the odd ones in their old order.
 
     Args:
-        scores: [F, N]. important: [F] int64, how many of each cell are kept by their scores alone.
+        scores: [F, N]. important: [F] int64, how many tokens of each cell are kept by score alone.
 
     Returns:
-        [F, most] int64, the kept tokens of each cell, rising; beyond its number the cell's first ones.
+        [F, most] int64, the kept tokens of each cell, ascending; entries beyond num_kept are to be ignored.
     """
     cells, count = view.present.shape
     alike, order = cosines(view.tokens), best(scores, view, count)
@@ -39,9 +39,9 @@ def important_and_diverse(view: View, scores: torch.Tensor, important: torch.Ten
 
 
 def _most_left(count: int, wanted: int) -> Iterator[int]:
-    """Of at most `count` tokens, of which at most `wanted` are to be left, how many are left at most after each step.
+    """Yield an upper bound on the tokens left after each step, from `count`, if at most `wanted` are to be left.
 
-    The host does not know how few are wanted of a cell: there are as many steps as lead to a single one.
+    The host does not know how few tokens a cell is to keep, so there are as many steps as it takes to reach one.
     """
     fewest, most = count, count
     while fewest > 1:
@@ -53,7 +53,7 @@ def _most_left(count: int, wanted: int) -> Iterator[int]:
 def _thinned(
     alike: torch.Tensor, others: torch.Tensor, left: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step. alike: [F, N, N]; others: [F, R] tokens, of which the first `left` [F] are still there."""
+    """One step of thinning. alike: [F, N, N] cosines; others: [F, R] tokens, the first `left` [F] of which remain."""
     count = alike.shape[1]
     even, odd = others[:, ::2], others[:, 1::2]
     if not odd.shape[1]:
@@ -68,7 +68,7 @@ def _thinned(
     likest = rows.masked_fill_(~held_against[:, None], -2.0).amax(-1)
     likest = likest.masked_fill_(slots[: even.shape[1]] >= evens[:, None], -torch.inf)
     even = even.gather(1, likest.sort(dim=1, descending=True, stable=True).indices)
-    # Even ones from the place `going` on, then the odd ones.
+    # The even ones without the first `going`, then the odd ones.
     rest = (evens - going)[:, None]
     from_even = even.gather(1, (slots + going[:, None]).clamp_max(even.shape[1] - 1))
     from_odd = odd.gather(1, (slots - rest).clamp(0, odd.shape[1] - 1))

@@ -19,17 +19,17 @@ class ToMe(Method):
     """Bipartite soft matching: each even token a_i has its most similar odd token b_j, by the cosine of their keys; the
     r pairs of largest cosine are joined, and a group becomes the mean of its tokens, weighted by their sizes.
 
-    A matching joins at most half of the tokens. Where fewer are to be kept, the published code stops there; here what
-    it left, in raster order, is matched again by the means of its keys, until as many are left as were asked for.
-    Equal cosines: the first token's. The published code lets the even tokens that stay go before all odd ones; here
-    raster order is kept. In the published use every block of a vision transformer takes such a step.
+    A matching joins at most half of the tokens. If fewer are to be kept, the published code stops there; here the
+    remaining tokens, in raster order, are matched again by the means of their keys, until as many are left as were
+    asked for. Ties of cosines go to the first token. The published code puts the remaining even tokens before all odd
+    ones; here raster order is kept. In its published use, every block of a vision transformer takes such a step.
 
     Args:
-        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
-        r: in place of ratio, how many tokens go, at most half of them, as the published code counts.
-        metric: what is compared: "keys" of the last block of the vision tower, or, on entry of a layer, that layer's;
-            or the "tokens" themselves.
-        class_token: whether the first token of each frame is joined with none.
+        ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
+        r: in place of ratio, how many tokens to remove, at most half of them, as in the published code.
+        metric: what to compare: "keys", of the vision tower's last block or, on entry to a layer, of that layer; or the
+            "tokens" themselves.
+        class_token: whether the first token of each frame is never joined with another.
     """
 
     ratio: float = share(0.5)
@@ -59,7 +59,7 @@ class ToMe(Method):
         left = length
         while left > view.least:
             metric = keys if left == length else grouping.apply(keys)
-            left -= max((left - self.class_token) // 2, 1)  # as many as any cell has left
+            left -= max((left - self.class_token) // 2, 1)  # an upper bound on the tokens left in a cell
             grouping = self._matched(metric, grouping, view, max(left, view.most))
         return grouping
 
@@ -73,7 +73,7 @@ class ToMe(Method):
         return view.tower_keys.detach().float()
 
     def _matched(self, metric: torch.Tensor, grouping: Grouping, view: View, most: int) -> Grouping:
-        """One matching of the tokens [F, M] that a grouping made, of which at most `most` stay."""
+        """One matching of the tokens [F, M] that a grouping produces, after which at most `most` are left in a cell."""
         alive = grouping.counts > 0
         left = alive.sum(1, keepdim=True)
         keep = view.num_kept[:, None]

@@ -24,20 +24,20 @@ def _rising(blocks: tuple[int, ...]) -> tuple[int, ...]:
 @dataclass(frozen=True)
 class ToMeTower(Method):
     """In some blocks of the vision tower, between attention and MLP, the most similar cells of a frame are joined, as
-    ToMe joins tokens: by the cosine of the keys with which they have just attended. A cell is what becomes one visual
-    token, a square of patches, so that the tower's patch merger stands as it is.
+    ToMe joins tokens: by the cosine of the keys in the attention that has just run. A cell is a square of patches that
+    becomes one visual token, so that the tower's patch merger works unchanged.
 
-    A group's cell holds the means of its members' patches, each member counted as often as it stands for others, and
-    goes on at the place of one of them; the others leave. The decoder is given as many tokens as there are groups: what
-    a tower's output says of their members (as many as ever, alike in a group) is joined before the first layer, where
-    other steps may follow. With positions="ppe" the K positions of a group are spread over its members.
+    The cell of a group holds the means of its members' patches, weighted by how many original cells each member stands
+    for, and continues at the place of one member; the others leave. The tower still outputs one token per original
+    cell, equal within a group. Each group is merged into one token before the first layer, where other steps may
+    follow. With positions="ppe" the K positions of a group are spread over its members.
 
     The published code joins patches, r in every block, and adds the logarithm of sizes to attention; here cells are
-    joined in few blocks, and attention counts each once.
+    joined in few blocks, and attention counts each joined cell once.
 
     Args:
-        ratio: share of a frame's cells that is left: ceil(n * ratio) of n.
-        merge_blocks: in which blocks cells are joined, the same number in each as far as it can be.
+        ratio: fraction of a frame's cells to keep: ceil(n * ratio) of n.
+        merge_blocks: the blocks in which cells are joined, about equally many in each.
     """
 
     ratio: float = share(0.5)
@@ -52,10 +52,10 @@ class ToMeTower(Method):
         return tuple(cells - gone * step // steps for step in range(1, steps + 1))
 
     def joins(self, depth: int) -> tuple[int, ...]:
-        """merge_blocks in a tower of `depth` blocks, counted from 0, rising.
+        """merge_blocks in a tower of `depth` blocks, counted from 0, in ascending order.
 
         Raises:
-            InputError: there is no such block, or two are the same one.
+            InputError: a block does not exist, or two are the same.
         """
         blocks = sorted(block % depth for block in self.merge_blocks if -depth <= block < depth)
         if len(set(blocks)) < len(self.merge_blocks):
@@ -67,7 +67,7 @@ class ToMeTower(Method):
 
     @property
     def matching(self) -> Method:
-        """What groups a frame's cells by their keys, which it is shown as tokens."""
+        """The method that groups a frame's cells by their keys, which it gets as tokens."""
         return ToMe(metric="tokens")
 
     def group(self, view: View) -> Grouping:
@@ -83,10 +83,10 @@ class ToMeTower(Method):
 
 
 def groups_of(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """View.tower_groups of a batch's tokens [V], from the cell that each cell's group goes on at.
+    """[V] int64 View.tower_groups of a batch's tokens, from the cell at which each cell's group continues.
 
     Args:
-        stands: [V] int64, as the tower counts cells. order: [V] where each token stands in the tower; None: as here.
+        stands: [V] int64, that cell, by index in the tower. order: [V] each token's index in the tower; None: the same.
     """
     here = torch.arange(len(stands), device=stands.device)
     if order is None:

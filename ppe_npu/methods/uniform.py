@@ -16,7 +16,7 @@ class Uniform(Method):
     """Tokens at a uniform stride, and every other token merged into the nearest of them in space.
 
     Args:
-        ratio: share of a frame's tokens that is kept: ceil(n * ratio) of n.
+        ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
     """
 
     ratio: float = share(0.45)
@@ -29,16 +29,16 @@ class Uniform(Method):
 
 
 def uniform(places: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens are cut, in raster order, into `budget` runs of equal length (up to one token); the middle of each
-    represents those that are nearest to it in space. Nothing is dropped, see random.py.
+    """Cut the tokens, in raster order, into `budget` runs of equal length (up to one token); the middle token of each
+    run represents the tokens that are nearest to it in space. No token is dropped, see random.py.
 
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
         budget: m, from 1 to n.
 
     Returns:
-        representatives: [m] int64, rising.
-        labels: [n] int64, which of them each token belongs to.
+        representatives: [m] int64, ascending.
+        labels: [n] int64, the index in `representatives` that each token belongs to.
     """
     chosen = (2 * np.arange(budget) + 1) * len(places) // (2 * budget)
     return chosen, merged_in_space(places, chosen)

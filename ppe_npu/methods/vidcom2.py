@@ -16,20 +16,21 @@ from ppe_npu.settings import setting
 @register("vidcom2")
 @dataclass(frozen=True)
 class VidCom2(Method):
-    """Of a whole video the half of the channels of least variance is looked at, each token at unit length over them.
-    With g(x, c) = sum over a = 1/8, 1/4, ..., 2 of exp(-|x - c|^2 / 2a) a token has a video score, c the mean of the
-    video, and a frame score, c the mean of its frame. With p the softmax over frames of -mean video score / temperature
-    frame f keeps the share r_f = ratio (1 + p_f - mean p), at most 1: its tokens of least video + frame score.
+    """Only the half of the channels with the least variance over a video is used, with each token scaled to unit
+    length. With g(x, c) = sum over a = 1/8, 1/4, ..., 2 of exp(-|x - c|^2 / 2a), a token has a video score, where c is
+    the mean of the video, and a frame score, where c is the mean of its frame. With p the softmax over frames of -mean
+    video score / temperature, frame f keeps the fraction r_f = ratio (1 + p_f - mean p) of its tokens, at most 1: those
+    of least video + frame score.
 
-    The published code rounds in each frame by itself and keeps at least one, so it does not keep the total that was
-    asked for, the less the more frames reach 1. Here the frames' shares are rounded by largest remainder to the exact
-    total, and what a whole frame cannot take the others share.
+    The published code rounds in each frame separately and keeps at least one token, so that the total differs from what
+    was asked for: the more frames reach a fraction of 1, the smaller it is. Here the frames' numbers are rounded by
+    largest remainder to the exact total, and what a full frame cannot take is divided among the others.
 
     Args:
-        ratio: share of the tokens of an image or video that is kept: ceil(n * ratio) of n.
+        ratio: fraction of the tokens of an image or video to keep: ceil(n * ratio) of n.
         temperature: of the softmax over frames.
-        dropped: what becomes of the others, see choosing.dropped.
-        released: round(r_f N) of each frame's N tokens, as the published code has it; how many stay hangs on the video.
+        dropped: what becomes of the other tokens, see choosing.dropped.
+        released: round(r_f N) of each frame's N tokens, as in the published code; the total then depends on the video.
     """
 
     ratio: float = share(0.25)
@@ -62,7 +63,7 @@ class VidCom2(Method):
 
 
 def scores(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[F, N] fp32 video scores and frame scores."""
+    """[F, N] fp32 video scores, and [F, N] fp32 frame scores."""
     tokens, present = view.tokens.detach().float(), view.present[:, :, None]
     count = present.sum(1, keepdim=True)
     mean = tokens.masked_fill(~present, 0).sum(1, keepdim=True) / count
@@ -77,7 +78,7 @@ def scores(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch
 def frame_ratios(
     video: torch.Tensor, labels: torch.Tensor, sizes: torch.Tensor, ratio: float | torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """[F, T] the share of each frame; of frames that are none it means nothing."""
+    """[F, T] the fraction of its tokens that each frame keeps; meaningless where there is no frame."""
     exists = sizes > 0
     mean = frame_means(video[:, :, None], labels, sizes)[:, :, 0]
     part = (-mean / temperature).masked_fill(~exists, -math.inf).softmax(1)
@@ -85,7 +86,7 @@ def frame_ratios(
 
 
 def _near(tokens: torch.Tensor, middle: torch.Tensor) -> torch.Tensor:
-    """g of each token [F, N, C] and a middle [F, N or 1, C]: [F, N]."""
+    """[F, N] g(x, c) of each token x [F, N, C] and its middle c [F, N or 1, C]."""
     away = (tokens - middle).square().sum(-1)
     parts = (torch.exp(away / (-2 * width)) for width in (0.125, 0.25, 0.5, 1.0, 2.0))
     return sum(parts, start=torch.zeros_like(away))

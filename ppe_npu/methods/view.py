@@ -1,4 +1,4 @@
-"""What a method is shown of the tokens that it groups: many cells at once, and only what it declares to need."""
+"""The input of a method: the tokens of many cells at once, with only the parts that the method declares in `needs`."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ _DTYPES = {"valid": torch.bool, "text_valid": torch.bool, "text_after": torch.bo
 
 @dataclass(frozen=True)
 class View:
-    """F cells of up to N tokens each. What a method does not declare in `needs` is None.
+    """F cells of up to N tokens each. Parts that a method does not declare in `needs` may be None.
 
     Args:
-        num_kept: [F] int64, how many tokens each cell keeps; of a method with late counts, at most. None: a method
-            that is run alone takes its own kept().
-        most: the largest of them, known to the host.
+        num_kept: [F] int64, how many tokens each cell keeps; an upper bound if the method has late counts. None: a
+            method that is run alone uses its own kept().
+        most: the largest num_kept, known to the host.
         tokens: [F, N, C] floating point; no gradient flows through the choice of groups.
         valid: [F, N] bool, False where a cell has no token, or None if every cell has N.
-        places: [F, N, 3] int64 (frame, row, column) of each token in its image or video; of one that was merged before,
-            the place of its representative.
+        places: [F, N, 3] int64 (frame, row, column) of each token in its image or video; for a token that was merged
+            before, the place of its representative.
         sizes: [F, N] int64, how many original tokens each one stands for.
-        text: [F, T, C] what the text of each cell's prompt holds where the step stands: its embeddings before the
-            decoder, hidden states on entry of a layer; text_valid: [F, T] bool, or None; text_after: [F, T] bool,
-            whether it stands after the cell.
+        text: [F, T, C] the text of each cell's prompt, as embeddings before the decoder or as hidden states on entry
+            to a layer; text_valid: [F, T] bool, False where there is no text, or None; text_after: [F, T] bool, whether
+            it comes after the cell.
         tower_keys: [F, N, D] keys of a block of the vision tower, the mean over heads and over a token's patches.
         tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads
-            and queries of its image or frame, the sum over its patches; [F, B, N] where the method's tower_blocks names
-            B blocks.
-        tower_groups: [F, N] int64, where cells were joined inside the vision tower, by how many places the token that
-            its group goes on at stands behind each one (before it where negative).
-        layer_queries, layer_keys: [F, N, H, D] of the decoder layer that the step stands before, after its norm and
-            its rotary embedding; keys may have fewer heads, each of which serves a run of query heads.
+            and over the queries of its image or frame, the sum over its patches; [F, B, N] where the method's
+            tower_blocks names B blocks.
+        tower_groups: [F, N] int64, where cells were joined inside the vision tower, the offset from each token to the
+            one at which its group continues (negative if that one comes before).
+        layer_queries, layer_keys: [F, N, H, D] of the decoder layer on whose entry the step is taken (see
+            Method.layer_before), after its norm and rotary embedding; keys may have fewer heads, each of which serves
+            consecutive query heads.
         layer_plain_queries, layer_plain_keys: the same before the rotary embedding (the need is "layer_plain").
         text_queries, text_keys: [F, T, H, D] of the text in that layer, after its rotary embedding (the need is
-            "layer_text"); text_plain_queries, text_plain_keys: before it (the needs are both of these).
+            "layer_text"); text_plain_queries, text_plain_keys: before it (needs both "layer_text" and "layer_plain").
         layer_row: [F, N] attention of the prompt's last token in that layer, over the whole prompt, the mean over
             heads.
-        least: the smallest num_kept, known to the host; 1 where it is not.
-        frames, frame_tokens: of cells that are whole images or videos, how many frames any has at most, counting from
-            its first to its last, and how many tokens any frame; None where the host does not know.
+        least: the smallest num_kept if the host knows it, else 1.
+        frames, frame_tokens: for cells that are whole images or videos, the largest number of frames in a cell, from
+            its first to its last, and of tokens in a frame; None where the host does not know.
     """
 
     num_kept: torch.Tensor | None
@@ -77,11 +78,11 @@ class View:
         """A view of plain tensors, to run a method alone: View.of(tokens=[F, N, C], num_kept=..., places=...).
 
         Args:
-            num_kept: one number for all cells, or one for each; None: what the method's kept() says of each cell.
-            given: the view's own parts; masks and places may be whole numbers of any dtype.
+            num_kept: one number for all cells, or one for each; None: the method's kept() decides for each cell.
+            given: the parts of the view; masks and places may be integers of any dtype.
 
         Raises:
-            InputError: nothing to look at, cells that disagree, or more kept tokens than there are.
+            InputError: no part is given, parts differ in their number of cells, or num_kept exceeds a cell's tokens.
         """
         parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
         parts |= {name: parts[name].to(dtype) for name, dtype in _DTYPES.items() if name in parts}
@@ -95,7 +96,7 @@ class View:
         return view if num_kept is None else view.keeping(num_kept)
 
     def keeping(self, num_kept: int | Sequence[int] | torch.Tensor) -> View:
-        """The same with how many tokens each cell keeps; the host looks at them."""
+        """This view with num_kept and the numbers that the host reads from it and from places."""
         counts, cells = torch.as_tensor(num_kept), self.cells
         if counts.is_floating_point() or counts.dtype == torch.bool or counts.shape not in ((), cells.shape[:1]):
             raise InputError(f"num_kept={shown(num_kept)}: give a whole number, or one for each of {len(cells)} cells")
@@ -106,7 +107,7 @@ class View:
         return replace(self, num_kept=counts, most=int(counts.max()), least=int(counts.min()), **self._frame_sizes())
 
     def _frame_sizes(self) -> dict[str, Any]:
-        """The most frames of a cell and tokens of a frame; the host looks at them."""
+        """`frames` and `frame_tokens`, which the host reads from places."""
         if self.places is None:
             return {}
         frames = [(cell[seen, 0] - cell[seen, 0].min()) for cell, seen in zip(self.places.cpu(), self.present.cpu())]
@@ -117,9 +118,9 @@ class View:
 
     @property
     def cells(self) -> torch.Tensor:
-        """Some tensor [F, N, ...], for shape and device."""
+        """Any part [F, N, ...] that is given, for its shape and device."""
         saliency = self.tower_saliency
-        if saliency is not None and saliency.dim() == 3:  # of several blocks
+        if saliency is not None and saliency.dim() == 3:  # [F, B, N], of several blocks
             saliency = saliency[:, 0]
         parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.tower_groups, self.layer_keys)
         return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
@@ -133,7 +134,7 @@ class View:
         return torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
 
     def require(self, method: str, *names: str) -> None:
-        """Raise InputError where something that the method looks at was not given."""
+        """Raise InputError if a part that the method looks at was not given."""
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise InputError(f"{method} looks at {', '.join(missing)}: give them to View.of")

@@ -15,22 +15,23 @@ from ppe_npu.settings import setting
 @register("visionzip")
 @dataclass(frozen=True)
 class VisionZip(Method):
-    """Of the M tokens that stay all but C are dominant: those that receive the most attention in the tower, as they
-    are. Of the R others in raster order every s-th is a target, the first C of them, s = max(1, R // C); each of the
-    rest joins the target whose key is most like its own (cosine), and a group becomes its mean.
+    """Keeps M tokens. M - C of them are dominant: those that receive the most attention in the tower; they stay as they
+    are. Of the R others, in raster order, every s-th is a target, up to C of them, with s = max(1, R // C). Each of the
+    rest joins the target whose key is most like its own (by cosine), and a group becomes its mean.
 
-    In CLIP towers the attention is that of the class token; elsewhere, and here, what a token receives, the mean over
-    queries. The published code makes of a group its target plus the mean of the rest, which is about twice as long as a
-    token; here it is the plain mean, as in later ports. A port takes one mean query in place of all from 6,144 patches
-    on, which is another score; here it is always the same. Where C is more than R / 2 all targets lie at the top.
+    With CLIP towers the attention is that of the class token; with other towers, and here, it is the attention that a
+    token receives, the mean over queries. In the published code a group becomes its target plus the mean of the rest,
+    which is about twice as long as a token; here it becomes its mean, as in later ports. One port replaces the queries
+    by their mean from 6,144 patches on, which changes the score; here the score is the same for all sizes. If C is more
+    than R / 2, all targets are at the top.
 
     Args:
-        ratio: share of a frame's tokens that is kept: n * ratio of n, rounded.
-        zip_ratio: C is the share of M that is contextual, rounded, at least 1.
+        ratio: fraction of a frame's tokens to keep: round(n * ratio) of n.
+        zip_ratio: the fraction of M that is contextual: C is round(M * zip_ratio), at least 1.
         contextual: C itself, in place of zip_ratio.
-        dominant: beside contextual: M is the sum of both, in place of ratio.
-        tower_block: the block of the vision tower whose attention and keys count, from the end where negative.
-        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
+        dominant: with `contextual`, in place of ratio: M is the sum of both.
+        tower_block: the block of the vision tower whose attention and keys are used; negative: counted from the end.
+        tower_windows: what to do if that block attends in windows, see choosing.tower_windows.
         released: target plus mean, as in the published code.
     """
 
@@ -83,20 +84,20 @@ class TargetPlusMean(Grouping):
 
 
 def _dominant(view: View, count: torch.Tensor) -> torch.Tensor:
-    """[F, N] bool, the tokens that receive the most. count: [F]."""
+    """[F, N] bool, the `count` [F] tokens of each cell that receive the most attention."""
     order = best(view.tower_saliency, view, view.present.shape[1])
     first = torch.arange(order.shape[1], device=order.device) < count[:, None]
     return torch.zeros_like(first).scatter(1, order, first)
 
 
 def _targets(others: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """[F, N] bool, of the others [F, N] at a uniform stride the first ones. count: [F]."""
+    """[F, N] bool, the first `count` [F] of the tokens `others` [F, N] bool at a uniform stride."""
     step = torch.div(others.sum(1), count.clamp_min(1), rounding_mode="floor").clamp_min(1)[:, None]
     place = others.long().cumsum(1) - 1
     return others & (place % step == 0) & (place < step * count[:, None])
 
 
 def _likest(keys: torch.Tensor, target: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """[F, N] the slot of the target with the most similar key; of equal ones the first. keys: [F, N, D]."""
+    """[F, N] int64, the slot of the target whose key is most similar; ties go to the first. keys: [F, N, D]."""
     alike = cosines(keys).masked_fill_(~target[:, None], -torch.inf)
     return slots.gather(1, alike.argmax(-1))

@@ -15,20 +15,20 @@ from ppe_npu.settings import setting
 @register("vispruner")
 @dataclass(frozen=True)
 class VisPruner(Method):
-    """Of the M tokens that stay floor(M * important_ratio) are those that receive the most attention in the tower; the
-    others are thinned until M are left (thinning.py): of even against odd ones, 8 at a time, those whose best cosine is
-    the largest go.
+    """Keeps M tokens. floor(M * important_ratio) of them are those that receive the most attention in the tower; the
+    others are thinned until M are left (thinning.py): even ones are compared with odd ones, and 8 at a time, those with
+    the largest best cosine are removed.
 
-    The published code reads attention from the class token of a CLIP tower; here it is what a token receives in a block
-    of the tower, the mean over queries. It crashes where the number that is left is odd at some step: here the even
-    ones are then one more.
+    The published code reads attention from the class token of a CLIP tower; here it is the attention that a token
+    receives in a block of the tower, the mean over queries. The published code crashes if an odd number of tokens is
+    left at some step; here there is then one more even token than odd ones.
 
     Args:
-        ratio: share of a frame's tokens that is kept.
-        important_ratio: the share of these that is kept by attention alone.
-        tower_block: the block of the vision tower whose attention counts, from the end where negative.
-        tower_windows: what is done where that block attends in windows, see choosing.tower_windows.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep.
+        important_ratio: the fraction of these that is kept by attention alone.
+        tower_block: the block of the vision tower whose attention is used; negative: counted from the end.
+        tower_windows: what to do if that block attends in windows, see choosing.tower_windows.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(1 / 9)

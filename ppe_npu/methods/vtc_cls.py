@@ -13,18 +13,18 @@ from ppe_npu.methods.view import View
 @register("vtc_cls")
 @dataclass(frozen=True)
 class VTCCLS(Method):
-    """The tokens with the largest sum, over the blocks of the vision tower from start_layer to the last but one, of the
-    attention that they receive.
+    """Keeps the tokens that receive the most attention, summed over the blocks of the vision tower from start_layer to
+    the last but one.
 
-    The published code reads the class token's row of a CLIP tower; where a tower has none, here as everywhere, it is
-    what a token receives, the mean over queries. Blocks that attend in windows are left out: what a token receives
-    there says nothing of the frame. It knows one image at a time; here each frame is a cell.
+    The published code reads the class token's row of a CLIP tower; here it is the attention that a token receives, the
+    mean over queries. Blocks that attend in windows are left out, because the attention that a token receives in its
+    window says nothing about the frame. The published code handles one image at a time; here each frame is a cell.
 
     Args:
-        ratio: share of a frame's tokens that is kept.
-        start_layer: the first block that counts, from the end where negative; None: the later half.
-        tower_windows: what is done where a block attends in windows, see choosing.tower_windows.
-        dropped: what becomes of the others, see choosing.dropped.
+        ratio: fraction of a frame's tokens to keep.
+        start_layer: the first block that is used, counted from the end if negative; None: the middle one.
+        tower_windows: how blocks that attend in windows are treated, see choosing.tower_windows.
+        dropped: what becomes of the other tokens, see choosing.dropped.
     """
 
     ratio: float = share(1 / 9)

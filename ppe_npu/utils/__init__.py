@@ -1,1 +1,1 @@
-"""What every room needs and no room owns: files that a user wrote, foreign text, optional packages."""
+"""Utilities used by all other packages: reading users' files, untrusted text, paths, optional dependencies."""

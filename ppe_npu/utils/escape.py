@@ -1,7 +1,7 @@
-"""Foreign text made harmless where it is printed: names, ids and paths that stand in other people's files.
+"""Escaping of untrusted text before it is printed: names, ids and paths from other people's files.
 
-printable()   on a terminal, in an error message, in a picture: one line, and no character that moves the cursor
-markdown()    in a Markdown file: as printable(), and shown as it is, whatever it would mean as Markdown or HTML
+printable()   for terminals, error messages and pictures: one line, without characters that move the cursor
+markdown()    for Markdown files: like printable(), and shown literally, whatever it would mean as Markdown or HTML
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Control characters (C0, DEL, C1), marks that turn the direction of text or are not seen at all, and halves of
-# surrogate pairs, which no encoding can write.
+# Control characters (C0, DEL, C1), marks that are invisible or change the direction of text, and unpaired surrogates,
+# which cannot be encoded.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
-# < > & begin HTML, [ ] a link: named by number, so that no reader of Markdown takes them for what they begin.
+# < > & start HTML and [ ] a link; as character references, no Markdown renderer interprets them.
 _NAMED = str.maketrans({"<": "&lt;", ">": "&gt;", "&": "&amp;", "[": "&#91;", "]": "&#93;"})
-_MARKS = re.compile(r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore between two letters is one
-_OPENING = re.compile(r"(?:#{1,6}|[-+=]+|\d{1,9}[.)])(?=\s)")  # of a heading, a list, a rule
+_MARKS = re.compile(r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore between two letters is no markup
+_OPENING = re.compile(r"(?:#{1,6}|[-+=]+|\d{1,9}[.)])(?=\s)")  # how a heading, a list or a rule starts
 
 
 def printable(text: Any, keep: str = "") -> str:
-    """Text for a terminal: line breaks become spaces, what is not to be seen is spelt out, as \\x1b.
+    """Text for a terminal: line breaks become spaces, and invisible characters are spelled out, such as \\x1b.
 
     Args:
-        text: anything; str() of it is taken.
-        keep: characters that may stay as they are, such as line breaks in an answer.
+        text: any object; str() is applied to it.
+        keep: characters to leave as they are, such as line breaks in an answer.
     """
     text = str(text)
     if not any(sign in keep for sign in "\r\n\t"):
@@ -32,14 +32,14 @@ def printable(text: Any, keep: str = "") -> str:
 
 
 def markdown(text: Any) -> str:
-    """Text for a Markdown file, in a table's cell as elsewhere: it reads as it is, and is no markup."""
+    """Text for a Markdown file, in table cells and elsewhere, that renders literally."""
     text = _MARKS.sub(r"\\\g<0>", printable(text).strip().translate(_NAMED))
     opening = _OPENING.match(text)
     return text if opening is None else f"{opening[0][:-1]}\\{text[opening.end() - 1 :]}"
 
 
 def brief(value: Any, most: int = 80) -> str:
-    """A value of a JSON file as a message names it: a text in quotes and cut, of a list or an object what it is."""
+    """A value from a JSON file, for a message: a string is quoted and shortened, a list or an object only named."""
     if isinstance(value, str):
         return printable(repr(value if len(value) <= most else f"{value[:most]}..."))
     if isinstance(value, dict):

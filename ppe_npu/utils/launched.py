@@ -1,4 +1,4 @@
-"""What a launcher, torchrun say, tells a process of its job: whole numbers in the environment."""
+"""The whole numbers that a launcher such as torchrun puts into the environment of a job's processes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _REMEDY = "unset it, or start by torchrun"
 
 
 def environment_number(name: str, default: int) -> int:
-    """A variable's value, or the default where it is not set.
+    """A variable's value, or the default if it is not set.
 
     Raises:
-        InputError: it is no whole number, or below the default.
+        InputError: the value is not a whole number, or it is below the default.
     """
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST and int(text) >= default):
@@ -23,8 +23,8 @@ def environment_number(name: str, default: int) -> int:
 
 
 def check_launched() -> None:
-    """Raise InputError unless this process is one of the job's by what is said of it. A process alone has a rank on its
-    machine where a scheduler gave each of its jobs one; it is not looked at."""
+    """Raise InputError unless the environment's ranks are below WORLD_SIZE. LOCAL_RANK of a single process is ignored,
+    because a scheduler may have set it."""
     count = environment_number("WORLD_SIZE", 1)
     for name in ("RANK", "LOCAL_RANK") if count > 1 and has_local_rank() else ("RANK",):
         if (rank := environment_number(name, 0)) >= count:
@@ -32,5 +32,5 @@ def check_launched() -> None:
 
 
 def has_local_rank() -> bool:
-    """Whether a launcher, or somebody's script, says which process of its machine this is."""
-    return os.environ.get("LOCAL_RANK", "-1") != "-1"  # -1: transformers' own word for no job
+    """Whether a launcher or a user's script has set LOCAL_RANK, this process' number on its machine."""
+    return os.environ.get("LOCAL_RANK", "-1") != "-1"  # transformers sets -1 if there is no job

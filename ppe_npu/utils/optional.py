@@ -1,4 +1,4 @@
-"""Packages that only some work needs: imported when it is asked for, with the remedy where they are missing."""
+"""Optional packages, imported when they are needed; an error says how to install one that is missing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def optional(module: str, work: str, install: str) -> ModuleType:
     Args:
         module: its full name ("peft", "pyarrow.parquet").
         work: what needs it, as the message's subject ("adapter kind='lora'").
-        install: what pip takes ("peft"); an extra of this package ("ppe-npu[train]") is named by the folder that the
-            package was installed from, for it may be on no index.
+        install: the argument for pip ("peft"). For an extra of this package ("ppe-npu[train]"), the message gives the
+            folder that the package was installed from, because it may not be on any index.
 
     Raises:
-        InputError: the package is not installed, or is and cannot be imported.
+        InputError: the package is not installed, or it is installed but cannot be imported.
     """
     package = module.partition(".")[0]
     try:
@@ -34,7 +34,7 @@ def optional(module: str, work: str, install: str) -> ModuleType:
                 f"{work} needs {package}, which is not installed: pip install {named_for_pip(install)}"
             ) from error
         raise InputError(_broken(package, work, install, error)) from error
-    except Exception as error:  # a shared library is not there; matplotlib refuses what MPLBACKEND says; ...
+    except Exception as error:  # a shared library is missing, matplotlib refuses MPLBACKEND, ...
         raise InputError(_broken(package, work, install, error)) from error
 
 
@@ -44,12 +44,12 @@ def _broken(package: str, work: str, install: str, error: BaseException) -> str:
 
 
 def named_for_pip(install: str) -> str:
-    """What follows `pip install`, as optional() takes it."""
+    """The argument for `pip install`, from `install` as optional() takes it."""
     return f'"{install.replace("ppe-npu", _home(), 1)}"' if "[" in install else install
 
 
 def _home() -> str:
-    """What pip takes for this package: the folder it was installed from, where that is still there, else its name."""
+    """The argument for pip to install this package: its source folder if that still exists, else its name."""
     clone = Path(__file__).resolve().parents[2]
     if (clone / "setup.cfg").is_file():
         return str(clone)

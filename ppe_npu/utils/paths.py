@@ -1,7 +1,7 @@
-"""Paths that a user gives, checked before anything is opened: what is read is a regular file on this machine.
+"""Checks of paths that a user gives, before anything is opened: only regular files on this machine are read.
 
-Opening a named pipe or a device may wait for ever, and an address would need a network: each is refused in its own
-words.
+Opening a named pipe or a device may wait forever, and an address would need a network. Each is refused with a message
+of its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//|/|)", re.IGNORECASE)
-# With one slash, too: pathlib joins the two of an address into one. Of other words only "word://" is an address, so
-# that a file name may hold a colon.
+# These are addresses with one slash, too, because pathlib turns "//" into "/". Any other word is a scheme only in
+# "word://", so that a file name may contain a colon.
 _WEB = ("http", "https", "ftp", "ftps", "sftp", "ssh", "rtsp", "rtsps", "rtmp", "mms", "udp", "tcp")
 _STORES = ("s3", "s3a", "gs", "gcs", "hdfs", "hf", "az", "abfs", "abfss", "wasb", "oss", "tos", "cos", "obs", "ceph")
 _KINDS = (
@@ -28,16 +28,16 @@ _KINDS = (
     (stat.S_ISCHR, "is a device, which never ends: give the path of a file"),
     (stat.S_ISBLK, "is a device: give the path of a file"),
 )
-LFS_POINTER = b"version https://git-lfs"  # how a file begins that git left in the place of a large one
-# What stands in the place of a file that was not downloaded, by how it begins.
+LFS_POINTER = b"version https://git-lfs"  # how a pointer starts that git left in place of a large file
+# Content that may be in place of a file that was not downloaded, by how it starts.
 IN_ITS_PLACE = ((b"<!DOCTYPE", "a web page"), (b"<html", "a web page"), (LFS_POINTER, "a Git LFS pointer"))
 _RIGHT = "change its rights, or give another path"
 _LONGEST = 255  # bytes of one name, on all common file systems
-_SHOWN = 200  # signs of a path that a message repeats: an address may hold a whole picture
+_SHOWN = 200  # characters of a path in a message; an address may contain a whole picture
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder at this path; of what cannot be a path existing_file says why."""
+    """Whether there is a folder at this path. False also for what cannot be a path; existing_file() says why."""
     try:
         return not address_fault(path) and expanded(path).is_dir()
     except (OSError, ValueError, TypeError):
@@ -45,7 +45,7 @@ def is_folder(path: str | Path) -> bool:
 
 
 def address_fault(path: str | Path) -> str | None:
-    """What a message says of an address (http, s3, file, data, a Windows share) given as a path; None for a path."""
+    """The message for an address (http, s3, file, data, a Windows share) given as a path; None for a path."""
     text = str(path)
     if text.startswith("\\\\") or (os.name == "nt" and text.startswith("//")):
         return "is a network path of Windows: mount it, or copy the file to this machine, and give its path there"
@@ -63,8 +63,8 @@ def address_fault(path: str | Path) -> str | None:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ and ~name replaced by a home folder; where there is no such home they are part of a name."""
-    path = Path(os.fsdecode(path))  # an os.DirEntry may be one of bytes
+    """The path with ~ and ~name replaced by a home folder; if there is no such home, they are part of a name."""
+    path = Path(os.fsdecode(path))  # an os.DirEntry may contain bytes
     try:
         return path.expanduser()
     except RuntimeError:
@@ -72,25 +72,23 @@ def expanded(path: str | Path) -> Path:
 
 
 def may_be_read(path: str | Path, listed: bool = True) -> bool:
-    """Whether this process has the right to read a file that is there, or to enter a folder and, if asked, to list
-    it."""
+    """Whether this process may read an existing file, or enter a folder and, if `listed`, list it."""
     if os.path.isdir(path):
         return os.access(path, os.R_OK | os.X_OK if listed else os.X_OK)
     return os.access(path, os.R_OK)
 
 
 def as_path(value: Any, before: str, written: bool = False) -> Any:
-    """What an option or a setting names, as the system takes it: ~ is the home folder, and what is written through a
-    link goes where it leads.
+    """The path that an option or a setting names, with ~ expanded, and with a link followed if it is written to.
 
     Args:
-        value: a text, or a list of some; anything else is given back as it is.
-        before: stands before the text in messages: "--model ", "model=".
+        value: a string or a list of strings; anything else is returned unchanged.
+        before: text before the path in messages: "--model ", "model=".
         written: whether something is to be written there.
 
     Raises:
-        InputError: an empty text, as of a variable that is not set, which means no default; a path that the system
-            refuses to look at (whether it is there is for others to say); an address as a place to write to.
+        InputError: the string is empty, as from an unset shell variable (which does not mean the default); the system
+            refuses to look at the path (it need not exist); or the path to write to is an address.
     """
     if isinstance(value, (list, tuple)):
         return type(value)(as_path(part, before, written) for part in value)
@@ -103,26 +101,26 @@ def as_path(value: Any, before: str, written: bool = False) -> Any:
         raise InputError(f"{named} is an address: name a place on this machine, and copy it from there")
     path = os.path.expanduser(value)
     try:
-        if any(len(os.fsencode(part)) > _LONGEST for part in path.split(os.sep)):  # below what is not there, too
+        if any(len(os.fsencode(part)) > _LONGEST for part in path.split(os.sep)):  # below missing folders, too
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         os.stat(path)
         if not (may_be_read(path, listed=False) or (written and os.path.isfile(path))):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError) as error:  # rights, a name that is too long, a loop of links; a null character
+    except (OSError, ValueError) as error:  # rights, a long name, a loop of links; a null character
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{named} cannot be looked at ({why}): name another path") from error
     place = path.rstrip(os.sep) or path
-    if not written or os.path.isdir(path) or not os.path.islink(place):  # a folder is filled where it is
+    if not written or os.path.isdir(path) or not os.path.islink(place):  # a linked folder is filled in place
         return path
     target = os.path.realpath(path)
     return target if os.path.splitext(target)[1] == os.path.splitext(place)[1] else path
 
 
 def real_place(path: Any) -> Any:
-    """The full path of what stands at a path, links followed, however it is spelled; what is no path, or one at which
-    nothing stands, as it is. Of a list, a list of them."""
+    """The absolute path with links followed, so that all spellings of a path are equal. A value that is not a path, or
+    at which nothing exists, is returned unchanged. A list gives a list."""
     if isinstance(path, (list, tuple)):
         return type(path)(real_place(part) for part in path)
     try:
@@ -135,24 +133,24 @@ def real_place(path: Any) -> Any:
     return path
 
 
-@functools.lru_cache(maxsize=1024)  # of many thousand files in few folders
+@functools.lru_cache(maxsize=1024)  # many thousands of files may be in few folders
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
 def existing_file(path: Any, kind: str) -> Path:
-    """The path of a regular file; links are followed.
+    """The path of an existing regular file; links are followed.
 
     Args:
-        path: str or PathLike; ~ stands for the home folder.
-        kind: what it should be, for messages: image, video.
+        path: str or PathLike; ~ is the home folder.
+        kind: what the file should be, for messages: image, video.
 
     Raises:
-        InputError: no path, an address, nothing there, or no regular file (a folder, named pipe, socket or device).
+        InputError: this is not a path, or an address; or there is no file, or a folder, named pipe, socket or device.
     """
     try:
         shown = shown_path(None if isinstance(path, bytes) else path)
-    except TypeError as error:  # no path, or an object that says that it is one, and is none
+    except TypeError as error:  # not a path, or an object whose __fspath__ returns none
         given = f"{path!r:.{_SHOWN}} is of type {type(path).__name__}"
         raise InputError(f"{kind} {given}: give the path of a file") from error
     path = os.fsdecode(path)
@@ -168,7 +166,7 @@ def existing_file(path: Any, kind: str) -> Path:
             target = shown_path(os.readlink(found))
             raise InputError(f"{kind} {shown} is a link to {target}, which does not exist: mend the link") from error
         raise InputError(f"{kind} {shown} does not exist: check the path") from error
-    except (OSError, ValueError) as error:  # a name that is too long or holds a NUL, a closed folder, links in a ring
+    except (OSError, ValueError) as error:  # a long name or one with a NUL, a folder without rights, a loop of links
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{kind} {shown} cannot be a file ({reason}): check the path") from error
     for is_kind, words in _KINDS:
@@ -183,7 +181,7 @@ def existing_file(path: Any, kind: str) -> Path:
 
 
 def shown_path(path: Any) -> str:
-    """A path as a message repeats it: in one line, cut short, and printable."""
+    """A path for a message: on one line, shortened, and printable."""
     text = os.fspath(path)
     text = text if isinstance(text, str) else os.fsdecode(text)
     text = text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 4 :]}"

@@ -1,4 +1,4 @@
-"""How far long work is: a bar in a terminal, whole lines where there is none (a log file, a batch job, CI)."""
+"""Progress of long work: a bar in a terminal, and lines elsewhere (a log file, a batch job, CI)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_EVERY = 30.0  # seconds between two lines
+_EVERY = 30.0  # seconds between lines
 
 
 class Progress:
-    """A context manager around long work.
+    """A context manager that shows the progress of long work.
 
     Args:
-        total: how many units there are. title: of what. unit: what one is called.
-        done: units that are done already.
-        delay: seconds of work after which a bar shows; lines come every 30 seconds.
-        hidden: whether nothing is to be shown, as in all processes but the first.
+        total: the number of units. title: a name for the work. unit: the name of one unit.
+        done: how many units are done already.
+        delay: seconds before the bar appears; lines are printed every 30 seconds.
+        hidden: whether to show nothing, as in all processes except the first.
         leave: whether the bar stays when the work is done.
-        quiet: whether nothing is printed without a terminal (whoever uses it prints lines of its own).
-        stream: where to; None: standard error.
+        quiet: whether to print no lines without a terminal, for callers that print their own.
+        stream: where to write; None: standard error.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Progress:
         self.close()
 
     def update(self, number: int = 1) -> None:
-        """So many units more are done."""
+        """Count `number` more units as done."""
         self.n += number
         if self._bar is not None:
             self._bar.update(number)
@@ -63,19 +63,19 @@ class Progress:
             self._line()
 
     def note(self, **values: Any) -> None:
-        """Numbers that stand behind the bar."""
+        """Show these values after the bar."""
         if self._bar is not None:
             self._bar.set_postfix(**values)
 
     def write(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """End the bar's line; say where lines stopped, if any was printed."""
+        """Close the bar; or print a last line, if any line was printed before."""
         if self._bar is not None:
             self._bar.close()
         elif self._lines and self._said not in (None, self.n):
@@ -89,6 +89,6 @@ class Progress:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether somebody looks at the stream while it is written, on something that can move its cursor."""
+    """Whether the stream is a terminal, which a user may watch and whose cursor can be moved."""
     isatty = getattr(stream, "isatty", None)
     return bool(isatty and isatty())

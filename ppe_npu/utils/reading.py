@@ -1,4 +1,4 @@
-"""Small files that a user wrote or chose (settings, configs): every way in which reading them fails is one line."""
+"""Reading of small files that a user wrote or chose (settings, configs), with a one-line error for each failure."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.utils.optional import optional
 
 _LARGEST = 64 << 20  # bytes; a tokenizer's file has 11 MB
-_LARGEST_YAML = 1 << 20  # PyYAML reads about 1 MB a second
-_VALUES = 100_000  # of a YAML file, those that aliases repeat counted again
+_LARGEST_YAML = 1 << 20  # PyYAML reads about 1 MB per second
+_VALUES = 100_000  # the most values in a YAML file, counting those that aliases repeat
 
 
 class UnreadableError(InputError):
-    """A file cannot be read. why: in words that fit into a caller's own message."""
+    """A file cannot be read. why: the reason, in words that fit into a caller's own message."""
 
     why: str = ""
 
 
 def _unreadable(path: str | os.PathLike, why: str) -> UnreadableError:
-    # Not an argument of the class: torch makes a DataLoader worker's error anew, of its message alone.
+    # Not an argument of the class, because torch recreates a DataLoader worker's error from its message alone.
     error = UnreadableError(f"{path} cannot be read ({why}): mend it, or give another file")
     error.why = why
     return error
@@ -36,9 +36,10 @@ def read_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
     """The text of a file of at most `largest` bytes in UTF-8, with or without a byte order mark.
 
     Raises:
-        UnreadableError: no path, not there, no file (a folder, pipe or device), not to be opened, too large, no UTF-8.
+        UnreadableError: this is not a path, or the file does not exist, is not a regular file (a folder, pipe or
+            device), cannot be opened, is too large, or is not UTF-8.
     """
-    if not isinstance(path, (str, os.PathLike)):  # a whole number would be an open file's
+    if not isinstance(path, (str, os.PathLike)):  # a whole number would be taken as a file descriptor
         raise _unreadable(shown(path), f"it is a {type(path).__name__}, no path")
     try:
         why = _refusal(os.stat(path), largest)
@@ -67,7 +68,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """The value of a JSON file.
 
     Raises:
-        UnreadableError: as read_text; or it is empty, no JSON, nested too deeply, or gives a key twice.
+        UnreadableError: as read_text; or the file is empty, not JSON, nested too deeply, or has a duplicate key.
     """
     text = _some(path)
     try:
@@ -79,7 +80,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def json_or_none(path: str | os.PathLike) -> Any:
-    """The value of a JSON file; None of one that is not there, or cannot be read."""
+    """The value of a JSON file; None if it does not exist or cannot be read."""
     try:
         return read_json(path)
     except UnreadableError:
@@ -90,7 +91,8 @@ def read_yaml(path: str | os.PathLike) -> Any:
     """The value of a YAML file with plain values.
 
     Raises:
-        UnreadableError: as read_text; or it is empty, no YAML, nested too deeply, gives a key twice, or repeats itself.
+        UnreadableError: as read_text; or the file is empty, not YAML, nested too deeply, has a duplicate key, or its
+            aliases repeat too many values.
         InputError: PyYAML is not installed.
     """
     yaml, text = optional("yaml", f"reading {path}", "pyyaml"), _some(path, _LARGEST_YAML)
@@ -104,7 +106,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
         return loader.construct_document(root)
     except RecursionError:
         raise _unreadable(path, "it is nested too deeply") from None
-    except Exception as error:  # of `!!int ""` and the like PyYAML raises IndexError, KeyError, AttributeError, ...
+    except Exception as error:  # for `!!int ""` and similar, PyYAML raises IndexError, KeyError, AttributeError, ...
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: {error.problem}" if mark is not None else first_line(error)
         raise _unreadable(path, where) from error
@@ -126,14 +128,14 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_keys(keys: list[str]) -> None:
-    """Of a key that is given twice all readers drop one value, without a word."""
+    """Raise ValueError for a duplicate key, because all readers would silently drop one of its values."""
     twice = [key for key, count in Counter(keys).items() if count > 1 and key != "<<"]
     if twice:
         raise ValueError(f"the key {shown(twice[0])} is given twice")
 
 
 class _Size:
-    """How many values a YAML document holds once its aliases are followed: a few lines can stand for billions."""
+    """Counts the values of a YAML document with its aliases expanded, since a few lines can stand for billions."""
 
     def __init__(self):
         self._known: dict[int, int | None] = {}
@@ -158,11 +160,10 @@ class _Size:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value that was read is a number that a float holds: no true, NaN, infinity or whole number of 400
-    digits."""
+    """Whether a value from a file is a number that a float can hold: not true, NaN, infinity or a 400-digit integer."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def checksum(value: Any) -> str:
-    """8 hex digits of a JSON value: by them what was written down is told from what was changed since."""
+    """Checksum of a JSON value as 8 hex digits, to detect whether a stored value was changed."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"

@@ -1,4 +1,4 @@
-"""What was made for the last few keys, so that it need not be made again."""
+"""A cache of the values that were made for the last few keys."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,27 +9,27 @@ _MISSING = object()
 
 
 class Recent:
-    """Keeps what was made for the last `most` keys. What it gives is shared: nobody may change it."""
+    """Keeps the values made for the last `most` keys. Callers share these values and must not change them."""
 
     def __init__(self, most: int = 8):
         self.most = most
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
 
     def made(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What make() gave for this key; it is called if that is not among the last."""
-        # Taken out and put back at the end, each in one go: threads may ask at once, and may make the same twice.
+        """The value for this key, from make() if it is not cached."""
+        # Removing and re-inserting are each atomic. Threads may ask at the same time, and then make a value twice.
         value = self._values.pop(key, _MISSING)
         if value is _MISSING:
             value = make()
         self._values[key] = value
         while len(self._values) > self.most:
-            with suppress(KeyError):  # another thread was quicker
+            with suppress(KeyError):  # another thread was faster
                 self._values.popitem(last=False)
         return value
 
 
 def as_numbers(given: Any) -> Any:
-    """A tensor, or a list of tensors, as a list of what they hold: as a key's text they do not have all digits."""
+    """A tensor or a list of tensors as lists of numbers, for a key, since a tensor's text omits digits."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if type(given) not in (list, tuple):
         return given

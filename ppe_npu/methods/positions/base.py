@@ -1,4 +1,4 @@
-"""The contract of a rule of positions: which original tokens lend a merged token their positions.
+"""The contract of a rule for positions, which chooses the original tokens that lend a merged token their positions.
 
     @register("first")
     class First(Rule):
@@ -7,10 +7,10 @@
         def choose(self, entries: Entries, k: int) -> torch.Tensor:
             ...
 
-A rule is one file of this folder, named as it is registered; its docstring is what users read of it. Whatever it
-chooses is an original token, so that every position that a merged token keeps is one of the prompt's own, and merges
-may follow each other. The rows of the rotary table follow from it: channel run j of an axis reads the j-th token's
-position on it.
+A rule is one file in this folder, with the name that it is registered under; its docstring is its description for
+users. It chooses original tokens only, so that every position that a merged token keeps occurs in the prompt, and
+merges can be chained. The rotary table follows from the choice: the j-th run of an axis' channels is rotated by the
+position of the j-th token on that axis.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 RUNS, MEAN, MEAN_ANGLE = "runs", "mean", "mean_angle"
 _HELPERS = ("base", "entries")
-_FIRST_EDITION = ("nearest", "spread", "last", "nearest_first")  # listed first, as ever
+_FIRST_EDITION = ("nearest", "spread", "last", "nearest_first")  # rules of the first release, listed first
 _REGISTERED: dict[str, Rule] = {}
 
 
 class Rule:
-    """How the positions of merged tokens are chosen. Subclasses write choose(), or along() where by_axis is True.
+    """How the positions of merged tokens are chosen. Subclasses define choose(), or along() if by_axis is True.
 
     Class attributes:
-        by_nearness: whether it looks at Entries.distance. Where nothing is nearer than anything else (cells of equal
-            pixels), such a rule spreads.
-        by_axis: whether each axis has k tokens of its own: along() is asked for each.
-        table: what the rotary table makes of k positions: "runs", each run of an axis' channels is rotated by one of
-            them (PPE, arXiv 2510.22936, section 3); "mean", all channels by the mean of the k rotations;
-            "mean_angle", by that mean at length 1.
+        by_nearness: whether it looks at Entries.distance. Where all distances are equal (cells of equal pixels), the
+            rule "spread" is used instead.
+        by_axis: whether it chooses k tokens for each axis separately, by one call of along() per axis.
+        table: how the rotary table uses the k positions: "runs", each run of an axis' channels is rotated by one of
+            them (PPE, arXiv 2510.22936, section 3); "mean", all channels are rotated by the mean of the k rotations;
+            "mean_angle", by that mean scaled to length 1.
     """
 
     name: ClassVar[str] = ""
@@ -50,11 +50,11 @@ class Rule:
     table: ClassVar[str] = RUNS
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        """k original tokens for every group: [F, groups, k] int64."""
+        """[F, groups, k] int64, k original tokens for every group."""
         raise NotImplementedError
 
     def along(self, entries: Entries, k: int, axis: int, axes: int) -> torch.Tensor:
-        """The k original tokens whose places on one of `axes` axes every group keeps: [F, groups, k] int64."""
+        """[F, groups, k] int64, k original tokens for every group, whose positions it keeps on this one of the axes."""
         raise NotImplementedError
 
     @property
@@ -64,7 +64,7 @@ class Rule:
 
 
 def register(name: str):
-    """Class decorator: the rule's name in settings. Its file is methods/positions/<name>.py."""
+    """Class decorator that names the rule in settings. Its file is methods/positions/<name>.py."""
 
     def registered(rule: type[Rule]) -> type[Rule]:
         rule.name = name
@@ -75,7 +75,7 @@ def register(name: str):
 
 
 def rule_names() -> tuple[str, ...]:
-    """Names of all rules, without loading them; those of the first edition first."""
+    """Names of all rules, without importing them; those of the first release come first."""
     files = [file.name for file in pkgutil.iter_modules([__file__.rpartition("/")[0]]) if file.name not in _HELPERS]
     return (*_FIRST_EDITION, *sorted({*files, *_REGISTERED} - {*_FIRST_EDITION}))
 
@@ -84,7 +84,7 @@ def rule_named(name: str) -> Rule:
     """The rule that is registered under this name.
 
     Raises:
-        InputError: there is none.
+        InputError: no rule has this name.
     """
     if name not in _REGISTERED and isinstance(name, str) and name in rule_names():
         import_module(f"ppe_npu.methods.positions.{name}")

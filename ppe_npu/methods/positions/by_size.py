@@ -1,4 +1,4 @@
-"""As many positions as the group is large."""
+"""A rule by which larger groups keep more positions."""
 
 import torch
 

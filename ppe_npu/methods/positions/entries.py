@@ -1,9 +1,8 @@
-"""Which original tokens speak for a group: those whose positions its merged token keeps (PPE, arXiv 2510.22936).
+"""The choice of the original tokens whose positions a merged token keeps (PPE, arXiv 2510.22936).
 
 A rule chooses them from all original tokens that the tokens of the group hold. Before the first merge every token
-stands for itself. A merged token holds several original tokens, and a group of merged tokens draws from all that its
-members hold. So the choice is made among entries: one for each token and each place of what it holds, entry h * N + n
-being the h-th original token that token n holds.
+holds only itself. A merged token holds several original tokens, and a group of merged tokens draws from all that its
+members hold. So the choice is made among entries: entry h * N + n is the h-th original token that token n holds.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from ppe_npu.methods.positions.base import Rule, rule_named
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of F frames of N tokens, H each.
+    """The entries of F frames of N tokens, H for each token.
 
     Args:
-        labels: [F, H * N] int64, group of each entry, `groups` for none.
-        held: [F, H * N] int64, the original token that it stands for; rising with the raster order.
-        groups: how many groups there may be.
+        labels: [F, H * N] int64, group of each entry; `groups` if it has none.
+        held: [F, H * N] int64, the original token of each entry; these numbers increase in raster order.
+        groups: the largest number of groups in a frame.
         width: H.
-        distance: [F, N] of each token to the representative of its group, for rules of nearness.
-        representatives: [F, groups] int64, the token at the place of each group.
-        positions: [axes, originals] int64, of each original token, for rules that look at where tokens stand.
+        distance: [F, N] distance of each token to the representative of its group, for rules with by_nearness.
+        representatives: [F, groups] int64, the token whose place each group takes.
+        positions: [axes, originals] int64, positions of the original tokens, for rules that look at positions.
     """
 
     labels: torch.Tensor
@@ -42,7 +41,7 @@ class Entries:
 
     @classmethod
     def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int, **known: torch.Tensor | None) -> Entries:
-        """From labels [F, N], -1 for none, and held [F, N, H], or None where each token stands for itself."""
+        """Entries from labels [F, N] (-1 for no group) and held [F, N, H] (None if each token holds only itself)."""
         labels = torch.where(labels < 0, groups, labels)
         if held is None:
             own = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
@@ -51,7 +50,7 @@ class Entries:
         return cls(labels.repeat(1, width), held.transpose(1, 2).flatten(1), groups, width, **known)
 
     def distinct(self) -> torch.Tensor:
-        """Labels without the entries that repeat what their token lists before."""
+        """[F, H * N] int64 labels, in which entries that repeat an earlier entry of the same token have no group."""
         if self.width == 1:
             return self.labels
         held = self.held.unflatten(1, (self.width, -1))
@@ -62,27 +61,28 @@ class Entries:
     # -- choices ------------------------------------------------------------------------------------------------------
 
     def evenly(self, labels: torch.Tensor, used: torch.Tensor, k: int) -> torch.Tensor:
-        """[F, groups, k]: `used` [F, groups, 1] entries of each group, evenly over the raster order and last first,
-        repeated in turn: the round(i * (s - 1) / (n - 1))-th of s, for i = n - 1 .. 0."""
+        """[F, groups, k] int64, `used` [F, groups, 1] original tokens of each group, repeated cyclically to k. They are
+        evenly spaced in raster order, last first: of s entries the round(i * (s - 1) / (n - 1))-th, for i = n - 1 .. 0,
+        where n is `used`."""
         size, pick = self.sizes(labels), torch.arange(k, device=labels.device)
         step = (used - 1).clamp_min(1)
-        place = (2 * (used - 1 - pick % used) * (size - 1) + step) // (2 * step)  # in whole numbers
+        place = (2 * (used - 1 - pick % used) * (size - 1) + step) // (2 * step)  # in integers
         return self.listed(labels, torch.where(used > 1, place, size - 1), self.by_raster())
 
     def of_representatives(self) -> torch.Tensor:
-        """[F, groups, 1] the original token that the representative lists first."""
+        """[F, groups, 1] int64, the first original token that each representative holds."""
         assert self.representatives is not None, "a grouping names the representatives"
         return self.held.gather(1, self.representatives)[:, :, None]
 
     def coordinates(self, axis: int) -> torch.Tensor:
-        """[F, H * N] where each entry stands on an axis."""
+        """[F, H * N] int64 position of each entry on one axis."""
         assert self.positions is not None, "a pass hands on the prompt's positions"
         return self.positions[axis][self.held]
 
     # -- orders: [F, H * N] permutations of the entries ---------------------------------------------------------------
 
     def by_token(self) -> torch.Tensor:
-        """Tokens in their order; of each, what it lists last comes first, because a list starts with the last."""
+        """Token by token; the entries of a token in reverse, because a token lists its last original token first."""
         entries, tokens = self.labels.shape[1], self.labels.shape[1] // self.width
         order = torch.arange(entries, device=self.labels.device).view(self.width, tokens).flip(0).T
         return order.flatten().expand_as(self.labels)
@@ -91,35 +91,35 @@ class Entries:
         return self.held.sort(dim=1, stable=True).indices
 
     def by_turns(self, distance: torch.Tensor) -> torch.Tensor:
-        """First what every token lists first, the nearest token's before; then what it lists second; and so on."""
+        """The first entry of every token, in order of distance; then the second of every token; and so on."""
         tokens = distance.sort(dim=1, stable=True).indices
         return torch.cat([tokens + turn * distance.shape[1] for turn in range(self.width)], dim=1)
 
     def by_value(self, values: torch.Tensor) -> torch.Tensor:
-        """By rising values [F, H * N], of equal ones by raster."""
+        """In ascending order of values [F, H * N]; ties in raster order."""
         raster = self.by_raster()
         return raster.gather(1, values.gather(1, raster).sort(dim=1, stable=True).indices)
 
     # -- groups of entries --------------------------------------------------------------------------------------------
 
     def listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """The original token of the place-th entry of every group, among the entries with a label, in that order."""
+        """The original token of the place-th entry of every group, when its entries are sorted by `order`."""
         by_group = order.gather(1, labels.gather(1, order).sort(dim=1, stable=True).indices)
         size = self.sizes(labels)
         index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
 
     def ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """[F, H * N] how many entries of its group come before each one in that order."""
+        """[F, H * N] int64, how many entries of its group come before each entry in this order."""
         groups, by_group = labels.gather(1, order).sort(dim=1, stable=True)
-        starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # of no group, too
+        starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # incl. entries without a group
         rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
         return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
 
     def sizes(self, labels: torch.Tensor) -> torch.Tensor:
-        """[F, groups, 1] how many entries each group has."""
-        # In fp32, whose sums of ones are exact in any order: of whole videos a comparison of all entries with all
-        # groups is as dear as the merge itself.
+        """[F, groups, 1] int64 number of entries in each group."""
+        # Summed in fp32, where sums of ones are exact in any order: for whole videos, comparing all entries with all
+        # groups would take as long as the merge itself.
         sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
         ones = torch.ones_like(labels, dtype=sizes.dtype)
         return sizes.scatter_add_(1, labels, ones)[:, :-1, None].long()
@@ -133,25 +133,26 @@ def members(
     held: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """k members of every group, repeated in turn where a group has fewer: [F, M, k] int64; of a rule that chooses for
-    each axis by itself [F, M, axes * k], an axis after the other.
+    """[F, M, k] int64 members of every group, repeated cyclically if it has fewer than k; for a rule that chooses for
+    each axis separately [F, M, axes * k], one axis after the other.
 
-    Tokens that were merged before hold several original tokens each, and a group of them draws its k from all that
-    its members hold. Without `held` a token stands for itself.
+    A token that was merged before holds several original tokens, and a group draws its k from all that its tokens
+    hold. Without `held` each token holds only itself.
 
     Args:
         rule: one of ppe_npu.methods.positions, or its name.
-        tokens: [F, N, C], needed by the two rules of nearness.
-        held: [F, N, H] int64, the original tokens that each token holds, repeated in turn; rising with the raster.
-        positions: [axes, originals] int64, of each original token, needed by the rules that look at places.
+        tokens: [F, N, C], needed by rules with by_nearness.
+        held: [F, N, H] int64, the original tokens that each token holds, repeated cyclically to H. These numbers
+            increase in raster order.
+        positions: [axes, originals] int64, positions of the original tokens, needed by rules that look at positions.
 
     Returns:
-        token indices, or values of `held`.
+        Token indices, or values of `held`.
     """
     rule = rule_named(rule) if isinstance(rule, str) else rule
     distance = None
     if tokens is not None and rule.by_nearness:
-        # All members of a small group are listed, in raster order, however near they are.
+        # "nearest" takes all members of a small group, in raster order, so their distances do not matter.
         width = 1 if held is None else held.shape[-1]
         distance = _distance(grouping, tokens, k // width if rule.name == "nearest" else 0)
     known = {"distance": distance, "representatives": grouping.representatives, "positions": positions}
@@ -167,7 +168,7 @@ def chosen(
     positions: torch.Tensor | None = None,
     **known: torch.Tensor | None,
 ) -> torch.Tensor:
-    """members() of groups by their labels [F, N]; what else is known of them as Entries has it."""
+    """members() of groups that are given by their labels [F, N]. known: other fields of Entries."""
     if not rule.by_axis:
         return rule.choose(Entries.of(labels, held, groups, positions=positions, **known), k)
     assert positions is not None, "a pass hands on the prompt's positions"
@@ -180,19 +181,19 @@ def chosen(
 
 
 def among_equals(rule: Rule) -> Rule:
-    """The rule for members that are alike: by nearness none goes before another, so that rules of nearness spread the
-    k over the group."""
+    """The rule to use for groups of equal members: "spread" in place of a rule with by_nearness, since no member is
+    nearer than another."""
     return rule_named("spread") if rule.by_nearness else rule
 
 
 def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Tensor:
-    """[F, N] distance of each token to the representative of its group; -1 for the representative itself, which comes
-    before tokens that are equal to it. What a vision tower rounds the tokens of a flat area by is no distance
-    (docs/numerics.md): in every batch, and on every machine, it is another.
+    """[F, N] distance of each token to the representative of its group; -1 for the representative itself, so that it
+    precedes tokens equal to it. Distances as small as the rounding errors of a vision tower on a flat area count as 0
+    (docs/numerics.md), because these errors differ between batches and between machines.
 
     Args:
-        known: of groups of at most so many tokens any other number will do; where the host can see which these are,
-            they are left out.
+        known: groups of at most this many tokens need no distances. Where the host can tell at no cost which groups
+            these are, they are skipped.
     """
     own = grouping.labels.clamp_min(0)
     center = grouping.representatives.gather(1, own)
@@ -206,7 +207,7 @@ def _distance(grouping: Grouping, tokens: torch.Tensor, known: int) -> torch.Ten
         heads, slots, rows = heads[large], (large.cumsum(0) - 1)[slots[asked]], flat.index_select(0, asked)
     heads = flat.index_select(0, heads)
     rounding, wide = flat_square(heads[:, None]).sqrt(), torch.promote_types(tokens.dtype, torch.float32)
-    # A norm reads the differences once, where squares would be written.
+    # vector_norm reads the differences once; squaring them first would write another tensor.
     distance = torch.linalg.vector_norm(heads.index_select(0, slots).to(wide).sub_(rows.to(wide)), dim=-1)
     distance = torch.where(distance <= rounding[slots], 0, distance)
     if asked is not None:

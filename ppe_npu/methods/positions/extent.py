@@ -1,4 +1,4 @@
-"""The box around a group."""
+"""A rule that keeps points of the box around a group."""
 
 import torch
 
@@ -6,7 +6,8 @@ from ppe_npu.methods.positions.base import Rule, register
 from ppe_npu.methods.positions.entries import Entries
 
 _HIGH, _LOW, _CENTRE = 1, -1, 0
-# On which side of the box each run's place is, on even and on odd axes counted from the last: row, and column.
+# Each run's side of the box as (row, column). Axes are counted from the last: odd ones use the first number (row), even
+# ones the second (column).
 _POINTS = {
     1: ((_CENTRE, _CENTRE),),
     2: ((_HIGH, _HIGH), (_LOW, _LOW)),
@@ -20,7 +21,8 @@ _POINTS = {
 class Extent(Rule):
     """The corners of the group's box and, from k = 5 on, its centre, repeated in turn; of k = 2 two opposite corners.
 
-    The centre is on each axis the member's place nearest to the middle of the box. Frames go with columns.
+    On each axis, the centre is the member's place nearest to the middle of the box. The frame axis is treated like the
+    column axis.
     """
 
     by_axis = True

@@ -1,8 +1,8 @@
-"""The fast channels keep one place, the slow ones the group's extent.
+"""A rule by which fast channels keep one place, and slow channels the group's extent.
 
-Within an axis channels go from fast to slow, so the first runs are the fast ones. There members a few cells apart are
-rotated by angles that have nothing to do with each other; in the slow ones they differ little. So a token that a model
-has never seen is close to one that it has.
+Within an axis channels go from fast to slow, so the first runs are the fast ones. Fast channels rotate members that are
+a few cells apart by unrelated angles, while slow channels rotate them by similar ones. With one place in the fast
+channels, a merged token, which the model was not trained on, stays close to a token that it was trained on.
 """
 
 import torch

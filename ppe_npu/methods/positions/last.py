@@ -1,4 +1,4 @@
-"""The released code's rule."""
+"""The rule of the released code: the last members."""
 
 import torch
 
@@ -11,7 +11,7 @@ class Last(Rule):
     """The last k members, last first (the released code's rule)."""
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        # All that merged tokens hold counts, repeated or not: the last k of it are those of the last member.
+        # All entries of merged tokens count, repeated or not, so the last k entries are those of the last member.
         size = entries.sizes(entries.labels)
         pick = torch.arange(k, device=size.device)
         return entries.listed(entries.labels, size - 1 - pick % size.clamp_min(1), entries.by_token())

@@ -1,4 +1,4 @@
-"""The direction of the members' mean rotation, at full length."""
+"""A rule that rotates by the direction of the members' mean rotation, at full length."""
 
 from ppe_npu.methods.positions.base import MEAN_ANGLE, register
 from ppe_npu.methods.positions.spread import Spread

@@ -1,8 +1,8 @@
-"""The mean of what the members' keys would be: to the first order what a query gets of all of them.
+"""A rule that gives a merged token the mean of its members' rotations, and so, to first order, their mean score.
 
 A query's score with a key at place p is linear in the rotation by p. So the mean score over a group whose members are
-alike is the score with the mean of their rotations: at each frequency a shorter arrow where the members are far apart,
-which is how a frequency says that it cannot tell where the group is.
+alike equals the score with the mean of their rotations. At each frequency this mean is shorter than 1 where members are
+far apart: the frequency contributes less, because it cannot resolve where the group is.
 """
 
 from ppe_npu.methods.positions.base import MEAN, register

@@ -1,4 +1,4 @@
-"""The paper's members, listed so that a channel always means the same one of them."""
+"""A rule that takes the paper's members, but in raster order, so that a channel means the same one in every group."""
 
 import torch
 
@@ -10,7 +10,7 @@ from ppe_npu.methods.positions.entries import Entries
 class Nearest(Rule):
     """The k members nearest to the representative, itself first among equals, listed in raster order, last first.
 
-    Of tokens that were merged before one of each member in turn.
+    Members that were merged before each contribute one original token at a time, nearest member first.
     """
 
     by_nearness = True
@@ -19,7 +19,7 @@ class Nearest(Rule):
         assert entries.distance is not None, "the rules of nearness are given distances"
         labels = entries.distinct()
         used = entries.sizes(labels).clamp(1, k)
-        # Only the k nearest of each group stay, and are listed in raster order.
+        # The k nearest of each group are chosen, then listed in raster order.
         near = torch.where(entries.ranks(labels, entries.by_turns(entries.distance)) < k, labels, entries.groups)
         place = used - 1 - torch.arange(k, device=labels.device) % used
         return entries.listed(near, place, entries.by_raster())

@@ -1,4 +1,4 @@
-"""The paper's text (PPE, arXiv 2510.22936, section 3)."""
+"""The rule in the paper's text (PPE, arXiv 2510.22936, section 3)."""
 
 import torch
 
@@ -10,7 +10,7 @@ from ppe_npu.methods.positions.entries import Entries
 class NearestFirst(Rule):
     """The k members nearest to the representative, listed by nearness (the paper's text).
 
-    Of tokens that were merged before one of each member in turn.
+    Members that were merged before each contribute one original token at a time, nearest member first.
     """
 
     by_nearness = True

@@ -1,7 +1,7 @@
-"""One place, of a member (V-CAST, Lin et al., arXiv 2603.27650: merged coordinates that are no token's are misaligned).
+"""A rule that keeps one member's place (V-CAST, Lin et al., arXiv 2603.27650: coordinates of no token are misaligned).
 
-V-CAST prunes, so that what is kept stands where it stood; that is positions="keep_one". Of a merged token the member in
-the middle of the group stands nearest to all that it is made of.
+V-CAST prunes, so every token that it keeps has its original position, as with positions="keep_one". For a merged token,
+the member in the middle of the group is the one nearest to all of its members.
 """
 
 import torch
@@ -23,7 +23,7 @@ class OnGrid(Rule):
             at = entries.coordinates(axis)
             sums = at.new_zeros(len(at), entries.groups + 1).scatter_add_(1, labels, at)
             counts = torch.cat([size, torch.ones_like(size[:, :1])], dim=1)
-            # Times the group's size: whole numbers, the same on every device.
+            # Multiplied by the group's size, distances are integers, equal on every device.
             away += (at * counts.gather(1, labels) - sums.gather(1, labels)).abs()
         first = torch.zeros(k, dtype=torch.int64, device=labels.device).expand(*size.shape, k)
         return entries.listed(labels, first, entries.by_value(away))

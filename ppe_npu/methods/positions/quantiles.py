@@ -1,8 +1,8 @@
-"""Order statistics of each axis.
+"""A rule that keeps order statistics of the members' places on each axis.
 
-A score is a sum over channels, each of which reads one axis: which row goes with which column is nothing that it could
-see. So the members need not be the same on all axes, and sorted along each one a run of channels always means the same:
-the far end, the near end, a quarter of the way. In raster order the columns of a group come as they fall.
+A score is a sum over channels, each of which reads one axis, so it cannot depend on which row belongs to which column.
+Hence the members may differ between axes. If they are sorted along each axis, a run of channels has the same meaning in
+every group (the far end, the near end, a quarter of the way); in raster order, the columns of a group are not sorted.
 """
 
 import torch
@@ -22,6 +22,6 @@ class Quantiles(Rule):
         last = entries.sizes(labels) - 1
         if k == 1:
             return entries.listed(labels, last // 2, entries.by_value(entries.coordinates(axis)))
-        # The round(i * (s - 1) / (k - 1))-th of s, for i = k - 1 .. 0, in whole numbers.
+        # Of s members the round(i * (s - 1) / (k - 1))-th, for i = k - 1 .. 0, in integers.
         place = (2 * torch.arange(k - 1, -1, -1, device=labels.device) * last + k - 1) // (2 * (k - 1))
         return entries.listed(labels, place, entries.by_value(entries.coordinates(axis)))

@@ -1,4 +1,4 @@
-"""Members from the first to the last."""
+"""A rule that spreads the positions evenly from the first member to the last."""
 
 import torch
 
