@@ -71,7 +71,7 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     if low is None or high is None:
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))  # 65,535 is no float16
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))  # float16 has no 65,535
     unclear = values.dtype.kind == "f" and 1 < high < 2  # a picture from 0 to 1 that overshoots, or a black one
     if unclear or not (low >= 0 and high <= _DEEPEST):
         raise InputError(

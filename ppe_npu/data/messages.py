@@ -95,7 +95,7 @@ def shown(value: Any) -> str:
 
 
 def _listed(value: Any) -> list | None:
-    """A list or tuple as a list, and so an array of objects, as parquet rows have them; None for anything else."""
+    """A list, a tuple or an array of objects (as in parquet rows) as a list; None for anything else."""
     rows = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
     return list(value) if rows or isinstance(value, (list, tuple)) else None
 
@@ -199,7 +199,7 @@ def _decoded(value: Any, where: str) -> bytes:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text begins like a picture file in base64, which transformers takes, too, and is no existing path."""
+    """Whether a text is no existing path and begins like a picture in base64, a form that transformers takes, too."""
     found = _BARE.match(text)
     return bool(found and _BEGIN.match(base64.b64decode(found[1])) and not os.path.exists(text))
 

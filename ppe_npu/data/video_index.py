@@ -22,7 +22,7 @@ from ppe_npu.utils.paths import existing_file
 
 _WHOLE = 0.9  # fraction of the stated frames that must be there: containers round, a file that broke off lacks more
 _DISTINCT = 0.9  # fraction of the frames that must have distinct times
-_LONGEST = 2**53  # ticks
+_LONGEST = 2**53  # ticks from the first frame to the last
 _ROUNDING = 1e-3  # seconds, which Matroska, FLV and others round times to
 _EXACT = 1e-6  # seconds: more than the rounding of a quotient, and less than any tick
 _SLACK = 5e-3  # seconds that a frame may begin late: half a tick of GIF
@@ -89,7 +89,7 @@ class _Packet(NamedTuple):
     key: bool
     hidden: bool
     corrupt: bool
-    sum: int  # of a key
+    sum: int  # checksum of a key frame's packet, else 0
 
 
 def video_index(path: str | Path) -> VideoIndex:
@@ -142,7 +142,7 @@ def _is_hidden_vp8(packet: Any) -> bool:
 def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> VideoIndex:
     stream, tick = video.stream, float(video.stream.time_base)
     rates = [float(rate or 0) for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate)]
-    rates = [rate for rate in rates if rate > 0]  # the frames' own comes first, before what FFmpeg takes it to be
+    rates = [rate for rate in rates if rate > 0]  # in order of preference
     usable = _decodable(packets)
     ticks = _timeline(usable, in_packs=video.format == "mpeg")
     by_order = ticks is None or _order_is_unsaid(usable, stream.codec_context.has_b_frames)

@@ -83,7 +83,7 @@ class VideoFrame:
     """One frame of a video file as a picture: nothing is decoded until load().
 
     Attributes:
-        path: of a file that FFmpeg reads.
+        path: a file that FFmpeg reads.
         seconds: the time at which the frame is shown; a time after the end means the last frame.
     """
 

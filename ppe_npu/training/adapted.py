@@ -64,7 +64,7 @@ class Checkpoint:
 
     @property
     def processor(self) -> str:
-        """Where the processor is: an adapter's own, if it was saved with one."""
+        """Where the processor is: in the folder if one was saved there, else beside the model."""
         return self.folder if (Path(self.folder) / "tokenizer_config.json").is_file() else self.model
 
     def load(self, device: torch.device | str, dtype: str = "fp32", read: Callable = load_model) -> Any:

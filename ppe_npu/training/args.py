@@ -56,7 +56,7 @@ class TrainConfig:
             "stable_decay", constant, then linear down to 0 over the last decay_fraction of the steps.
         seed: of the data order and of everything random.
         save_steps: steps between checkpoints; 0: no checkpoints, only final/.
-        logging_steps: steps between entries of the loss in the log.
+        logging_steps: steps between log entries, which hold the loss.
         frozen: what does not learn: "language", "merger", "vision", "pvc", or prefixes of parameter names.
         adapter: LoRA, DoRA or QLoRA in place of the model's own weights: a kind, a dict of Adapter's keys, an Adapter.
         max_length: largest number of tokens of a record after compression; longer records cannot be used.
@@ -87,7 +87,7 @@ class TrainConfig:
         cache_pixels: keep processed pictures in memory (up to 2 GiB), for small data over many epochs.
         min_pixels, max_pixels: bounds on an image's size; None: the checkpoint's.
         video: which frames of a video are taken, and how large they are.
-        video_frames: (least, most) frames per video; the seed and the video's name draw a number between them.
+        video_frames: (least, most) frames per video; the number is drawn between them by seed and the video's name.
         pvc: modules of ppe_npu.models.pvc to add to an InternVL or a Qwen2.5-VL that has none, True for the defaults;
             a checkpoint that has them keeps its own. Every image is then shown pvc.showings times.
 
@@ -184,7 +184,7 @@ class TrainConfig:
                 f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "
                 "or validation_share (--validation-share)"
             )
-        if isinstance(self.resume_from_checkpoint, bool):  # as transformers takes it
+        if isinstance(self.resume_from_checkpoint, bool):  # transformers takes a bool here, too
             object.__setattr__(self, "resume", self.resume or self.resume_from_checkpoint)
             object.__setattr__(self, "resume_from_checkpoint", None)
         if self.resume_from_checkpoint is not None:

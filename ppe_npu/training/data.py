@@ -84,7 +84,7 @@ def read_records(
 
 
 def complaint(faults: Sequence[Fault], total: int) -> str:
-    """One line that says how many of `total` records cannot be used, and why the first of them cannot."""
+    """One line that says how many of `total` records cannot be used, and names the first of them with their faults."""
     more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
     return f"{len(faults)} of {total} records cannot be used: {'; '.join(map(str, faults[:_SHOWN]))}{more}"
 

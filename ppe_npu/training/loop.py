@@ -73,14 +73,14 @@ class CompressedTrainer(Trainer):
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         if frozen_teacher:
             assert distillation is not None, "a teacher is of a distillation"
-            cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # as DeepSpeed's student
+            cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # like the student
             distillation = replace(distillation, teacher=_frozen(self.model, cast))
         # Only the loss is needed, so logits are not kept: see ppe_npu.models.loss.
         self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
         self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # for validation: no teacher
         self.meter, self.window = Meter(), Meter()  # over all steps, and since the last log
         self._saving = False
-        # transformers assumes that these models' losses take no token count, but their forward passes it on.
+        # transformers assumes that these models take no token count for the loss; their forward() hands it on.
         self.model_accepts_loss_kwargs = True
 
     def train(self, *args, **kwargs) -> Any:
@@ -253,7 +253,7 @@ class CompressedTrainer(Trainer):
             drop(old)
 
     def drop_newer(self, besides: Path | None = None) -> None:
-        """Remove the newer checkpoints of before, which this run replaces or will not reach, except `besides`."""
+        """Remove the checkpoints in self.newer, which this run replaces or will not reach, except `besides`."""
         for path in self.newer:
             if path != besides:
                 drop(path)

@@ -134,7 +134,7 @@ FORMS = (
     # Tags that name a file, and bare tags.
     Form('<img src="a.png"', rf"<(?:{_ANY}|source|embed|object)\b{_ATTRIBUTES}[=:]\s*\\?[\"']?{_SHOWN}", unless=_PAGE),
     Form("<img>", rf"<(?:img|vid|image|video){_TAG_END}", not_after="/", unless=_HTML),
-    Form(  # <Photo> is a component of somebody's program
+    Form(  # <Photo> is a component in a program
         "<photo>", rf"<(?-i:(?![A-Z][a-z]))(?:{_SHORT}|fig|figure|screenshot){_TAG_END}", not_after="/", unless=_HTML
     ),
     # Files shown in Markdown and on forums.

@@ -76,7 +76,7 @@ _LEFT_OUT = _each(
 )
 _MORE = _each("train_detail train_on_input train_on_inputs train_on_prompt", _LOSS)  # parts of a turn, or human turns
 _TOO_COMMON = ("loss", "weight", "train", "training", "masked", "ignore", "ignored", "exclude",
-               "excluded")  # at the top  # fmt: skip
+               "excluded")  # allowed at the top of a record  # fmt: skip
 # Keys by which other programs choose the clip, the frames and the size of a record's video or picture.
 _WHOLE = f"--fps, --nframes and --max-pixels are those of all videos, which are seen whole: cut the file; or, {_NOTE}"
 _SIZE = f"--min-pixels and --max-pixels are those of all pictures: leave it out; or, {_NOTE}"

@@ -1,4 +1,4 @@
-"""The order of the records, which depends on seed and epoch alone, so that a resumed run continues where it stopped."""
+"""The order of the records: it depends on seed and epoch alone, so that a resumed run continues where it stopped."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def mean_loss(trainer: Any, records: Sequence[Record]) -> float:
     All processes run the same number of forward passes, as ZeRO-3 gathers weights in each. Nothing random is drawn.
 
     Args:
-        trainer: a CompressedTrainer. Its model is in training mode again afterwards if it was before.
+        trainer: a CompressedTrainer. Its model returns to the mode (training or not) that it was in before.
     """
     arguments, model = trainer.args, trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     size, rank, world = arguments.eval_batch_size, arguments.process_index, arguments.world_size

@@ -30,7 +30,7 @@ _NEEDED = (
 
 
 def made_by_train(folder: Path) -> bool:
-    """Whether a run of this package wrote a checkpoint-N, rather than a plain Trainer, an export, or a person."""
+    """Whether a checkpoint-N was written by a run of this package, not by a plain Trainer, an export, or by hand."""
     return (folder / WHOLE).exists() or ((folder / STATE).exists() and (folder / BASE).exists())
 
 
@@ -59,7 +59,7 @@ def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bo
             a run needs to resume.
 
     Returns:
-        Whether whole.json lists the files. If not (by the package's first version), they were only found and readable.
+        Whether whole.json lists the files. If not (in one of the first version), they only exist and are readable.
 
     Raises:
         InputError: a file is missing, or is not what was written; the message names it, and states no remedy.
