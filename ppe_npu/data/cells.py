@@ -1,4 +1,4 @@
-"""The cells of a picture, by a processor alone: what a step at the pixels chooses among, before a model is there."""
+"""The cells of a picture, from which a step at the pixels chooses; found with a processor, without a model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ppe_npu.models.pixels import processed_cells
 
 
 def telling_cells(config: CompressionConfig, processor: Any, image: Any, showings: int = 1) -> torch.Tensor | None:
-    """[rows, columns, values] in [0, 1] of a picture of which its pixels alone say how many tokens stay, as
-    CompressionConfig.tokens_kept takes them; None where its size says that. The picture is read and processed.
+    """[rows, columns, values] in [0, 1], the cells of a picture whose pixels decide how many of its tokens stay, as
+    CompressionConfig.tokens_kept takes them; the picture is read and processed. None if its size alone decides.
 
     Args:
-        image: as a message's. showings: how often it is shown.
+        image: as in a message. showings: how often it is shown.
 
     Raises:
         InputError: a picture that cannot be read or processed.

@@ -1,6 +1,6 @@
 """Pixels of any kind -> 8-bit RGB, by one rule for each kind (docs/data.md, "Pictures").
 
-Colours are brought to sRGB by the profile that a picture carries, then transparency is laid on white.
+Colours are converted to sRGB by the picture's own profile, then transparency is laid on white.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # mode -> a profile's space
 _DEEPEST = 65_535
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF's tags
-_BAND = 2**22  # pixels that are converted at once: what is made on the way stays small
+_BAND = 2**22  # pixels that are converted at a time, to keep intermediate results small
 _GREY_STEPS = (85, 17)  # between the 8-bit values of pictures of 2 and of 4 bits
 
 
@@ -52,11 +52,11 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
     """Numbers of any type as uint8, shape unchanged.
 
     uint8 stays; bool is 0 or 255; uint16 is value // 256. Other whole numbers are 8-bit values if none is above 255,
-    16-bit values (value // 256) if none is above 65,535. Floating point is a share of 255 if none is above 1, else as
-    whole numbers, rounded.
+    16-bit values (value // 256) if none is above 65,535. Floating point is a fraction of 255 if none is above 1, else
+    it is treated like whole numbers; 8-bit values are rounded.
 
     Args:
-        low, high: of all values, where these are a part.
+        low, high: the least and the largest of all values, if `values` is a part of them.
 
     Raises:
         InputError: values below 0, above 65,535, infinite or NaN; floating point up to a number between 1 and 2; or
@@ -71,7 +71,7 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
         return (values >> 8).astype(np.uint8)
     if low is None or high is None:
-        low, high = float(values.min(initial=0)), float(values.max(initial=0))  # 65,535 is no float16
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))  # float16 has no 65,535
     unclear = values.dtype.kind == "f" and 1 < high < 2  # a picture from 0 to 1 that overshoots, or a black one
     if unclear or not (low >= 0 and high <= _DEEPEST):
         raise InputError(
@@ -84,8 +84,8 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """Of a PNG of 16 bits a colour that is still in its file, and has one clear colour, the lower bytes of its colours:
-    Pillow hands on the upper ones, which other colours may share. None of any other picture."""
+    """The lower bytes of the colours of an undecoded PNG that has 16 bits per colour and one transparent colour; Pillow
+    returns only the upper bytes, which other colours may share. None for any other picture."""
     tile = image.tile[0] if getattr(image, "tile", None) else ()
     if image.format != "PNG" or tile[3:] != ("RGB;16B",) or "transparency" not in image.info:
         return None
@@ -101,7 +101,7 @@ def low_bytes(image: Image.Image) -> Image.Image | None:
 
 
 def with_exact_key(image: Image.Image, low: Image.Image) -> Image.Image:
-    """A picture and its low_bytes as RGBA: clear where both are the clear colour's."""
+    """A picture as RGBA, transparent where it and its low_bytes both equal the bytes of the transparent colour."""
     key = np.array(image.info["transparency"])
     clear = ((np.asarray(image) == key >> 8) & (np.asarray(low) == key & 255)).all(-1)
     out = image.convert("RGB")
@@ -111,7 +111,7 @@ def with_exact_key(image: Image.Image, low: Image.Image) -> Image.Image:
 
 
 def _bands(image: Image.Image, factor: int):
-    """(its first row, part of the picture) from top to bottom, each of whole multiples of `factor` rows."""
+    """Yield (first row, part of the picture) from top to bottom, in multiples of `factor` rows."""
     width, height = image.size
     rows = max(_BAND // max(width, 1) // factor, 1) * factor
     for top in range(0, height, rows):
@@ -119,10 +119,10 @@ def _bands(image: Image.Image, factor: int):
 
 
 def _painter(image: Image.Image, name: str) -> Callable[[Image.Image], Image.Image]:
-    """What makes RGB of the picture, or of a part of it; what depends on all of it is found out here."""
+    """A function that converts the picture, or a part of it, to RGB; what depends on all of it is found here, once."""
     low, high = _range(image) if image.mode in ("I", "F") else (None, None)
     if image.mode == "I" and image.format == "PPM":
-        high = _DEEPEST  # of 16 bits, as Pillow has scaled it, however dark it is
+        high = _DEEPEST  # Pillow has scaled it to 16 bits, however dark it is
     key, to_srgb = _key_colour(image), _colour_transform(image)
     lacking, white_is_0 = _as_tiff_has_them(image)
 
@@ -176,8 +176,8 @@ def _premultiplied_on_white(part: Image.Image) -> Image.Image:
 
 
 def _as_tiff_has_them(image: Image.Image) -> tuple[int, bool]:
-    """Of pixels of more than 8 bits, which Pillow hands on as a TIFF has them: (how many of 16 bits there are too few,
-    whether 0 is white)."""
+    """(bits that are missing to 16, whether 0 is white), for pixels of more than 8 bits, which Pillow returns as a TIFF
+    stores them."""
     tags = getattr(image, "tag_v2", {})
     return (4 if tags.get(_BITS) == (12,) else 0), tags.get(_PHOTOMETRIC) == 0
 
@@ -197,12 +197,12 @@ def _key_colour(image: Image.Image) -> Any:
     """The one colour that is transparent, in the picture's own values; None if there is none or a palette has it."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3 and all(isinstance(n, int) for n in key):
-        return tuple(n >> 8 for n in key) if max(key) > 255 else key  # of 16 bits, as the file has them
+        return tuple(n >> 8 for n in key) if max(key) > 255 else key  # 16-bit values, as the file has them
     if not isinstance(key, int):
         return None
     if image.mode == "1":
         return key != 0
-    if image.mode == "L" and 0 < key < 16:  # perhaps of 2 or 4 bits, as the file has them; the pixels were scaled
+    if image.mode == "L" and 0 < key < 16:  # perhaps of 2 or 4 bits, as in the file; but the pixels were scaled
         held = {value for value, count in enumerate(image.histogram()) if count}
         scaled = [key * step for step in _GREY_STEPS if key * step <= 255 and not any(v % step for v in held)]
         return key if key in held or not scaled else scaled[0]
@@ -210,8 +210,8 @@ def _key_colour(image: Image.Image) -> Any:
 
 
 def _colour_transform(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
-    """Colours without alpha -> sRGB, where Pillow's own conversion is not it: by the picture's profile if it has one
-    of its kind, and LAB."""
+    """A function for colours without alpha -> sRGB, for LAB and for a picture with a profile of its own colour space;
+    None where Pillow's own conversion is right."""
     if image.mode == "LAB":
         return _transform(None, "LAB")
     stored = image.info.get("icc_profile")
@@ -220,7 +220,7 @@ def _colour_transform(image: Image.Image) -> Callable[[Image.Image], Image.Image
 
 
 def _transform(stored: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """From LAB (no profile) or from a profile to sRGB; None for sRGB's own, one of another kind, and a damaged one."""
+    """A function from LAB (no profile) or a profile to sRGB; None if that is sRGB, of another space, or damaged."""
     try:
         from PIL import ImageCms
 
@@ -242,13 +242,13 @@ def _transform(stored: bytes | None, mode: str) -> Callable[[Image.Image], Image
 
 
 def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
-    """The values of a dense tensor on any device; an array is left alone.
+    """The values of a dense tensor on any device, as an array; an array is returned as it is.
 
     Raises:
         InputError: as check_dense.
     """
     if not isinstance(values, torch.Tensor):
-        return np.asarray(values)  # a matrix has two dimensions whatever is asked of it
+        return np.asarray(values)  # as np.matrix, every result would have two dimensions
     check_dense(values, name)
     values = values.detach().cpu().resolve_conj().resolve_neg()
     # numpy has no bfloat16 and no 8-bit floating point
@@ -257,7 +257,7 @@ def as_array(values: np.ndarray | torch.Tensor, name: str) -> np.ndarray:
 
 
 def check_dense(values: Any, name: str) -> None:
-    """Raise InputError for a tensor that holds no values (of meta), or not one by one (nested, sparse, quantized)."""
+    """Raise InputError for a tensor that has no values (meta), or no plain ones (nested, sparse, quantized)."""
     if not isinstance(values, torch.Tensor):
         return
     if values.is_meta or values.is_nested or values.layout != torch.strided or values.is_quantized:

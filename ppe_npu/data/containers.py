@@ -1,7 +1,7 @@
-"""Video files as FFmpeg opens them, by PyAV: one file and no other, of a known format, within a time.
+"""Opens video files with FFmpeg, through PyAV: only the given file, only known formats, and within a time limit.
 
-FFmpeg opens much that is no video file: playlists and lists of files (of which some never end), patterns of names,
-addresses, and names with a colon as protocols. So it is told the formats that it may find and that a name is a file's.
+FFmpeg also opens much that is no video file: playlists and lists of files (some of which never end), name patterns,
+addresses, and names with a colon as protocols. So it is restricted to known formats and to the file protocol.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.paths import IN_ITS_PLACE
 
-_READ_SECONDS = 20.0  # for which a file may keep a reader waiting; a large file gets more
-_PER_BYTE = 1e-7  # seconds more: disks that give less than 10 MB a second are given up
-_PER_FRAME = 0.1  # seconds more for a frame that is decoded: 8K on one core takes as long
+_READ_SECONDS = 20.0  # that reading a small file may take
+_PER_BYTE = 1e-7  # further seconds per byte: disks slower than 10 MB a second are given up
+_PER_FRAME = 0.1  # further seconds per decoded frame: 8K on one core takes that long
 _MOST_PIXELS = 2**26  # of a frame: twice 8K
-_THREADED = 2**24  # pixels of a frame, above which frames are not decoded side by side: a thread holds some of them
-_LOST = 0.1  # share of the packets that may be damaged
+_THREADED = 2**24  # pixels of a frame above which only one thread decodes, because each thread holds several frames
+_LOST = 0.1  # fraction of the packets that may be damaged
 
-# Demuxers (as FFmpeg names them) of single files. Those of sound are here to say that there are no pictures.
+# FFmpeg's names of demuxers for single files. Those for sound let the message say that a file has no pictures.
 _VIDEO = """mov matroska avi flv live_flv mpegts mpeg mpegvideo h264 hevc vvc obu ivf m4v h263 h261 vc1 dirac cavsvideo
     avs2 avs3 mjpeg mjpeg_2000 mpjpeg ogg asf asf_o gif apng nut mxf gxf dv yuv4mpegpipe rm wtv nsv nuv pva ty dhav roq
     smk bink swf flic"""
 _SOUND = "mp3 wav w64 flac aac ac3 eac3 aiff amr ape caf tta wv"
 _FORMATS = ",".join(f"{_VIDEO} {_SOUND}".split())
-_OTHERS = (  # what else FFmpeg would open, by how it begins
+_OTHERS = (  # other kinds of files that FFmpeg would open, by their first bytes
     (b"#EXTM3U", "a playlist"),
     (b"[playlist]", "a playlist"),
     (b"ffconcat", "a list of files"),
@@ -48,41 +48,41 @@ _LISTS = (b"<mpd", b"<playlist", b"<smil", b"<asx", b"<smoothstreamingmedia", b"
 
 
 class Patience:
-    """A limit on the seconds that a file is read for, from now on.
+    """A time limit for reading a file, which starts when it is created.
 
     Args:
-        path: of the file.
-        size: bytes that are read.
-        frames: that are decoded.
+        path: of the file, for messages.
+        size: bytes to read.
+        frames: number of frames to decode.
     """
 
     def __init__(self, path: str | Path, size: int = 0, frames: int = 0) -> None:
-        # One call of FFmpeg, which cannot be looked into, may last the other half.
+        # The other half is left for a single call of FFmpeg, during which check() cannot run.
         self.path, self.seconds = path, _READ_SECONDS / 2 + _PER_BYTE * size + _PER_FRAME * frames
         self._end = time.monotonic() + self.seconds
 
     def check(self) -> None:
-        """Raise InputError when it is over."""
+        """Raise InputError if the time is over."""
         if time.monotonic() > self._end:
             raise self.over()
 
     def over(self) -> InputError:
-        """What is raised."""
+        """The error to raise when the time is over."""
         limit = f"{self.seconds + _READ_SECONDS / 2:.0f} s"
         return InputError(f"video {self.path} cannot be read within {limit}: convert it, or copy it to a faster disk")
 
 
 class DamagedError(Exception):
-    """A packet cannot be decoded, and threads hold what comes before it: decode again without them."""
+    """A packet cannot be decoded, and frames before it are still held by threads: decode again without threads."""
 
 
 class OpenVideo:
-    """A video file that was opened.
+    """An open video file.
 
     Attributes:
-        container, stream: PyAV's; the stream that a player shows.
-        format: the container's name in FFmpeg.
-        damaged: packets that could not be decoded. decoded: all that were tried.
+        container, stream: PyAV's container, and the stream in it that a player shows.
+        format: FFmpeg's name of the container format.
+        damaged: number of packets that could not be decoded. decoded: number of packets that were tried.
     """
 
     def __init__(self, path: str | Path, container: Any, patience: Patience, threads: bool) -> None:
@@ -94,7 +94,8 @@ class OpenVideo:
         self.damaged = self.decoded = 0
         self._reason = ""
         self.stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}
-        # A thread that waits for Python, to log there what FFmpeg says, is waited for when a file is closed: for ever.
+        # If FFmpeg's messages are logged in Python, a decoding thread may wait for Python while closing the file waits
+        # for the thread, without end.
         listened = av.logging.get_level() is not None
         small = self.stream.width * self.stream.height <= _THREADED
         self._threaded = threads and small and not listened
@@ -102,7 +103,7 @@ class OpenVideo:
             self.stream.thread_type = "AUTO"
 
     def packets(self) -> Iterator[Any]:
-        """The stream's packets from where it stands, then an empty one; the end is where a file cannot be read on."""
+        """Yield the stream's packets from its position on, then an empty one; a read error counts as the end."""
         import av
 
         source, done = self.container.demux(self.stream), False
@@ -112,17 +113,17 @@ class OpenVideo:
                 packet = next(source, None)
             except av.error.ExitError as error:  # a call that lasted too long
                 raise self._patience.over() from error
-            except Exception as error:  # it breaks off; where streams come and go, PyAV raises IndexError, too
+            except Exception as error:  # the file breaks off, or PyAV raises IndexError because streams come and go
                 packet, self._reason = None, self._reason or _reason(error)
             done = packet is None
             yield av.Packet() if done else packet
 
     def decode(self, packet: Any) -> list[Any]:
-        """The frames that come out when a packet of packets() is put in; none of a damaged one.
+        """The frames that the decoder returns for a packet of packets(); none for a damaged one.
 
         Raises:
             InputError: the time is over.
-            DamagedError: only where frames are decoded by several threads.
+            DamagedError: the packet is damaged, and several threads decode.
         """
         import av
 
@@ -139,7 +140,7 @@ class OpenVideo:
             return []
 
     def seek(self, ticks: int) -> bool:
-        """Go to a key frame before a presentation time; whether FFmpeg says that it is there."""
+        """Seek to a key frame before a presentation time, and return whether FFmpeg reports success."""
         import av
 
         try:
@@ -149,46 +150,46 @@ class OpenVideo:
         return True
 
     def check_damage(self) -> None:
-        """Raise InputError where more is damaged than a file's end."""
+        """Raise InputError if more packets are damaged than a file's end explains."""
         if self.damaged > max(1, _LOST * self.decoded):
             raise self.broken()
 
     def broken(self) -> InputError:
-        """What is raised of a file that cannot be decoded."""
+        """The error to raise for a file that cannot be decoded."""
         return _undecodable(self.path, self._reason or "no frame comes out")
 
 
 @contextlib.contextmanager
 def open_video(path: Path, patience: Patience, threads: bool = False) -> Iterator[OpenVideo]:
-    """Open a file that exists; with `threads`, several frames are decoded side by side.
+    """Open a file that exists; with `threads`, several frames are decoded in parallel.
 
     Raises:
-        InputError: it is no video file, holds no pictures, or keeps its reader waiting.
+        InputError: it is no video file, holds no pictures, or takes too long to read.
     """
     import av
 
-    if not path.stat().st_size:  # so are the kernel's own files, some of which wait for ever
+    if not path.stat().st_size:  # files of the kernel have size 0, too, and reading some of them never ends
         raise InputError(f"video {path} is empty: record or copy it again")
-    # Not `options`, which are the streams', too: PyAV writes behind their array where a container (FLV, MPEG-PS) names
-    # its streams only as they come.
+    # Not `options`, which also apply to streams: PyAV writes past the end of their array if a container (FLV, MPEG-PS)
+    # announces its streams only later.
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     name, limit = f"file:{os.path.abspath(path)}", _READ_SECONDS / 2
     try:
         container = av.open(name, container_options=options, timeout=limit, metadata_errors="replace")
     except av.error.ExitError as error:
         raise patience.over() from error
-    except Exception as error:  # of damaged files not all is an av.FFmpegError: ValueError, MemoryError, ...
+    except Exception as error:  # damaged files also raise ValueError, MemoryError, ...
         kind = _other_kind(path)
         if kind is None and getattr(error, "errno", None) != errno.EINVAL:
             raise _undecodable(path, _reason(error)) from error
-        kind = kind or "in no video format"  # FFmpeg found one that it was not told
+        kind = kind or "in no video format"  # FFmpeg found a format that is not among _FORMATS
         raise InputError(f"video {path} is {kind} and is not read as a video: give a video file") from error
     with container:
         yield OpenVideo(path, container, patience, threads)
 
 
 def _shown_stream(path: str | Path, container: Any) -> Any:
-    """The stream that a player shows: the first that is marked as default, else the first; no cover picture."""
+    """The stream that a player shows: the first that is marked as default, else the first; never a cover picture."""
     from av.stream import Disposition
 
     still = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -208,7 +209,7 @@ def _shown_stream(path: str | Path, container: Any) -> Any:
 
 
 def _other_kind(path: Path) -> str | None:
-    """What a file is that is no video, where it says so."""
+    """The kind of a file that is no video, if its first bytes show it, else None."""
     with open(path, "rb") as file:
         start = file.read(2**12)
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
@@ -224,5 +225,5 @@ def _undecodable(path: str | Path, reason: str) -> InputError:
 
 
 def _reason(error: BaseException) -> str:
-    """FFmpeg's own words, without the path again."""
+    """FFmpeg's own message, without the path."""
     return getattr(error, "strerror", None) or first_line(error)

@@ -1,4 +1,4 @@
-"""The frames of a video file at places of its index."""
+"""Decodes the frames of a video file at given places of its index."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ppe_npu.data.upright import upright
 from ppe_npu.data.video_index import VideoIndex, checksum
 from ppe_npu.errors import InputError
 
-_FAR = 100  # frames that are not wanted, and are worth a seek
-_TRIES = 6  # seeks that land behind what is wanted; then the file is decoded from its start
-_LACKING = 0.1  # share of the frames that may be missing at the end
+_FAR = 100  # unwanted frames from which on a seek is worth it
+_TRIES = 6  # failed seeks after which the file is decoded from its start
+_LACKING = 0.1  # fraction of the frames that may be missing at the end
 
 Timed = Iterator[tuple[int, Any]]  # (presentation time in ticks, frame)
 
 
 def shown_frames(path: Path, index: VideoIndex, places: Sequence[int]) -> Iterator[np.ndarray]:
-    """Decode what is shown at some of a file's places, one after the other.
+    """Decode the frames that are shown at given places of a file, one after the other.
 
     Args:
         path: an existing file.
-        index: its own.
-        places: rising; the same may come again.
+        index: the file's index.
+        places: in ascending order, with repetitions if needed.
 
     Yields:
-        For each of the places its frame, upright RGB, uint8 [H, W, 3]. Of one that is damaged what was shown before it.
+        The frame of each place, upright RGB, uint8 [H, W, 3]; in place of a damaged frame, the one shown before it.
 
     Raises:
         InputError: a file that breaks off before the last of the places, or is damaged.
@@ -47,7 +47,7 @@ def shown_frames(path: Path, index: VideoIndex, places: Sequence[int]) -> Iterat
 
 
 def _decoded(path: Path, index: VideoIndex, run: list[int], patience: Patience, threads: bool) -> Iterator[np.ndarray]:
-    """shown_frames of places that are decoded in one go."""
+    """shown_frames for places that are decoded in one pass."""
     wanted = index.ticks[run].tolist()
     with open_video(path, patience, threads) as video:
         frames = _sought(video, index, run[0])
@@ -59,7 +59,7 @@ def _decoded(path: Path, index: VideoIndex, run: list[int], patience: Patience, 
 
 
 def _runs(index: VideoIndex, places: Sequence[int]) -> list[list[int]]:
-    """The places in parts, between which so much is not wanted that it is passed over."""
+    """The places in runs; between two runs so many frames are unwanted that they are skipped by a seek."""
     runs: list[list[int]] = []
     for place in places:
         if runs and _key(index, place) - runs[-1][-1] < _FAR:
@@ -70,16 +70,16 @@ def _runs(index: VideoIndex, places: Sequence[int]) -> list[list[int]]:
 
 
 def _key(index: VideoIndex, place: int) -> int:
-    """The place of the key frame from which a frame is decoded; 0: the file's start."""
+    """The place of the key frame from which the frame at `place` is decoded; 0: the file's start."""
     before = np.searchsorted(index.keys, place, side="right")
     return int(index.keys[before - 1]) if before else 0
 
 
 def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
-    """Frames from a key frame on that is not behind a place; None: decode from the start.
+    """Frames from a key frame on that is at or before a place; None: the file must be decoded from the start.
 
-    Containers without an index of their own land anywhere, and some number what follows anew: a key frame is believed
-    where its time and content are those that it had when the file was read through.
+    In containers without an index of their own a seek may land anywhere, and in some of them times restart after it. So
+    a key frame is trusted only if its time and checksum are among those found when the whole file was read.
     """
     if _key(index, place) < _FAR:
         return _from_the_start(video, index)
@@ -102,7 +102,7 @@ def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
 
 
 def _from_key(video: OpenVideo, packets: Iterator[Any], begin: int) -> Timed:
-    """Frames from a key frame on. Those before it in time need what was not decoded."""
+    """Frames from a key frame on, without those shown before it, which depend on frames that were not decoded."""
     for packet in packets:
         for frame in video.decode(packet):
             if frame.pts is not None and frame.pts >= begin:
@@ -117,7 +117,7 @@ def _from_the_start(video: OpenVideo, index: VideoIndex) -> Timed:
 
 
 def _pick(video: OpenVideo, index: VideoIndex, frames: Timed, wanted: list[int]) -> Iterator[np.ndarray]:
-    """Of frames with times what is shown at each of the wanted ones."""
+    """The frame that is shown at each of the wanted times."""
     shown, begun, left = None, None, list(reversed(wanted))
     for time, frame in frames:
         while left and time > left[-1]:
@@ -139,7 +139,7 @@ def _pick(video: OpenVideo, index: VideoIndex, frames: Timed, wanted: list[int])
 
 
 def _check_end(video: OpenVideo, index: VideoIndex, last: int, wanted: int) -> None:
-    """Raise InputError where frames end long before the last that is wanted."""
+    """Raise InputError if the frames end long before the last one that is wanted."""
     found, asked = np.searchsorted(index.ticks, (last, wanted), side="right").tolist()
     if asked - found > max(1, _LACKING * asked):
         told = f"{found:,} of {len(index):,} frames"

@@ -21,9 +21,9 @@ def video_of_frames(
     """Frames -> a Video: all of them, at sampling.frame_rate or else 2 frames per second, as Qwen2.5-VL takes them.
 
     Args:
-        frames: what load_image takes, each; or numbers [T, 3, H, W] or [T, H, W, 3], as colours.to_bytes takes them.
-        sampling: where it names nframes or frame_rate, it chooses among the frames, as among those of a folder.
-        multiple: as of load_video.
+        frames: each as load_image takes it; or numbers [T, 3, H, W] or [T, H, W, 3], as colours.to_bytes takes them.
+        sampling: if it sets nframes or frame_rate, it chooses among the frames, as among those of a folder.
+        multiple: as in load_video.
 
     Raises:
         InputError: frames that cannot be read, or that differ in size.
@@ -33,7 +33,7 @@ def video_of_frames(
     wanted, length = list(range(len(frames))), len(frames)
     if sampling.nframes is not None or sampling.frame_rate is not None:
         wanted, length = sampling.indices(len(frames), rate, multiple)
-    if isinstance(frames, (np.ndarray, torch.Tensor)):  # the rule for values is that of all frames together
+    if isinstance(frames, (np.ndarray, torch.Tensor)):  # all frames together decide how values are read
         tensor, frames = isinstance(frames, torch.Tensor), to_bytes(as_array(frames, name), name)
         frames = torch.from_numpy(np.ascontiguousarray(frames)) if tensor else frames
     loaded = []

@@ -1,8 +1,8 @@
-"""Messages with pictures and videos -> model inputs. Training, evaluation and `ppe-npu describe` all come through here.
+"""Messages with pictures and videos -> model inputs. Training, evaluation and `ppe-npu describe` all use this module.
 
 The parts are transformers' own: the checkpoint's chat template, tokenizer, image processor and video processor. They
-are called one by one (the processor's single call gives the same) so that processed pixels can be kept when the same
-picture is asked about again, and frames can be decoded by PyAV.
+are called separately (the processor's single call gives the same result), so that processed pixels can be cached for
+questions about the same picture, and frames can be decoded by PyAV.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Encoded:
     """Conversations before padding.
 
     Attributes:
-        ids: per conversation its token ids, placeholders expanded.
+        ids: the token ids of each conversation, placeholders expanded.
         visuals: pixel_values float32 [P, D], image_grid_thw int64 [I, 3], pixel_values_videos, video_grid_thw,
-            second_per_grid_ts float32 [V] (seconds per temporal step, which Qwen2.5-VL alone takes); a key only where
-            there is such a visual.
+            second_per_grid_ts float32 [V] (seconds per temporal step, for Qwen2.5-VL only); a key is absent where there
+            is no such visual. For InternVL: what tiles.in_order returns.
     """
 
     ids: list[list[int]]
@@ -78,21 +78,22 @@ def build_inputs(
     sampling: VideoSampling | None = None,
     cache: PixelCache | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Conversations in transformers' message form -> what model(**inputs) and model.generate(**inputs) take.
+    """Conversations in transformers' message form -> inputs for model(**inputs) and model.generate(**inputs).
 
     A message is {"role": ..., "content": text or list of parts}; a part is {"type": "text", "text": ...},
     {"type": "image", "image": what data.pictures.load_image takes, or a VideoFrame} or {"type": "video", "video": path,
-    Video, list of frames, or array or tensor [T, 3, H, W]}. data.messages has the other forms that are understood. One
-    batch may mix conversations with no, one and many images and videos; one conversation alone is a batch of one.
+    Video, list of frames, or array or tensor [T, 3, H, W]}. data.messages describes the other accepted forms. One
+    batch may mix conversations with no, one and many images and videos; a single conversation is a batch of one.
 
     Returns:
-        input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and per kind of visual that occurs pixel_values
-        float32 [P, D] with image_grid_thw int64 [I, 3], pixel_values_videos with video_grid_thw int64 [V, 3] and
-        second_per_grid_ts float32 [V] (of Qwen2.5-VL). All on the CPU.
+        input_ids, attention_mask, mm_token_type_ids: int64 [B, S]; and for each kind of visual that occurs
+        pixel_values float32 [P, D] with image_grid_thw int64 [I, 3], or pixel_values_videos with video_grid_thw int64
+        [V, 3] and second_per_grid_ts float32 [V] (Qwen2.5-VL only). For InternVL the visuals are as in tiles.in_order.
+        All are on the CPU.
 
     Raises:
         InputError: messages of another structure, a picture or video that cannot be read, placeholders that do not
-            match the visuals, or what the checkpoint's chat template refuses.
+            match the visuals, or messages that the checkpoint's chat template refuses.
     """
     encoded = encode(processor, conversations, add_generation_prompt, sampling, cache)
     inputs = pad(encoded.ids, _pad_id(processor.tokenizer), padding_side)
@@ -130,9 +131,9 @@ def render(processor: Any, messages: Sequence[Message], add_generation_prompt: b
     """One checked conversation as text by the checkpoint's chat template, one placeholder token per visual.
 
     Raises:
-        InputError: what the template refuses.
+        InputError: messages that the template refuses.
     """
-    # The template needs to know that a visual stands there, not which.
+    # The template needs only the place of a visual, not the visual itself.
     plain = [
         {
             **message,
@@ -144,7 +145,7 @@ def render(processor: Any, messages: Sequence[Message], add_generation_prompt: b
     ]
     try:
         text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # the checkpoint's own program, which raises what it likes
+    except Exception as error:  # the template is a program of the checkpoint's, and may raise anything
         raise InputError(
             f"the checkpoint's chat template refuses a conversation ({first_line(error)}): give roles, turns and keys "
             "that it takes"
@@ -161,10 +162,11 @@ def process_visuals(
     sampling: VideoSampling | None = None,
     cache: PixelCache | None = None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]:
-    """Load and process pictures and videos, each as in a checked part of a message.
+    """Load and process pictures and videos, each given as in a checked part of a message.
 
     Returns:
-        (Encoded.visuals; per kind what each visual's placeholder becomes, as placeholders.expand takes it).
+        (pixels and grids, which arranged() turns into Encoded.visuals; {"image", "video"}: the ids that each visual's
+        placeholder becomes, as placeholders.expand takes them).
     """
     for name, value, kind in (("sampling", sampling, VideoSampling), ("cache", cache, PixelCache)):
         if value is not None and not isinstance(value, kind):
@@ -184,13 +186,13 @@ def process_visuals(
         )
         pixels, grids, seconds, written["video"] = map(list, zip(*done))
         visuals |= {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.stack(grids)}
-        if "second_per_grid_ts" in processor.model_input_names:  # generate() refuses what its model does not take
+        if "second_per_grid_ts" in processor.model_input_names:  # generate() refuses inputs unknown to its model
             visuals["second_per_grid_ts"] = torch.stack(seconds)
     return visuals, written
 
 
 def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str, Any]) -> dict[str, Any]:
-    """What process_visuals gave, as the model takes it.
+    """The pixels and grids of process_visuals, in the form and order that the model takes.
 
     Args:
         prompts: token ids before their placeholders were expanded.
@@ -201,8 +203,8 @@ def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str
 
 
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
-    """Pictures -> per picture (pixels float32 [P, D], grid int64 [3], what its placeholder becomes int64 [n]);
-    pictures of one size go through together."""
+    """Pictures -> for each (pixels float32 [P, D], grid int64 [3], the ids that its placeholder becomes int64 [n]);
+    the processor takes all of them in one call."""
     loaded = [image.load() if isinstance(image, VideoFrame) else load_image(image) for image in images]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
@@ -215,8 +217,8 @@ def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.T
 
 
 def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple[torch.Tensor, ...]:
-    """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [], what its placeholder
-    becomes int64 [n])."""
+    """A video -> (pixels float32 [P, D], grid int64 [3], seconds per temporal step float32 [], the ids that its
+    placeholder becomes int64 [n])."""
     maker = processor.video_processor
     if isinstance(video, (str, os.PathLike)):
         video = load_video(video, sampling, maker.temporal_patch_size, partial(_resizing, maker, sampling, video))
@@ -232,8 +234,8 @@ def _process_video(processor: Any, video: Any, sampling: VideoSampling) -> tuple
 
 
 def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str, Any]:
-    """What a video processor is called with for so many frames: its own settings, with the bounds of `sampling` on a
-    frame's pixels."""
+    """Keyword arguments for a video processor and this number of frames: its own settings, with the bounds of
+    `sampling` on a frame's pixels."""
     size = dict(maker.size)
     bounds = sampling.frame_pixels(frames, size["shortest_edge"], size["longest_edge"], sizes_whole_videos(maker))
     size["shortest_edge"], size["longest_edge"] = bounds
@@ -245,13 +247,13 @@ def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str
 
 
 def video_pixels(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int) -> int:
-    """Pixels of a frame as the model sees it, of a video of so many frames of this size; nothing is read.
+    """Pixels of a frame after resizing, for a video of `frames` frames of this size; no file is read.
 
     Args:
         maker: a video processor.
 
     Raises:
-        InputError: frames that it does not take.
+        InputError: frames that the processor refuses.
     """
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
     grid = _made(maker, blank, "", _video_options(maker, sampling, frames))["video_grid_thw"][0]
@@ -259,18 +261,18 @@ def video_pixels(maker: Any, sampling: VideoSampling, frames: int, height: int, 
 
 
 def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-    """What a video processor makes of frames, uint8 [T, 3, H, W]."""
+    """The output of a video processor for frames, uint8 [T, 3, H, W]."""
     try:
         return maker(videos=[frames], **options)
-    except ValueError as error:  # its own rules: frames that are too narrow, too few for one step
+    except ValueError as error:  # the processor's own rules: frames that are too narrow, or too few for one step
         raise InputError(f"video {path} cannot be processed ({first_line(error)}): leave it out") from error
 
 
 def _resizing(maker: Any, sampling: VideoSampling, path: Any, frames: int, height: int, width: int):
-    """A function that resizes one frame [3, H, W] as the processor itself would resize all of a video's at once.
+    """A function that resizes one frame [3, H, W] as the processor itself would resize all frames of the video at once.
 
-    How large they become may depend on how many they are, by a rule of the family's: it is asked with frames that have
-    no content. Then the processor's own resampling is given that size.
+    The new size may depend on the number of frames, by a rule of the model family. So the processor is first called
+    with frames that have no content, and its own resampling is then used with the size that results.
     """
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
@@ -299,9 +301,9 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torc
 def split_placeholders(
     text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), where: str = "the prompt"
 ) -> list[dict[str, Any]]:
-    """Text with <image> and <video> placeholders -> content items, the visuals at their places.
+    """Text with <image> and <video> placeholders -> content items, with the visuals in place of the placeholders.
 
-    One line break next to a placeholder goes with it: LLaVA data writes "<image>\\n", chat templates do not.
+    One line break on either side of a placeholder is removed: LLaVA data writes "<image>\\n", chat templates do not.
 
     Raises:
         InputError: placeholders and visuals differ in number.
@@ -326,10 +328,10 @@ def split_placeholders(
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-    """Model inputs on a device, pixels in the model's dtype; seconds stay fp32, because positions come of them.
+    """Model inputs on a device, pixels in `dtype`; seconds stay fp32, because positions are computed from them.
 
     Raises:
-        InputError: what is no device here, or no dtype.
+        InputError: a device that this machine does not have, or a dtype that is not torch's.
     """
     if not isinstance(dtype, torch.dtype):
         raise InputError(f"dtype is {shown(dtype)}: give one of torch's, such as torch.float32")

@@ -1,5 +1,5 @@
 """The structure of messages, checked before anything is read: every form that transformers' apply_chat_template takes
-comes out as one, and what cannot be taken is an InputError that names the message, the part and the key."""
+is brought to one form, and anything else raises an InputError that names the message, the part and the key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _SOURCES = {
     "video": ("video", "video_url", "url", "path"),
 }
 _KINDS = {"text": "text", "image": "image", "image_url": "image", "video": "video", "video_url": "video"}
-# What other programs read beside a picture or video. Left unread, these would change what a model sees without a word.
+# Keys that other programs read beside a picture or video. They are refused: ignoring them would silently change what
+# the model sees.
 SETTINGS = {
     "image": ("min_pixels", "max_pixels", "resized_height", "resized_width"),
     "video": (
@@ -38,8 +39,8 @@ _WHERE_SET = {
 }
 _PICTURE = "give a path, bytes, a Pillow picture, an array or a tensor"
 _VIDEO = "give a path, a list of frames, or an array or tensor [T, 3, H, W]"
-_WRITTEN_OUT = re.compile("data:image/[^,]*,")  # a picture as text, as OpenAI's clients send it
-# How the files of pictures begin, and how much of one as base64 says so: fewer characters may be a file's name.
+_WRITTEN_OUT = re.compile("data:image/[^,]*,")  # a picture in a data URL, as OpenAI's clients send it
+# The first bytes of picture files; and the 32 base64 characters that are searched for them: fewer may be a file name.
 _BEGIN = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|P[1-6]\s|....ftyp(?:avi|mif)|\0\0\0\x0cjP|\xff\x4f\xff\x51",
     re.DOTALL,
@@ -56,13 +57,13 @@ def check_conversations(given: Any) -> list[list[Message]]:
     """One conversation or a batch of them -> a batch, every message in one form.
 
     A message is {"role": text, "content": text or a list of parts, ...}: other keys go to the chat template as they
-    are. A part comes out as {"type": "text", "text": text}, {"type": "image", "image": what load_image takes} or
-    {"type": "video", "video": path, Video, list of frames, array or tensor}. It may also come without a type, with its
-    source under "path", "url" or (of a picture) "base64", or as {"type": "image_url", "image_url": {"url": path}};
-    keys that are None count as absent.
+    are. A part is returned as {"type": "text", "text": text}, {"type": "image", "image": what load_image takes} or
+    {"type": "video", "video": path, Video, list of frames, array or tensor}. It may be given without a type, with its
+    source under "path", "url" or (for a picture) "base64", or as {"type": "image_url", "image_url": {"url": path}};
+    keys whose value is None count as absent.
 
     Raises:
-        InputError: another structure, an unknown type, no or several sources, or settings that would not be read.
+        InputError: another structure, an unknown type, no or several sources, or settings that are not read here.
     """
     rows = _listed(given)
     if rows is None:
@@ -77,7 +78,7 @@ def check_conversations(given: Any) -> list[list[Message]]:
 
 
 def shown(value: Any) -> str:
-    """A value as a message repeats it: in one line, cut short."""
+    """A value as error messages show it: on one line, cut short."""
     if isinstance(value, torch.Tensor) and value.is_nested:
         return "a nested Tensor"  # which has no shape
     if isinstance(value, (np.ndarray, torch.Tensor)):
@@ -94,7 +95,7 @@ def shown(value: Any) -> str:
 
 
 def _listed(value: Any) -> list | None:
-    """A list of what is one; None of what is not. Rows of parquet come as arrays of objects."""
+    """A list, a tuple or an array of objects (as in parquet rows) as a list; None for anything else."""
     rows = isinstance(value, np.ndarray) and value.dtype == object and value.ndim == 1
     return list(value) if rows or isinstance(value, (list, tuple)) else None
 
@@ -157,7 +158,7 @@ def _part(given: Any, where: str) -> dict[str, Any]:
 
 
 def _kind(held: Mapping[Any, Any], where: str) -> str:
-    """text, image or video: as the part says, else as its keys do."""
+    """text, image or video: by the part's type, or by its keys if it has no type."""
     said = held.get("type")
     if said is None:
         kinds = list(dict.fromkeys(_KINDS[key] for key in _KINDS if key in held))
@@ -170,7 +171,7 @@ def _kind(held: Mapping[Any, Any], where: str) -> str:
 
 
 def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
-    """Refuse what a part holds beside what its type says, where it would be lost."""
+    """Raise InputError for content of a part that its type does not cover, because it would be lost."""
     own = _SOURCES.get(kind, ("text",))
     others = {"text", *_SOURCES["image"], *_SOURCES["video"]}.difference(own)
     for key in sorted(others.intersection(key for key in held if isinstance(key, str))):
@@ -189,7 +190,7 @@ def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
 
 
 def _decoded(value: Any, where: str) -> bytes:
-    """The bytes of a file that is written as base64."""
+    """The bytes of a file that is given as base64."""
     try:
         text = "".join(value.split())
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
@@ -198,13 +199,13 @@ def _decoded(value: Any, where: str) -> bytes:
 
 
 def _is_base64(text: str) -> bool:
-    """Whether a text that is no path begins as a picture's file does as base64: transformers, too, takes it for one."""
+    """Whether a text is no existing path and begins like a picture in base64, a form that transformers takes, too."""
     found = _BARE.match(text)
     return bool(found and _BEGIN.match(base64.b64decode(found[1])) and not os.path.exists(text))
 
 
 def _picture(value: Any, where: str) -> Any:
-    """A picture, or a frame of a list, as load_image takes it."""
+    """A picture, or one frame of a list of frames, as load_image takes it."""
     if isinstance(value, str) and (_WRITTEN_OUT.match(value) or _is_base64(value)):
         return _decoded(value, where)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
@@ -231,7 +232,7 @@ def _check_text(text: str, where: str) -> None:
 
 
 def has_surrogates(text: str) -> bool:
-    """Whether half of a surrogate pair stands alone in a text, which no tokenizer takes."""
+    """Whether a text holds half of a surrogate pair alone, which no tokenizer accepts."""
     return not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text)
 
 

@@ -1,7 +1,7 @@
-"""One way from anything that is a picture to upright 8-bit RGB: load_image. Every reader in this package takes it.
+"""load_image: anything that is a picture -> upright 8-bit RGB. Every reader in this package uses it.
 
 A picture is a path, the bytes of a file, an open file, a row's {"bytes": ..., "path": ...}, a Pillow picture, a numpy
-array or a torch tensor. However it is given, the same picture gives the same pixels. docs/data.md says which and how.
+array or a torch tensor. However it is given, the same picture gives the same pixels, by the rules of docs/data.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.paths import IN_ITS_PLACE, existing_file, shown_path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
-# What a file that is not read may be. Ghostscript, which Pillow would start for PostScript, is never run.
+# Formats that are not read, named in messages. Ghostscript, which Pillow would start for PostScript, is never run.
 _OTHERS = (
     (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"),
     (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
@@ -48,9 +48,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_WHOLE = 89_478_485  # pixels up to which a picture stays as large as it is; above, 2 x 2 become one
+_WHOLE = 89_478_485  # pixels up to which a picture keeps its size; above, 2 x 2 pixels become one
 MOST = 2 * _WHOLE
-_DECODING = 2**30  # bytes that decoding may take; of each pixel it takes (Pillow's own copy and the decoder's):
+_DECODING = 2**30  # bytes that decoding may take. Bytes per pixel by format (Pillow's own copy and the decoder's):
 _BYTES = {"PNG": 4, "BMP": 4, "DIB": 4, "PPM": 4, "JPEG": 4, "MPO": 4, "GIF": 12, "TIFF": 12, "WEBP": 16, "AVIF": 16}
 _BYTES_OTHERS = 20
 _BYTES_PROGRESSIVE = 10
@@ -63,32 +63,33 @@ def load_image(source: Any, name: str | None = None) -> Image.Image:
     """A picture as 8-bit RGB, turned upright by its EXIF orientation, transparency laid on white.
 
     Args:
-        source: a path; bytes; a file opened for reading bytes, of which all is read from its start, wherever it stands;
-            {"bytes": ..., "path": ...} as the datasets library writes it, either may be None; a Pillow picture, read or
-            not; an array or tensor [H, W], [H, W, C] or [C, H, W] with C of 1 (grey), 3 (RGB)
-            or 4 (RGBA), values as colours.to_bytes takes them. Where both ends could be the channels, a tensor's are
-            first and an array's last.
-        name: of the picture in messages; None: its path or what it is.
+        source: a path; bytes; a file opened for reading bytes, which is read from its start, whatever its position;
+            {"bytes": ..., "path": ...} as the datasets library writes it, where either may be None; a Pillow picture,
+            loaded or not; an array or tensor [H, W], [H, W, C] or [C, H, W] with C of 1 (grey), 3 (RGB) or 4 (RGBA) and
+            values as colours.to_bytes takes them. If the first and the last axis could both be the channels, it is the
+            first of a tensor and the last of an array.
+        name: the picture's name in messages; None: its path or a description.
 
     Raises:
-        InputError: no such file, no picture that is read, a damaged one, one that is too large, or values without a
-            rule.
+        InputError: a file that does not exist, is damaged, too large, or of no format that is read, or an array whose
+            shape or values are none of these.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _of_array(source, name or "an image")
     with _opened(source, name) as (image, shown):
         low = low_bytes(image)
-        _load(image)  # of some formats the orientation stands behind the pixels
+        _load(image)  # in some formats the orientation comes after the pixels
         turn = _TURNS.get(_orientation(image))
         rgb = to_rgb(image if low is None else with_exact_key(image, low), shown, _factor(image.size))
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(source: Any, name: str | None = None) -> tuple[int, int]:
-    """(height, width) in pixels of what load_image gives, from the header: nothing is decoded.
+    """(height, width) in pixels of load_image's result, from the header. Only a PNG with metadata after its pixels is
+    decoded.
 
     Raises:
-        InputError: as load_image, but for what only decoding finds.
+        InputError: as load_image, except for faults that only decoding finds.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
         size, _ = _layout(source, name or "an image")
@@ -101,7 +102,7 @@ def image_size(source: Any, name: str | None = None) -> tuple[int, int]:
 
 
 def lazy_image(source: Any, name: str | None = None) -> Image.Image:
-    """What load_image gives, decoded when its pixels are first asked for. The header is read now.
+    """load_image's result, decoded when its pixels are first used. The header is read now.
 
     Raises:
         InputError: as image_size; reading pixels raises it as load_image does.
@@ -110,7 +111,7 @@ def lazy_image(source: Any, name: str | None = None) -> Image.Image:
 
 
 class _Lazy(Image.Image):
-    """An RGB picture of known size whose pixels are not there yet."""
+    """An RGB picture of known size whose pixels are decoded at the first use."""
 
     _source: tuple[Any, str | None] | None = None
 
@@ -127,7 +128,7 @@ class _Lazy(Image.Image):
 
 @contextlib.contextmanager
 def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
-    """(a picture whose header was read and is not too large, its name); what Pillow finds wrong is an InputError."""
+    """Yield (the picture, its header read and its size checked; its name). Errors of Pillow's become InputErrors."""
     if isinstance(source, Mapping):
         source = _of_row(source, name or "an image")
     elif hasattr(source, "read") and hasattr(source, "seek"):
@@ -138,7 +139,7 @@ def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
         file: Any = contextlib.nullcontext()
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name = name or f"an image of {len(source):,} bytes"
-        file = io.BytesIO(bytes(source))  # a view may have gaps
+        file = io.BytesIO(bytes(source))  # a memoryview may have gaps
     else:
         if not isinstance(source, (str, os.PathLike)):
             raise InputError(
@@ -156,12 +157,12 @@ def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large to be read: make it smaller than {MOST // 10**6} megapixels") from error
-    except Exception as error:  # Pillow's readers raise what their formats suggest: struct.error, EOFError, ...
+    except Exception as error:  # Pillow's readers raise errors of many types: struct.error, EOFError, ...
         raise InputError(f"{name} cannot be read ({first_line(error)}): {_REMEDY}") from error
 
 
 def _of_row(row: Row, name: str) -> Any:
-    """What a row's cell holds: its bytes, else its path."""
+    """The bytes of a row's picture, or its path if it has no bytes."""
     held = [row[key] for key in ("bytes", "path") if row.get(key) is not None]
     if not held or not isinstance(held[0], (bytes, bytearray, memoryview, str, Path)):
         kind = type(held[0]).__name__ if held else "neither"
@@ -170,10 +171,10 @@ def _of_row(row: Row, name: str) -> Any:
 
 
 def _of_file(file: Any, name: str) -> bytes:
-    """All bytes of an open file, which is left where it stands.
+    """All bytes of an open file, whose position is restored.
 
     Raises:
-        InputError: it is closed, no file of bytes, or none that can be read again (a pipe, a device, a connection).
+        InputError: a file that is closed, opened for text, or cannot be read twice (a pipe, a device, a connection).
     """
     try:
         if not file.seekable() or not _is_regular(file):
@@ -192,7 +193,7 @@ def _of_file(file: Any, name: str) -> bytes:
 
 
 def _is_regular(file: Any) -> bool:
-    """Whether an open file is one on disk, or none of the system's at all (io.BytesIO)."""
+    """Whether an open file is a regular file, or has no file descriptor at all (io.BytesIO)."""
     try:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, AttributeError):  # io.UnsupportedOperation is an OSError
@@ -200,7 +201,8 @@ def _is_regular(file: Any) -> bool:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode. Pillow maps the rows of a plain TIFF by the size that it has when turned, which shuffles them: not so."""
+    """Decode a picture. Without a file name Pillow does not map an uncompressed TIFF into memory: it would take the
+    size after turning, which shuffles the rows."""
     if not (_is_unread(image) and image.format == "TIFF" and getattr(image, "filename", None)):
         image.load()
         return
@@ -214,7 +216,7 @@ def _load(image: Image.Image) -> None:
 def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
     """A picture of one of FORMATS, its header read.
 
-    Not Image.open, which warns of sizes that are read here, by a warning that threads cannot leave out.
+    Image.open is not used: it warns about sizes that are accepted here, and a thread cannot suppress that warning.
     """
     Image.init()
     prefix, told = file.read(256), ""
@@ -227,7 +229,7 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
             if accept is not None and accept(prefix[:16]) is not True:
                 continue
             return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as Image.open: it is another format
+        except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as in Image.open: another format
             told = told or f"{kind}: {first_line(error)}"
     text = prefix.lstrip(b"\xef\xbb\xbf \r\n\t")
     other = next((kind for at, magic, kind in _OTHERS if (prefix[at:] if at else text).startswith(magic)), None)
@@ -236,7 +238,8 @@ def _identified(file: io.BufferedIOBase, name: str) -> Image.Image:
 
 
 def _check(image: Image.Image, name: str) -> None:
-    """Refuse what must not be decoded: other formats, which may start programs, and what memory cannot hold."""
+    """Raise InputError for what must not be decoded: other formats, which may start programs, pictures that Pillow
+    misreads, thumbnails, and what does not fit in memory."""
     width, height = image.size
     if width < 1 or height < 1:
         raise InputError(f"{name} of {width}x{height} pixels is empty: give a picture")
@@ -262,35 +265,35 @@ def _check(image: Image.Image, name: str) -> None:
 
 
 def _is_unread(image: Image.Image) -> bool:
-    """Whether the pixels are still in a file."""
+    """Whether the pixels have not been decoded yet."""
     return bool(getattr(image, "tile", None)) or getattr(image, "_im", image) is None
 
 
 def _factor(size: tuple[int, int]) -> int:
-    """How many pixels, across and down, become one."""
+    """How many pixels become one in each direction, for a picture of this size."""
     return 1 if size[0] * size[1] <= _WHOLE else 2
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where there is none and where it is damaged."""
+    """The EXIF orientation, 1 to 8; 1 where it is missing or damaged."""
     try:
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # whatever Pillow finds wrong in it: a picture is shown all the same
+    except Exception:  # damaged EXIF may raise anything, and is no reason to refuse the picture
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def _orientation_by_header(image: Image.Image) -> int:
-    """The orientation by which the header's size is turned."""
+    """The orientation that is still to be applied to the size in the header."""
     if _ORIENTATION in getattr(image, "tag_v2", ()):
-        return 1  # Pillow turns such a TIFF itself, and its size already
+        return 1  # Pillow turns such a TIFF itself, and has already turned its size
     if image.format == "PNG" and _is_unread(image) and _says_more_behind_pixels(image.fp):
         image.load()
     return _orientation(image)
 
 
 def _says_more_behind_pixels(file: Any) -> bool:
-    """Whether a PNG file has EXIF or texts behind its pixels, where only decoding would find them."""
+    """Whether a PNG file has EXIF or text chunks after its pixels, which Pillow reads only when it decodes."""
     before, behind = file.tell(), False
     try:
         file.seek(8)
@@ -306,7 +309,7 @@ def _says_more_behind_pixels(file: Any) -> bool:
 
 
 def _of_array(values: np.ndarray | torch.Tensor, name: str) -> Image.Image:
-    """load_image of an array or a tensor."""
+    """load_image for an array or a tensor."""
     (height, width), first = _layout(values, name)
     values = as_array(values, name)
     if height * width > MOST:

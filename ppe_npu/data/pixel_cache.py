@@ -11,7 +11,7 @@ import torch
 
 
 class PixelCache:
-    """Processed pixels by file, the least recently used ones dropped beyond a number of bytes."""
+    """Processed pixels by file. Above max_bytes the least recently used ones are dropped."""
 
     def __init__(self, max_bytes: int = 256 * 2**20) -> None:
         self.max_bytes = max_bytes
@@ -19,7 +19,7 @@ class PixelCache:
         self._bytes = 0
 
     def get(self, key: Any) -> tuple[torch.Tensor, ...] | None:
-        """What was put under key, or None."""
+        """The value that was put under key, or None."""
         if key not in self._held:
             return None
         self._held.move_to_end(key)
@@ -44,7 +44,7 @@ def cached(sources: Sequence[Any], cache: PixelCache | None, tag: tuple, process
     if todo:
         for key, value in zip(todo, process(list(todo.values()))):
             held[key] = value
-            if cache and isinstance(key[-1], str):  # an object's id may come back as another object's
+            if cache and isinstance(key[-1], str):  # an object's id may later be that of another object
                 cache.put(key, value)
     return [held[key] for key in keys]
 

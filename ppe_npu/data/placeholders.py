@@ -1,12 +1,12 @@
-"""What a placeholder becomes in a prompt; a video's is asked of the checkpoint's own processor.
+"""What a placeholder becomes in a prompt; for a video the checkpoint's own processor decides.
 
-A picture becomes one token per visual token, and so does a video for Qwen2-VL and Qwen2.5-VL. For Qwen3-VL a video's
-temporal steps stand apart: before each its second as text, around each marks of its own.
+A picture's placeholder becomes one id per visual token, and so does a video's for Qwen2-VL and Qwen2.5-VL. For Qwen3-VL
+a video's temporal steps are separate: each has its second as text before it, and marks of its own around it.
 
 Placeholders are expanded as ids rather than as text, so that a text is tokenised once for visuals of any size. They
-stand between marks (<|vision_start|>, <|vision_end|>), which are special tokens and never join their neighbours.
-transformers before 5.10 takes Qwen3-VL's outer marks away: there a word or sign right before a video may be tokenised
-otherwise than by the processor's own call.
+are enclosed by marks (<|vision_start|>, <|vision_end|>), which are special tokens and never merge with neighbours.
+transformers before 5.10 removes Qwen3-VL's outer marks: there a word or sign right before a video may be tokenised
+differently than by the processor's own call.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, S
 
 
 def image_ids(processor: Any, tokens: int) -> torch.Tensor:
-    """int64 [n]: what a picture's placeholder and the marks around it become."""
+    """int64 [n]: the ids that a picture's placeholder and the marks around it become."""
     start, end = _marks(processor)
     return torch.tensor([start, *[processor.image_token_id] * tokens, end])
 
 
 def video_ids(processor: Any, video: Video, step_tokens: int) -> torch.Tensor:
-    """int64 [n]: what a video's placeholder and the marks around it become.
+    """int64 [n]: the ids that a video's placeholder and the marks around it become.
 
     Args:
         processor: the checkpoint's.
-        video: of its frames only the number counts, and when they were taken.
-        step_tokens: visual tokens of a temporal step; 0 leaves the text between the steps.
+        video: only the number and the times of its frames matter.
+        step_tokens: visual tokens per temporal step; 0 leaves only the text and the marks.
     """
-    # The processor's own call, on frames that have no content and are one visual token large.
+    # The processor is called with frames that have no content and the size of one visual token.
     maker = processor.video_processor
     side = maker.patch_size * maker.merge_size
     written = processor(
@@ -76,13 +76,13 @@ def video_ids(processor: Any, video: Video, step_tokens: int) -> torch.Tensor:
 
 
 def sizes_whole_videos(maker: Any) -> bool:
-    """Whether a video processor's size bounds height * width * frames, as Qwen3-VL's does, and not a frame's."""
+    """Whether a video processor's size bounds height * width * frames, as Qwen3-VL's does, rather than one frame."""
     resize = getattr(sys.modules[type(maker).__module__], "smart_resize", None)
     return resize is not None and "num_frames" in inspect.signature(resize).parameters
 
 
 def pixel_cap(maker: Any) -> dict[str, bool]:
-    """Qwen3-VL's cap on a frame's pixels as in Qwen's own code; unset, transformers warns at every first video."""
+    """The option for Qwen3-VL's cap on a frame's pixels, as in Qwen's own code; if unset, transformers warns."""
     unset = "cap_pixels_per_frame" in maker.valid_kwargs.__annotations__ and maker.cap_pixels_per_frame is None
     return {"cap_pixels_per_frame": True} if unset else {}
 
@@ -95,11 +95,11 @@ def expand(
     Args:
         processor: the checkpoint's.
         prompts: B rows of token ids, one placeholder per visual.
-        written: per kind what image_ids or video_ids gave for each of the batch's visuals, in order.
+        written: per kind the results of image_ids or video_ids for each of the batch's visuals, in order.
 
     Returns:
-        Per prompt (ids, int64 [m]; how many of them stand for each of the given n, int64 [n]). What is known of the
-        given ones (a label, say), repeated so often, is so of the expanded. Marks count for the placeholder in them.
+        Per prompt (ids, int64 [m]; how many of them replace each of the n given ids, int64 [n]). Values per given id,
+        such as labels, repeated by these numbers fit the new ids. Marks count for the placeholder between them.
     """
     following = {token: iter(written[kind]) for kind, token in visual_ids(processor).items()}
     marks = None if is_tiled(processor) else _marks(processor)  # InternVL's templates write none, its processor does

@@ -1,4 +1,4 @@
-"""Paths that stand in other people's data: no addresses, and nothing outside the folder that they belong to."""
+"""Checks the paths that data files contain: no addresses, and nothing outside the folder that they belong to."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ppe_npu.utils.paths import address_fault, expanded, shown_path
 
 
 class Room:
-    """A folder that the paths in its data stay inside of, whatever they say.
+    """A folder that the paths in its data must not lead out of.
 
     Args:
-        root: the folder. Of a snapshot in the Hugging Face hub's cache the blobs, to which it links, are inside, too.
+        root: the folder. For a snapshot in the Hugging Face hub's cache, the blobs that it links to are inside, too.
         anywhere: whether paths may lead out of it.
         also: further folders that count as inside.
         remedy: what to do about a path that leads out.
@@ -25,18 +25,18 @@ class Room:
     ) -> None:
         self.root, self._anywhere, self._remedy = Path(root), anywhere, remedy
         self._inside = [os.path.realpath(folder) for folder in (root, *also, *_blobs(root))]
-        self._folders: dict[str, str] = {}  # where folders really are
+        self._folders: dict[str, str] = {}  # real paths of folders
 
     def path(self, given: str, kind: str) -> str:
-        """The path that a text in the data names, joined to the root; whether a file is there is not looked at.
+        """The path that a text in the data names, joined to the root; no file need exist there.
 
         Raises:
-            InputError: an address, or a path that leads out of the root, by ".." or a link or by itself.
+            InputError: an address, or a path that leads out of the root: by "..", by a link, or as an absolute path.
         """
         if fault := address_fault(given):
             raise InputError(f"{kind} {shown_path(given)} {fault}")
         path = self.root / given
-        if str(path).startswith("~"):  # below the folder ".", where readers would take it for a home
+        if str(path).startswith("~"):  # possible if the root is ".": readers would take it for a home folder
             path = Path(os.path.abspath(path))
         if not self._anywhere:
             self.check(path, kind, given)
@@ -54,7 +54,7 @@ class Room:
             raise InputError(f"{kind} {named} lies outside of {shown_path(self.root)}{leads}: {self._remedy}")
 
     def _real(self, path: str) -> str:
-        """os.path.realpath, each folder looked at once."""
+        """os.path.realpath, with each folder resolved only once."""
         folder, name = os.path.split(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
@@ -63,6 +63,6 @@ class Room:
 
 
 def _blobs(root: str | Path) -> list[Path]:
-    """Where the files of a snapshot in the hub's cache really are: NAME/blobs of NAME/snapshots/REVISION."""
+    """The folder that holds the files of a snapshot in the hub's cache: NAME/blobs for NAME/snapshots/REVISION."""
     place = Path(os.path.abspath(root))
     return [folder.parent / "blobs" for folder in place.parents if folder.name == "snapshots"]

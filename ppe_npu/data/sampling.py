@@ -1,4 +1,4 @@
-"""Which frames of a video are taken."""
+"""VideoSampling: which frames of a video are taken."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class VideoSampling:
         nframes: how many frames to take, evenly spaced; a shorter video gives all that it has.
         min_pixels, max_pixels: bounds on height * width of a frame after resizing; None: the processor's own.
         min_frames, max_frames: bounds on the number of frames that fps may lead to.
-        total_pixels: bound on height * width * frames / 2 of a video, after resizing: the most pixels of a frame sink
-            with the number of frames, to 1.05 times min_pixels at least (qwen-vl-utils' rule); None: no bound.
-        start, end: seconds; only the clip between them is looked at. None: from the first, to the last frame.
+        total_pixels: bound on height * width * frames / 2 of a video after resizing. It lowers the bound on a frame,
+            but not below 1.05 times min_pixels (qwen-vl-utils' rule). None: no bound.
+        start, end: seconds; only the clip between them is used. None: from the first frame, or to the last.
         frame_rate: frames per second of a folder of frames, which states none; None for a file.
-        middles: whether the frames are the middles of nframes equal segments, some of them several times where the
-            video has fewer; else they are evenly spaced from the first to the last.
+        middles: whether the frames are the middles of nframes equal segments, with repetitions if the video has fewer
+            frames; else they are evenly spaced from the first to the last.
 
     Raises:
         InputError: both fps and nframes, or a number that is not positive, or bounds that contradict each other.
@@ -62,7 +62,7 @@ class VideoSampling:
         return self
 
     def within(self, clip: VideoSampling | None) -> VideoSampling:
-        """The rules of another (a sample's own), with what these name in their place; fps and nframes go together."""
+        """`clip` (a sample's own rules), changed by the values that are set here; fps and nframes are set together."""
         if clip is None:
             return self
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -72,11 +72,12 @@ class VideoSampling:
         return replace(clip, **named)
 
     def frame_pixels(self, frames: int, least: int, most: int, whole: bool = False) -> tuple[int, int]:
-        """(min, max) of height * width of a frame of a video of so many.
+        """(min, max) of height * width of a frame, for a video of this number of frames.
 
         Args:
-            least, most: the processor's own bounds, where none are asked for.
-            whole: whether the processor bounds height * width * frames (Qwen3-VL's): a budget is then given as such.
+            least, most: the processor's own bounds, which apply where none are set here.
+            whole: whether the processor bounds height * width * frames, as Qwen3-VL's does; if total_pixels is set, the
+                returned bounds are then for all frames together.
         """
         least, most = self.min_pixels or least, self.max_pixels or most
         if self.total_pixels is not None:
@@ -86,15 +87,15 @@ class VideoSampling:
         return least, most
 
     def indices(self, total: int, fps: float, multiple: int, origin: int = 0) -> tuple[list[int], int]:
-        """Which of `total` frames are taken, rising, and how many frames the clip has.
+        """(the numbers of the frames that are taken of `total`, ascending; the number of frames of the clip).
 
-        Middles are as get_index of OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them, its rounding included.
+        Middles are those of get_index in OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb, with the same rounding.
 
         Args:
             origin: number of the frame at 0 seconds: 0 in a file; 1 in folders whose first frame is 00001.jpg.
 
         Raises:
-            InputError: the clip starts behind the last frame.
+            InputError: the clip starts after the last frame.
         """
         first = 0 if self.start is None else max(round(self.start * fps) - origin, 0)
         last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
@@ -105,12 +106,12 @@ class VideoSampling:
         if self.middles and (count < length or self.nframes is not None):
             segment = (last - first) / count
             return [int(first + segment / 2 + round(segment * number)) for number in range(count)], length
-        import torch  # here: whoever runs an evaluation needs none, and each process starts sooner
+        import torch  # here, because an evaluation's processes start sooner if torch is imported only when needed
 
         return torch.linspace(first, last, count).round().long().tolist(), length
 
     def count(self, total: int, fps: float, multiple: int) -> int:
-        """How many of `total` frames, `fps` a second, are taken: a multiple of `multiple` where enough exist."""
+        """How many of `total` frames, `fps` per second, are taken: a multiple of `multiple` if there are enough."""
         if self.nframes is not None:
             wanted = float(self.nframes)
         else:
@@ -123,12 +124,12 @@ class VideoSampling:
 
 @dataclass(frozen=True)
 class Drawn(VideoSampling):
-    """So many frames of each video, evenly spaced, as are drawn for it between two bounds.
+    """Evenly spaced frames of each video, whose number is drawn between two bounds.
 
     Attributes:
-        least, most: of frames; a video that has fewer gives all.
-        seed: with it the video's name and its folder's decide, wherever they lie and however the path is spelled: every
-            epoch takes the same frames, and the tokens of a record can be counted before it is read.
+        least, most: bounds on the number of frames; all are taken of a video that has fewer.
+        seed: together with the names of the video and its folder it decides the number, wherever they lie and however
+            the path is spelled. So every epoch takes the same frames, and tokens can be counted before a video is read.
     """
 
     least: int = setting(16, above=0)
@@ -137,7 +138,7 @@ class Drawn(VideoSampling):
 
     @classmethod
     def of(cls, sampling: VideoSampling, bounds: tuple[int, int], seed: int) -> Drawn:
-        """The rules of another, with a drawn number of frames in place of its own."""
+        """`sampling` with a drawn number of frames in place of its own."""
         own = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
         return cls(**own | {"fps": None, "nframes": None}, least=bounds[0], most=bounds[1], seed=seed)
 

@@ -1,7 +1,8 @@
 """InternVL's inputs: pictures cut into tiles of one size, and videos whose frames are a tile each.
 
-Its processor joins the tiles of images and videos in the order of the prompt, and gives no count of them. Here they are
-made one by one, so that files are read once and can be kept, and are joined when the prompts are known (in_order).
+Its processor joins the tiles of images and videos in the order of the prompt, and does not return their counts. Here
+tiles are made for each picture and video separately, so that files are read once and their tiles can be cached, and are
+joined when the prompts are known (in_order).
 """
 
 from __future__ import annotations
@@ -21,25 +22,25 @@ from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.videos import Video, VideoFrame, load_video
 from ppe_npu.errors import InputError, first_line
 
-_COUNTS = {"image": "num_tiles", "video": "num_frames"}  # of every one, beside pixel_values and pixel_values_videos
+_COUNTS = {"image": "num_tiles", "video": "num_frames"}  # keys of the counts per image and per video
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 _CUT = {"crop_to_patches": True}  # as the processor's own call does
 
 
 def is_tiled(processor: Any) -> bool:
-    """Whether a processor's pictures are tiles (InternVL's), and not grids (Qwen's)."""
+    """Whether a processor makes tiles of pictures (InternVL's), rather than grids (Qwen's)."""
     return hasattr(processor, "image_seq_length") and hasattr(processor, "start_image_token_id")
 
 
 def tile_count(processor: Any, height: int, width: int) -> int:
-    """Of a picture so large, its thumbnail among them."""
+    """The number of tiles of a picture of this size, its thumbnail included."""
     return int(processor.image_processor.get_number_of_image_patches(height, width, dict(_CUT)))
 
 
 def process(
     processor: Any, images: Sequence[Any], videos: Sequence[Any], sampling: VideoSampling, cache: PixelCache | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]:
-    """As inputs.process_visuals: tiles and their counts, by kind; in_order() puts them in the prompts' order."""
+    """inputs.process_visuals for tiles: tiles and their counts by kind, which in_order() puts in the prompts' order."""
     read = partial(image_tiles, processor)
     made = {
         "image": cached(images, cache, ("image",), lambda todo: read([_loaded(image) for image in todo])),
@@ -69,7 +70,7 @@ def _frames_of(video: Any, sampling: VideoSampling) -> Video:
 
 
 def image_tiles(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Pictures -> for each (tiles float32 [n, 3, H, W], n int64 [], what its placeholder becomes int64 [m])."""
+    """Pictures -> for each (tiles float32 [n, 3, H, W], n int64 [], the ids that its placeholder becomes int64 [m])."""
     out = []
     for image in images:
         tiles = processor.image_processor(images=[image], return_tensors="pt", **_CUT)["pixel_values"]
@@ -78,23 +79,23 @@ def image_tiles(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tenso
 
 
 def video_tiles(processor: Any, video: Video) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A video -> (frames float32 [T, 3, H, W], T int64 [], what its placeholder becomes int64 [m])."""
+    """A video -> (frames float32 [T, 3, H, W], T int64 [], the ids that its placeholder becomes int64 [m])."""
     try:
         made = processor.video_processor(videos=[video.frames], do_sample_frames=False, return_tensors="pt")
-    except ValueError as error:  # its own rules
+    except ValueError as error:  # the processor's own rules
         raise InputError(f"video {video.path} cannot be processed ({first_line(error)}): leave it out") from error
     frames = made["pixel_values_videos"][0]
     return frames, torch.tensor(len(frames)), frame_ids(processor, len(frames))
 
 
 def tile_ids(processor: Any, tiles: int) -> torch.Tensor:
-    """int64 [m]: what a picture's placeholder becomes."""
+    """int64 [m]: the ids that a picture's placeholder becomes."""
     image = [processor.image_token_id] * (tiles * processor.image_seq_length)
     return torch.tensor([processor.start_image_token_id, *image, processor.end_image_token_id])
 
 
 def frame_ids(processor: Any, frames: int) -> torch.Tensor:
-    """int64 [m]: what a video's placeholder becomes: a line for each frame, as the processor writes it."""
+    """int64 [m]: the ids that a video's placeholder becomes: a line for each frame, as the processor writes it."""
     mark = f"{processor.start_image_token}{processor.image_token}{processor.end_image_token}"
     text = "\n".join(f"Frame{number + 1}: {mark}" for number in range(frames))
     ids = torch.tensor(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -102,15 +103,15 @@ def frame_ids(processor: Any, frames: int) -> torch.Tensor:
 
 
 def in_order(prompts: Sequence[Sequence[int]], kinds: dict[int, str], visuals: dict[str, Any]) -> dict[str, Any]:
-    """Tiles as the model takes them.
+    """Tiles in the order of the prompts, as the model takes them.
 
     Args:
-        prompts: token ids before placeholders were expanded. kinds: which of them stand for an image or a video.
-        visuals: pixels and counts of all images and of all videos, each in their own order.
+        prompts: token ids before placeholders were expanded. kinds: "image" or "video" by the placeholder's token id.
+        visuals: pixels and counts of all images and of all videos, each kind in its own order.
 
     Returns:
-        {"pixel_values": float32 [tiles, 3, H, W], "num_frames": for every image 1, for every video its frames}, of
-        prompts without pictures {}.
+        {"pixel_values": float32 [tiles, 3, H, W], "num_frames": for every image 1, for every video its frames}, or {}
+        for prompts without pictures.
     """
     following: dict[str, Iterator[torch.Tensor]] = {
         kind: iter(visuals[_PIXELS[kind]].split(visuals[count].tolist())) if count in visuals else iter(())

@@ -17,15 +17,15 @@ _OTHERS = (1, 4, 7, 9, 10)  # BT.709, FCC, SMPTE 240M, BT.2020; all else, and wh
 def upright(frame: Any, path: str | Path) -> np.ndarray:
     """A frame of PyAV's as RGB, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparency on white.
 
-    Turns by other angles than quarters are rounded to them. Pixels that are not square stay as they are. Colours are
-    those of the matrix and the range that the frame states.
+    Other turns are rounded to quarter turns. Pixels that are not square stay as they are. Colours are converted by the
+    matrix and the range that the frame states.
 
     Raises:
-        InputError: pixels that FFmpeg cannot convert; it names the file at `path`.
+        InputError: pixels that FFmpeg cannot convert; the message names the file at `path`.
     """
     try:
         pixels = _rgb(frame)
-    except Exception as error:  # PyAV's or Pillow's, whatever it is
+    except Exception as error:  # PyAV and Pillow may raise anything
         given = f"pixels of format {frame.format.name} ({first_line(error)})"
         raise InputError(f"video {path} has {given}, which are not converted to RGB: convert it to yuv420p") from error
     matrix = next((np.frombuffer(data, dtype=np.int32) for data in frame.side_data if _is_matrix(data)), None)
@@ -46,7 +46,7 @@ def _rgb(frame: Any) -> np.ndarray:
         return frame.to_ndarray(format="rgb24", **stated)
     from PIL import Image
 
-    # YUV in planes: packed, FFmpeg writes beyond the end of its rows at many widths.
+    # YUV is converted to planes: into packed pixels FFmpeg writes beyond the ends of rows at many widths.
     form = "rgba" if frame.format.is_rgb else "gbrap"
     layered = Image.fromarray(np.ascontiguousarray(frame.to_ndarray(format=form, **stated)), "RGBA")
     ground = Image.new("RGB", layered.size, "white")
@@ -55,14 +55,14 @@ def _rgb(frame: Any) -> np.ndarray:
 
 
 def _stated_colours(frame: Any) -> dict[str, int]:
-    """Options of PyAV's for a frame of YUV whose matrix or range is not BT.601's and limited, which it takes for given
-    whatever the frame states."""
-    known = frame.format.name.startswith("yuvj")  # of whole range by its very format
+    """PyAV's options for a YUV frame whose matrix is not BT.601's or whose range is not limited; without options PyAV
+    assumes both, whatever the frame states."""
+    known = frame.format.name.startswith("yuvj")  # the format itself means full range
     whole = known or int(frame.color_range) == _WHOLE_RANGE
     matrix = int(frame.colorspace) if int(frame.colorspace) in _OTHERS else _BT601
     if frame.format.is_rgb or len(frame.format.components) < 3 or (matrix == _BT601 and whole == known):
         return {}
-    # Another number of BT.601 for the target, where it means nothing: PyAV passes over two that are alike.
+    # The target, for which the matrix means nothing, gets BT.601's other number: PyAV ignores two equal numbers.
     ranges = {"src_color_range": _WHOLE_RANGE if whole else 0, "dst_color_range": 0}
     return {"src_colorspace": matrix, "dst_colorspace": _ALSO_BT601, **ranges}
 

@@ -1,6 +1,6 @@
-"""Which frames a video file shows, and when: found from its packets, of which only the first frame's are decoded.
+"""Which frames a video file shows, and when. This is found from its packets; only the first frame is decoded.
 
-`ppe-npu data` counts by this index, and frames are decoded by it.
+`ppe-npu data` uses this index to count frames, and decoding uses it to find them.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from ppe_npu.data.upright import upright
 from ppe_npu.errors import InputError
 from ppe_npu.utils.paths import existing_file
 
-_WHOLE = 0.9  # share of the stated frames that must be there: containers round, a file that broke off lacks more
-_DISTINCT = 0.9  # share of the frames that must have times of their own
-_LONGEST = 2**53  # ticks
+_WHOLE = 0.9  # fraction of the stated frames that must be there: containers round, a file that broke off lacks more
+_DISTINCT = 0.9  # fraction of the frames that must have distinct times
+_LONGEST = 2**53  # ticks from the first frame to the last
 _ROUNDING = 1e-3  # seconds, which Matroska, FLV and others round times to
 _EXACT = 1e-6  # seconds: more than the rounding of a quotient, and less than any tick
-_SLACK = 5e-3  # seconds that a frame may begin late: half the ticks of GIF
-_KEPT = 64  # indices: of an hour one takes 1 MB
+_SLACK = 5e-3  # seconds that a frame may begin late: half a tick of GIF
+_KEPT = 64  # cached indices: that of a video of an hour takes 1 MB
 
 
 @dataclass(frozen=True)
 class VideoIndex:
     """The frames that a video file shows, in the order in which it shows them.
 
-    A video with a constant rate shows frame n at n / fps seconds. Of any other the numbers of an even grid are asked
-    for, as many as it has frames, and number n is the frame that is shown at n / fps seconds.
+    A video with a constant rate shows frame n at n / fps seconds. Frames of any other video are numbered by an even
+    grid of as many points as it has frames: number n means the frame that is shown at n / fps seconds.
 
     Attributes:
-        ticks: int64 [N], rising: when each is shown, in the stream's time base.
-        tick: seconds of one.
+        ticks: int64 [N], ascending: when each frame is shown, in the stream's time base.
+        tick: seconds per tick.
         fps: frames per second.
-        height, width: of the first one, upright, in pixels.
-        by_order: whether frames can be told only by the order in which they come out of the decoder.
-        keys: places in `ticks`, rising, at which decoding can begin.
+        height, width: of the first frame, upright, in pixels.
+        by_order: whether frames can be identified only by the order in which they come out of the decoder.
+        keys: places in `ticks`, ascending, of the key frames, at which decoding can begin.
         key_ticks, key_stamps: the keys' presentation and decoding times; they differ where frames are reordered.
-        key_sums: checksums of their packets, by which a key is known again.
+        key_sums: checksums of the keys' packets, to recognize a key frame after a seek.
     """
 
     ticks: np.ndarray = field(repr=False)
@@ -63,20 +63,20 @@ class VideoIndex:
 
     @functools.cached_property
     def seconds(self) -> np.ndarray:
-        """float64 [N]: when each frame is shown, from the first one on."""
+        """float64 [N]: when each frame is shown, counted from the first one."""
         return (self.ticks - self.ticks[0]) * self.tick
 
     @functools.cached_property
     def even(self) -> bool:
-        """Whether every frame is the nearest to its place in an even grid."""
+        """Whether every frame is the one nearest to its point in an even grid."""
         return bool(np.abs(self.seconds * self.fps - np.arange(len(self))).max() < 0.5)
 
     def places(self, numbers: Sequence[int]) -> list[int]:
-        """The places of frames that are asked for by number."""
+        """The places of frames that are given by number."""
         return list(numbers) if self.even else [self.place_at(number / self.fps) for number in numbers]
 
     def place_at(self, seconds: float) -> int:
-        """The place of the frame that is shown then: the last that has begun. Times are rounded to ticks."""
+        """The place of the frame shown at a time: the last that has begun, allowing for times rounded to ticks."""
         exact = self.tick * self.fps > 0.99  # a tick is a frame (AVI, numbered frames): nothing was rounded
         late = _EXACT if exact else min(self.tick / 2, _SLACK)
         begun = np.searchsorted(self.seconds, seconds + late, side="right")
@@ -89,14 +89,14 @@ class _Packet(NamedTuple):
     key: bool
     hidden: bool
     corrupt: bool
-    sum: int  # of a key
+    sum: int  # checksum of a key frame's packet, else 0
 
 
 def video_index(path: str | Path) -> VideoIndex:
-    """The index of a file; it is kept, as long as the file is the same.
+    """The index of a file, which is cached until the file changes.
 
     Raises:
-        InputError: no such file, no video file, no frames in it, or fewer than it says.
+        InputError: no such file, no video file, no frames in it, or fewer than it states.
     """
     file = existing_file(path, "video")
     state = file.stat()
@@ -111,7 +111,7 @@ def _read_index(path: str, size: int, *_: int) -> VideoIndex:
 
 
 def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
-    """All packets of the stream, in the order of decoding, and the first frame that is shown."""
+    """(all packets of the stream, in the order of decoding; the first frame that is shown)."""
     found: list[_Packet] = []
     first = None
     for packet in video.packets():
@@ -135,14 +135,14 @@ def checksum(packet: Any) -> int:
 
 
 def _is_hidden_vp8(packet: Any) -> bool:
-    """Whether VP8's show_frame is 0 (RFC 6386, 9.1): later frames look at it, nobody else does."""
+    """Whether VP8's show_frame is 0 (RFC 6386, 9.1): the frame is only a reference for later ones, and not shown."""
     return not memoryview(packet)[0] & 0x10
 
 
 def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> VideoIndex:
     stream, tick = video.stream, float(video.stream.time_base)
     rates = [float(rate or 0) for rate in (stream.guessed_rate, stream.average_rate, stream.base_rate)]
-    rates = [rate for rate in rates if rate > 0]  # the frames' own comes first, before what FFmpeg takes it to be
+    rates = [rate for rate in rates if rate > 0]  # in order of preference
     usable = _decodable(packets)
     ticks = _timeline(usable, in_packs=video.format == "mpeg")
     by_order = ticks is None or _order_is_unsaid(usable, stream.codec_context.has_b_frames)
@@ -161,7 +161,7 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
 
 
 def _decodable(packets: list[_Packet]) -> list[_Packet]:
-    """Without what comes before the first key frame, in order of decoding or of time, and a last part that is cut."""
+    """The packets without a corrupt end and without those before the first key frame, in decoding order or in time."""
     packets = list(packets)
     while len(packets) > 1 and packets[-1].corrupt:
         packets.pop()
@@ -173,9 +173,9 @@ def _decodable(packets: list[_Packet]) -> list[_Packet]:
 
 
 def _timeline(packets: list[_Packet], in_packs: bool) -> np.ndarray | None:
-    """int64 [N], rising: when the frames are shown. None: the times that are stated are none of one timeline.
+    """int64 [N], ascending: when the frames are shown; None if the stated times do not form one timeline.
 
-    in_packs: whether of two frames that begin in one pack only one time is stated, before or behind them (MPEG-PS).
+    in_packs: whether only one time is stated for two frames that begin in one pack, before or after them (MPEG-PS).
     """
     shown = [packet.shown for packet in packets]
     if None in shown:
@@ -192,7 +192,7 @@ def _timeline(packets: list[_Packet], in_packs: bool) -> np.ndarray | None:
 
 
 def _order_is_unsaid(packets: list[_Packet], reordered: int) -> bool:
-    """Whether the decoder reorders frames and the packets' times do not (as in AVI, which knows no such times)."""
+    """Whether the decoder reorders frames but the packets' times do not show it, as in AVI, which has no such times."""
     shown = [packet.shown for packet in packets]
     return None in shown or (bool(reordered) and not _falls(shown))
 
@@ -202,7 +202,7 @@ def _falls(times: list[int]) -> bool:
 
 
 def _rate(ticks: np.ndarray, tick: float, stated: list[float]) -> float:
-    """Frames per second: a stated rate that all times agree with, else what they come to."""
+    """Frames per second: a stated rate that all times agree with, else the mean rate of the times."""
     if len(ticks) == 1:
         return stated[0] if stated else 1.0
     seconds, numbers = (ticks - ticks[0]) * tick, np.arange(len(ticks))
@@ -216,7 +216,7 @@ def _rate(ticks: np.ndarray, tick: float, stated: list[float]) -> float:
 
 
 def _check_whole(video: OpenVideo, found: int, seconds: float) -> None:
-    """Raise InputError where frames and seconds are fewer than the container says. An edit list leaves out frames."""
+    """Raise InputError if both frames and seconds are fewer than stated: an edit list may leave out frames alone."""
     stream = video.stream
     lacks = found < min(_WHOLE * stream.frames, stream.frames - 1)
     stated = None if stream.duration is None else float(stream.duration * stream.time_base)

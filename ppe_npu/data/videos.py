@@ -3,8 +3,8 @@
 transformers' own video reading tries torchcodec and torchvision first; neither loads on a machine without CUDA
 libraries, so videos are decoded here and given to the processor as frames.
 
-What a file shows, and when, its index says (video_index.py); which of it is taken, VideoSampling, from the header
-alone: so frames can be counted, and their size be known, before any is decoded.
+The index of a file (video_index.py) lists the frames that it shows and their times. VideoSampling chooses among them
+from the header alone, so the number and the size of the frames are known before any is decoded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Resizing = Callable[[int, int, int], Callable[[torch.Tensor], torch.Tensor]]
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """What a video file shows: frames, frames per second, height and width in pixels, upright."""
+    """The size of a video: number of frames, frames per second, and height and width in pixels when upright."""
 
     frames: int
     fps: float
@@ -51,7 +51,7 @@ class Video:
         frames: uint8 [T, 3, H, W], RGB.
         fps: frames per second of the taken frames (not of the file): T / duration.
         path: where they came from.
-        indices: of the T frames, counted from the first; None: the file holds these frames and no others.
+        indices: numbers of the T frames in the file, counted from the first of them; None: the file has no others.
         file_fps: frames per second of the file; None: fps.
     """
 
@@ -73,7 +73,7 @@ class Video:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What transformers' processors are told of the file (video_metadata); indices / fps is a frame's second."""
+        """The video_metadata for transformers' processors; frames_indices / fps are the frames' times in seconds."""
         indices = list(range(len(self.frames)) if self.indices is None else self.indices)
         return {"total_num_frames": indices[-1] + 1, "fps": self.file_fps or self.fps, "frames_indices": indices}
 
@@ -83,8 +83,8 @@ class VideoFrame:
     """One frame of a video file as a picture: nothing is decoded until load().
 
     Attributes:
-        path: of a file that FFmpeg reads.
-        seconds: the frame that is shown at this time; behind the end, the last one.
+        path: a file that FFmpeg reads.
+        seconds: the time at which the frame is shown; a time after the end means the last frame.
     """
 
     path: str
@@ -117,11 +117,11 @@ def load_video(
     Args:
         path: a file that FFmpeg reads, or a folder of frames (.jpg, .png) whose names sort in order of time,
             their numbers as numbers (2.jpg before 10.jpg).
-        sampling: which frames.
+        sampling: which frames are taken.
         multiple: frames that the vision tower joins into one step (temporal_patch_size); the number of frames is a
-            multiple of it where the video has enough.
-        resizing: given the number of frames, their height and width, a function that makes each of them [3, H, W] as
-            large as it is wanted. Frames are resized as they are decoded, so that no more than one large one is held.
+            multiple of it if the video has enough.
+        resizing: takes the number of frames, their height and width, and returns a function that resizes one frame [3,
+            H, W]. Frames are resized as they are decoded, so that only one full-size frame is in memory.
 
     Raises:
         InputError: no such file, no video, no frame in it or in the clip, or one that breaks off.
@@ -137,17 +137,17 @@ def load_video(
 
 
 def video_header(path: str | Path) -> VideoHeader:
-    """What a video file shows, from its packets; of its frames the first is decoded.
+    """The header of a video file, found from its packets; only the first frame is decoded.
 
     Raises:
-        InputError: as load_video, but for what only decoding finds.
+        InputError: as load_video, except for faults that only decoding finds.
     """
     index = video_index(path)
     return VideoHeader(len(index), index.fps, index.height, index.width)
 
 
 def planned_video(header: VideoHeader, path: str | Path, sampling: VideoSampling, multiple: int) -> Video:
-    """What load_video gives of a file with this header, its frames without content (on the meta device).
+    """The Video that load_video returns for a file with this header, with frames on the meta device (no content).
 
     Raises:
         InputError: the clip that is asked for is not in the video.
@@ -158,11 +158,11 @@ def planned_video(header: VideoHeader, path: str | Path, sampling: VideoSampling
 def _plan(
     header: VideoHeader, path: str | Path, sampling: VideoSampling, multiple: int, origin: int = 0
 ) -> tuple[Video, list[int]]:
-    """planned_video, and the numbers of its frames in the file. The video's time begins with the clip's."""
+    """(planned_video, the numbers of its frames in the file). The times of the Video start with the clip."""
     wanted, length = sampling.of_video(path).indices(header.frames, header.fps, multiple, origin)
     frames = torch.empty((len(wanted), 3, header.height, header.width), dtype=torch.uint8, device="meta")
     indices = tuple(index - wanted[0] for index in wanted)
-    # Positions in time follow what was taken, as in Qwen's own reading: T frames over the clip's duration.
+    # Positions in time follow from the taken frames, as in Qwen's own reading: T frames over the clip's duration.
     return Video(frames, len(wanted) / length * header.fps, str(path), indices, header.fps), wanted
 
 
@@ -183,7 +183,7 @@ def _filled(planned: Video, frames: Iterable[torch.Tensor], resizing: Resizing |
 
 
 def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: Resizing | None) -> Video:
-    """load_video of a folder."""
+    """load_video for a folder."""
     if not may_be_read(path):
         raise InputError(f"video {path} is a folder that may not be looked into (permission denied): change its rights")
     files = [file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
@@ -200,5 +200,5 @@ def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: R
 
 
 def _with_numbers(name: str) -> list[tuple[str, int]]:
-    """A name to sort by: what stands before each number, and the number."""
+    """A sort key for a name: pairs of the text before each number and the number."""
     return [(text, int(number or -1)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,18})", name)]

@@ -1,4 +1,4 @@
-"""A checkpoint that is asked, not trained: a whole model, or an adapter that is added to its base in memory."""
+"""A checkpoint that is loaded to answer, not to train: a whole model, or an adapter added to its base in memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ppe_npu.training.export import base_path, merged
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a model is read from.
+    """Where a model is read from.
 
     Attributes:
-        folder: as it was named: a folder or a hub id.
-        base: of an adapter: where the model is that it was trained on; None of a whole model.
+        folder: a folder or a hub id, as it was given.
+        base: for an adapter, where the model is that it was trained on; None for a whole model.
         allow_bin: whether pytorch_model.bin is read where there is nothing else.
-        tiled: whether InternVL is taken, whose pictures are tiles.
+        tiled: whether InternVL, whose pictures are cut into tiles, is accepted.
     """
 
     folder: str
@@ -38,13 +38,13 @@ class Checkpoint:
     def of(
         cls, folder: str | Path, base: str | Path | None = None, allow_bin: bool = False, tiled: bool = False
     ) -> Checkpoint:
-        """Of a folder or an id, after checking that it is there.
+        """The Checkpoint in a folder or of an id, after checking that it exists.
 
         Args:
-            base: of an adapter; None: where its base.json says.
+            base: an adapter's base; None: the one that its base.json names.
 
         Raises:
-            InputError: no checkpoint; an adapter without its base; a base for what is no adapter.
+            InputError: no checkpoint, an adapter without its base, or a base given for a whole model.
         """
         path = Path(folder).expanduser()
         adapter = (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
@@ -64,22 +64,22 @@ class Checkpoint:
 
     @property
     def processor(self) -> str:
-        """Where the processor is: an adapter's own, if it was saved with one."""
+        """Where the processor is: in the folder if one was saved there, else beside the model."""
         return self.folder if (Path(self.folder) / "tokenizer_config.json").is_file() else self.model
 
     def load(self, device: torch.device | str, dtype: str = "fp32", read: Callable = load_model) -> Any:
-        """load_model() of it; an adapter is added to its base's weights, in the dtype in which it was trained, as
-        `merge-lora` does, so that both answer alike.
+        """The model, as load_model() loads it. An adapter is added to its base's weights in the dtype in which it was
+        trained, as `merge-lora` does, so that both give the same answers.
 
         Raises:
-            InputError: as load_model; an adapter that is not whole, or of another base.
+            InputError: as load_model; an adapter that is incomplete, or was trained on another base.
         """
         if self.base is None:
             asked = {name: True for name in ("allow_bin", "tiled") if getattr(self, name)}
             return read(self.folder, device, dtype, **asked)
         with _flag_of_asking():
             model = merged(Path(self.folder).expanduser(), self.base, self.allow_bin)
-        model.config._name_or_path = self.folder  # evaluations are told apart by it
+        model.config._name_or_path = self.folder  # evaluations are distinguished by it
         for (
             parameter
         ) in model.parameters():  # not the buffers: rotary frequencies stay fp32, as from_pretrained has them
@@ -89,7 +89,7 @@ class Checkpoint:
 
 @contextlib.contextmanager
 def _flag_of_asking() -> Iterator[None]:
-    """`merge-lora` names an adapter's base by --model, which is the adapter itself here."""
+    """Rename --model to --base in messages: `merge-lora` takes the base as --model, here it is the adapter itself."""
     try:
         yield
     except InputError as error:

@@ -37,12 +37,12 @@ class Adapter:
         kind: "lora"; "dora", whose directions and lengths learn separately; "qlora": LoRA over a language model that is
             held in 4 bits (CUDA, bitsandbytes).
         rank: of each update. alpha: the update is scaled by alpha / rank. dropout: of its input, in training.
-        parts: which parts of the model get one: "language", "merger", "vision".
-        targets: the modules that get one, by the ends of their names ("q_proj", "attn.qkv"); None: every linear layer
-            of the parts but the head.
+        parts: which parts of the model get an adapter: "language", "merger", "vision".
+        targets: suffixes of the names of the modules that get one ("q_proj", "attn.qkv"); None: every linear layer of
+            the parts except the head.
 
     Raises:
-        InputError: a value that cannot be, named, in one line.
+        InputError: an impossible value, which the message names in one line.
     """
 
     kind: str = setting("lora", choices=KINDS)
@@ -64,17 +64,17 @@ class Adapter:
         """From a config file's keys.
 
         Raises:
-            InputError: a key that is none.
+            InputError: an unknown key.
         """
         return from_mapping(cls, values, "adapter")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The settings as values that JSON can hold."""
         return fields_to_plain(self)
 
 
 def check_adapter(adapter: Adapter, device: torch.device) -> None:
-    """Whether this machine can train it, before anything is loaded.
+    """Raise InputError if this machine cannot train an adapter, before anything is loaded.
 
     Raises:
         InputError: peft or bitsandbytes is not installed, or 4 bits were asked for on a device that is not CUDA.
@@ -93,8 +93,8 @@ def _check_peft(adapter: Adapter) -> None:
 
 
 def quantization(adapter: Adapter | None, device: torch.device) -> Any:
-    """load_model's quantization_config for an adapter: NF4 with doubly quantised scales for QLoRA's language model, its
-    head and the vision tower left as they are; None for the other kinds.
+    """load_model's quantization_config for an adapter: for QLoRA, NF4 with doubly quantised scales for the language
+    model, leaving its head and the vision tower as they are; for the other kinds, None.
 
     Raises:
         InputError: as check_adapter.
@@ -109,12 +109,12 @@ def quantization(adapter: Adapter | None, device: torch.device) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "model.visual", "model.vision_tower"],  # also read for 4 bits
+        llm_int8_skip_modules=["lm_head", "model.visual", "model.vision_tower"],  # also applies to 4 bits
     )
 
 
 def target_modules(model: nn.Module, adapter: Adapter) -> list[str]:
-    """Full names of the linear layers that get an adapter: of its parts alone, whatever other parts call theirs.
+    """Full names of the linear layers that get an adapter; layers of the same name in other parts are not among them.
 
     Raises:
         InputError: a target that names no linear layer of these parts.
@@ -142,18 +142,18 @@ def _ends(name: str, end: str) -> bool:
 
 
 def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
-    """Freeze a model and put a new adapter on it, which changes nothing at first; torch's seed draws its weights.
+    """Freeze a model and add a new adapter, which does not change its output yet; torch's seed decides the weights.
 
     Args:
-        model: as load_model gives it, compressed or not; it is changed in place.
+        model: as load_model returns it, compressed or not; it is changed in place.
 
     Returns:
         the peft.PeftModel around it. It passes forward, generate, compression and gradient checkpointing on to the
         model. The adapter's own weights are fp32, also over a bf16 model.
 
     Raises:
-        InputError: peft is not installed, a target that is not there, or a model in 4 bits for another kind than qlora
-            (or qlora for one that is not).
+        InputError: peft is not installed, a target does not exist, or the model is in 4 bits and the kind is not qlora,
+            or the reverse.
     """
     _check_peft(adapter)
     if (adapter.kind == "qlora") != bool(getattr(model, "quantization_method", None)):
@@ -172,14 +172,14 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
         bias="none",
     )
     base = _record(model)
-    # Without a task type: a task's own class would stand between the call and the model, and know nothing of images.
+    # No task type is set: peft's class for a task would wrap the model's forward, and does not take images.
     wrapped = get_peft_model(model, config)
     wrapped.ppe_base = base
     return wrapped
 
 
 def _record(model: nn.Module) -> dict[str, str] | None:
-    """base.json of a model that was loaded from somewhere; of one in 4 bits the run writes it, which still has it."""
+    """base_record of a model that was loaded from a path. None for one in 4 bits: its run writes base.json itself."""
     path = getattr(model, "name_or_path", "")
     packed = getattr(model, "quantization_method", None)
     return base_record(model, path) if path and not packed and not hasattr(model, "peft_config") else None
@@ -192,9 +192,9 @@ def save_adapter(
     base.json, compression.json where the model is compressed, and the processor.
 
     Args:
-        model: what add_adapter gave.
-        state_dict: as write_adapter.
-        processor: the model's; None: the one that lies beside the base model, if there is one.
+        model: as add_adapter returns it.
+        state_dict: as in write_adapter.
+        processor: the model's; None: the one beside the base model, if there is one.
 
     Raises:
         InputError: no processor was given, and the base's cannot be read.
@@ -212,7 +212,7 @@ def save_adapter(
 
 
 def _has_processor(model: str) -> bool:
-    """Whether one lies beside a model; of an id on the hub it is taken for granted."""
+    """Whether there is a processor beside a model; assumed for an id on the hub."""
     return not Path(model).is_dir() or (Path(model) / "tokenizer_config.json").is_file()
 
 
@@ -222,15 +222,15 @@ def write_adapter(model: nn.Module, folder: str | Path, state_dict: Mapping[str,
     Args:
         state_dict: the weights to write, where this process does not hold all of them; None: the model's own.
     """
-    # By default peft looks on the hub whether the base's vocabulary was changed; we change none.
+    # By default peft checks on the hub whether the base's vocabulary was changed, which this package never does.
     model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
 
 
 def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """adapter_model.safetensors of a folder.
+    """The tensors of a folder's adapter_model.safetensors, by name.
 
     Raises:
-        InputError: the file is not there, holds nothing, or is damaged.
+        InputError: the file does not exist, is empty, or is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -246,13 +246,13 @@ def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Give a model's adapter its weights, in place.
+    """Load weights into a model's adapter, in place.
 
-    peft itself warns of weights that are missing, and goes on with fresh ones.
+    If weights are missing, peft itself only warns, and continues with new ones.
 
     Args:
-        model: a peft model with the adapter that they are of.
-        tensors: as adapter_weights gives them.
+        model: a peft model with an adapter that has these weights.
+        tensors: as adapter_weights returns them.
         source: where they are from, for messages.
 
     Raises:

@@ -23,7 +23,7 @@ def describe_run(
     processes: int = 1,
     said: str | None = None,
 ) -> str:
-    """The table, as lines to read; `said` is one more."""
+    """The table, as lines of text; `said` is one more line."""
     accumulation = config.accumulation(processes)
     shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
     effective = config.batch_size * accumulation * processes
@@ -76,7 +76,7 @@ def _options(config: TrainConfig) -> str:
 
 
 def _operators(kind: str) -> list[str]:
-    """For each op the implementations that this kind of device has here, in the order in which they are tried."""
+    """One text per op with its implementations that are available for this kind of device, in the order of trial."""
     found = []
     for op in dispatch.ops():
         names = [entry.name for entry in dispatch.available(op, kind) if entry.automatic]

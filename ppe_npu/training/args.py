@@ -37,62 +37,62 @@ class TrainConfig:
     Attributes:
         model: checkpoint folder or hub id to start from.
         data: .json or .jsonl file(s) of LLaVA-style records; several are joined, and shuffled together.
-        data_root: what the records' relative paths start from; None: each file's own folder.
-        allow_outside: whether records may name files outside of that folder: absolute, by "..", or over links.
-        allow_bin: whether pytorch_model.bin is read (torch's weights_only) where the model has no safetensors.
+        data_root: folder that the records' relative paths start from; None: the folder of each data file.
+        allow_outside: whether records may name files outside that folder, by absolute paths, "..", or links.
+        allow_bin: whether pytorch_model.bin is read (with torch's weights_only) where the model has no safetensors.
         output: folder for checkpoints, summary.json and final/.
         compression: a preset's name, the path of a JSON file, a dict of its keys, or a CompressionConfig.
         device: auto, cpu, cuda or npu.
-        dtype: fp32, or bf16: autocast over fp32 weights.
+        dtype: "fp32", or "bf16" for autocast over fp32 weights.
         epochs: passes over the data; ignored when max_steps is given.
         max_steps: optimizer steps.
         batch_size: records per forward; gradient_accumulation: forwards per optimizer step.
         global_batch: records per optimizer step over all processes, in place of gradient_accumulation.
         learning_rate, betas, weight_decay, max_grad_norm: of AdamW.
-        merger_learning_rate, vision_learning_rate, pvc_learning_rate: of these parts; None: as the language model's.
+        merger_learning_rate, vision_learning_rate, pvc_learning_rate: of these parts; None: the language model's.
             0 freezes a part.
-        warmup_steps: linear, from 0; below 1 the share of all steps.
-        schedule: after the warm-up: "constant"; "linear" down to 0; "cosine", down to the share least_rate of the rate;
-            or "stable_decay", constant and then, over the last decay_fraction of the steps, linearly to 0.
+        warmup_steps: steps of linear warm-up from 0; a value below 1 is a fraction of all steps.
+        schedule: after the warm-up: "constant"; "linear" down to 0; "cosine" down to least_rate times the rate; or
+            "stable_decay", constant, then linear down to 0 over the last decay_fraction of the steps.
         seed: of the data order and of everything random.
-        save_steps: a checkpoint every so many steps; 0: only the final one.
-        logging_steps: the loss is noted every so many steps.
-        frozen: what does not learn: "language", "merger", "vision" or "pvc", or beginnings of parameter names.
+        save_steps: steps between checkpoints; 0: no checkpoints, only final/.
+        logging_steps: steps between log entries, which hold the loss.
+        frozen: what does not learn: "language", "merger", "vision", "pvc", or prefixes of parameter names.
         adapter: LoRA, DoRA or QLoRA in place of the model's own weights: a kind, a dict of Adapter's keys, an Adapter.
-        max_length: tokens of a record after compression, at most; longer ones cannot be used.
-        invalid: what happens about records that cannot be used: "stop", or "skip", which counts and lists them, also
-            those whose files break off while the epoch runs.
-        group_by_length: batches of records of like length after compression, so that little is padding.
-        packing: the records of a forward follow each other in one row, without padding; the same losses.
-        distill_weight: of self-distillation (teacher: the same model seeing all tokens) in the loss, in [0, 1];
-            distill_temperature: of both distributions.
-        distill_teacher: "present", the teacher has the weights that the model has by then; "start", it is a frozen copy
-            of the model as the run started, which takes the memory of its weights, and cannot be had with ZeRO-3.
+        max_length: largest number of tokens of a record after compression; longer records cannot be used.
+        invalid: what to do with records that cannot be used: "stop", or "skip", which counts and lists them. "skip"
+            also covers records whose files turn out to be damaged during an epoch.
+        group_by_length: put records of similar length after compression into one batch, to save padding.
+        packing: join the records of a forward in one row, without padding; the losses are the same.
+        distill_weight: weight of self-distillation in the loss, in [0, 1]; the teacher is the same model, and sees all
+            tokens. distill_temperature: of both distributions.
+        distill_teacher: "present": the teacher has the model's present weights; "start": it is a frozen copy of the
+            model at the start of the run, which needs memory for a second set of weights and excludes ZeRO-3.
         gradient_checkpointing: recompute activations to save memory.
         fused_adamw: torch's fused AdamW. Refused on an NPU: see docs/npu.md.
         deepspeed: "zero2", "zero2_offload", "zero3", "zero3_offload" (scripts/deepspeed_configs) or a JSON file, for
-            runs that torchrun or deepspeed starts; None: plain data parallelism, where several processes were started.
-        resume: go on from the newest checkpoint in output, if there is one; it is refused if it is damaged.
-        resume_from_checkpoint: resume, from this one: "checkpoint-N" in output, a path, or "last-whole", the newest
-            that is not damaged.
+            runs that torchrun or deepspeed starts; None: plain data parallelism if there are several processes.
+        resume: continue from the newest checkpoint in output, if there is one; a damaged one is refused.
+        resume_from_checkpoint: resume from this checkpoint: "checkpoint-N" in output, a path, or "last-whole" for the
+            newest that is not damaged.
         overwrite: drop what an earlier run left in output.
-        save_total_limit: checkpoints that are kept.
+        save_total_limit: number of checkpoints that are kept.
         tensorboard: write curves to output/tensorboard.
         wandb: write curves to Weights & Biases, by its own settings (WANDB_PROJECT, WANDB_MODE=offline, ...).
-        validation_data: .json or .jsonl file(s) of records whose loss is told and not learned from; their relative
-            paths start from data_root, too.
-        validation_share: in place of such files, the share of the records that is held back for it, drawn by seed.
-        eval_steps: their loss is told every so many steps; 0: after the last one.
+        validation_data: .json or .jsonl file(s) of records that are not trained on, and whose loss is reported; their
+            relative paths start from data_root, too.
+        validation_share: in place of such files, the share of the records that is held back, drawn by seed.
+        eval_steps: steps between reports of the validation loss; 0: only after the last step.
         num_workers: processes that prepare batches; 0: this one.
         cache_pixels: keep processed pictures in memory (up to 2 GiB), for small data over many epochs.
         min_pixels, max_pixels: bounds on an image's size; None: the checkpoint's.
-        video: which frames of a video, and how large.
-        video_frames: (least, most): of every video so many frames are taken as its name and the seed draw between them.
-        pvc: modules of ppe_npu.models.pvc that an InternVL or a Qwen2.5-VL without any is given, or True for the
-            defaults; a checkpoint that has them keeps its own. Every image is then shown pvc.showings times.
+        video: which frames of a video are taken, and how large they are.
+        video_frames: (least, most) frames per video; the number is drawn between them by seed and the video's name.
+        pvc: modules of ppe_npu.models.pvc to add to an InternVL or a Qwen2.5-VL that has none, True for the defaults;
+            a checkpoint that has them keeps its own. Every image is then shown pvc.showings times.
 
     Raises:
-        InputError: a value that cannot be, named, in one line.
+        InputError: an impossible value, which the message names in one line.
     """
 
     model: str = setting(path=True)
@@ -184,7 +184,7 @@ class TrainConfig:
                 f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "
                 "or validation_share (--validation-share)"
             )
-        if isinstance(self.resume_from_checkpoint, bool):  # as transformers takes it
+        if isinstance(self.resume_from_checkpoint, bool):  # transformers takes a bool here, too
             object.__setattr__(self, "resume", self.resume or self.resume_from_checkpoint)
             object.__setattr__(self, "resume_from_checkpoint", None)
         if self.resume_from_checkpoint is not None:
@@ -194,7 +194,7 @@ class TrainConfig:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Of each part of the model (ppe_npu.training.parts)."""
+        """The learning rate of each part of the model (ppe_npu.training.parts)."""
         own = {"merger": self.merger_learning_rate, "vision": self.vision_learning_rate}
         if self.pvc_learning_rate is not None:
             own["pvc"] = self.pvc_learning_rate
@@ -204,29 +204,29 @@ class TrainConfig:
 
     @property
     def sampling(self) -> VideoSampling:
-        """Which frames of a video, with what video_frames draws."""
+        """Which frames of a video are taken, video_frames included."""
         return self.video if self.video_frames is None else Drawn.of(self.video, self.video_frames, self.seed)
 
     @property
     def all_frozen(self) -> tuple[str, ...]:
-        """What does not learn: as asked, and the parts whose learning rate is 0."""
+        """What does not learn: `frozen`, and the parts whose learning rate is 0."""
         return (*self.frozen, *(part for part, rate in self.learning_rates.items() if rate == 0))
 
     @property
     def copies_teacher(self) -> bool:
-        """Whether it learns from a frozen copy of the model."""
+        """Whether the teacher is a frozen copy of the model."""
         return self.distill_weight > 0 and self.distill_teacher == "start"
 
     @property
     def validates(self) -> bool:
-        """Whether there are records whose loss is told and not learned from."""
+        """Whether there are validation records: their loss is reported, and they are not trained on."""
         return bool(self.validation_data or self.validation_share)
 
     def accumulation(self, processes: int) -> int:
         """Forwards per optimizer step.
 
         Raises:
-            InputError: a global_batch that is no multiple of what all processes take at once.
+            InputError: global_batch is no multiple of the records that all processes take at once.
         """
         if self.global_batch is None:
             return self.gradient_accumulation
@@ -239,7 +239,7 @@ class TrainConfig:
         return self.global_batch // at_once
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, as JSON takes them; TrainConfig(**settings) is the same config."""
+        """All settings, as values that JSON can hold; TrainConfig(**settings) is the same config."""
         return fields_to_plain(self)
 
     def identity(self) -> dict[str, Any]:
@@ -248,8 +248,8 @@ class TrainConfig:
 
 
 def _deepspeed_file(name: str) -> str:
-    """The path of a file, or of one of the package's own, by its name."""
-    if os.path.isfile(name):  # unlike Path's, of a name that is too long, too
+    """The path of a config file, or of one of the package's own configs, given by name."""
+    if os.path.isfile(name):  # unlike Path.is_file, it does not raise for a name that is too long
         return str(name)
     own = resources.files("ppe_npu.deepspeed_configs")
     file = own / f"{name}.json"
@@ -270,7 +270,7 @@ def as_compression(value: str | Path | Mapping[str, Any] | CompressionConfig, **
     Overrides that are None change nothing.
 
     Raises:
-        InputError: an unknown preset, or keys that do not fit (one line).
+        InputError: an unknown preset, or keys that do not fit; the message is one line.
     """
     if isinstance(value, CompressionConfig):
         config = value

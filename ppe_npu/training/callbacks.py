@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: its progress, what the compression keeps, which parameters get a gradient."""
+"""Callbacks that watch a run: its progress, what the compression keeps, and which parameters get a gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = 3  # parameters that an error message names
 
 
 class Meter:
-    """Tokens since it was made, by the CompressionReports of all forward passes."""
+    """Counts tokens from the CompressionReports of all forward passes since it was created."""
 
     def __init__(self) -> None:
         self.tokens = self.visual = 0
@@ -32,20 +32,20 @@ class Meter:
 
     @property
     def retention(self) -> float | None:
-        """Share of the visual tokens that was kept, averaged over decoder layers; None where there was none."""
+        """Share of the visual tokens that was kept, averaged over decoder layers; None if there were none."""
         return round(self.kept / self.visual, 4) if self.visual else None
 
     def speed(self, processes: int) -> float:
-        """Tokens per second of the prompts as they were given, over all processes."""
+        """Prompt tokens before compression per second, over all processes."""
         return round(processes * self.tokens / max(time.perf_counter() - self.since, 1e-9), 1)
 
 
 class Progress(TrainerCallback):
-    """A bar with loss, tokens/s and share of the visual tokens kept behind it; without a terminal a line for each log.
+    """Shows a bar with loss, tokens/s and share of the visual tokens kept; without a terminal it prints a line per log.
 
     Args:
         title: of the run.
-        lines: what prints a line, where there is no terminal.
+        lines: prints a line where there is no terminal.
     """
 
     def __init__(self, title: str, lines: Callable[[str], None] = print) -> None:
@@ -53,14 +53,14 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first = state.global_step
-        state.compute_steps(args, state.max_steps)  # a resumed run saves and logs as it says, not as the one before did
+        state.compute_steps(args, state.max_steps)  # a resumed run saves and logs by its own settings, not the old ones
         dispatch.reset()
         if state.is_world_process_zero:
             self.since = time.perf_counter()
             self.bar = Shown(state.max_steps, self.title, "step", done=state.global_step, quiet=True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step >= state.max_steps:  # of a run that is shorter than logging_steps, too
+        if state.global_step >= state.max_steps:  # also log the end of a run that is shorter than logging_steps
             control.should_log = True
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
@@ -80,7 +80,7 @@ class Progress(TrainerCallback):
             self.lines(f"step {state.global_step} of {state.max_steps}: {self._said(logs, state)}")
 
     def _said(self, logs: Mapping[str, float], state: Any) -> str:
-        """What a log says, as a line to read."""
+        """The values of a log as a readable line."""
         if "loss" not in logs:
             return f"validation loss {logs[VALIDATION]:.4f}"
         said = [f"loss {logs['loss']:.4f}"]
@@ -94,16 +94,16 @@ class Progress(TrainerCallback):
         return ", ".join([*said, f"{left:,.0f} s left"])
 
     def close(self) -> None:
-        """End the bar's line, also of a run that failed: what is said next has a line of its own."""
+        """Close the bar, also after a failure, so that whatever is printed next starts on a new line."""
         if self.bar is not None:
             self.bar.close()
 
 
 class GradientCheck(TrainerCallback):
-    """Stops a run after its first step unless just the parameters that should learn were given a gradient.
+    """Stops a run after its first step if a parameter that should learn was given no gradient.
 
-    Hooks on the parameters tell, because ZeRO keeps no gradient where torch would. Zero is a gradient: an adapter's
-    first one is, and the vision tower's in a step without pictures.
+    It uses hooks on the parameters, because ZeRO keeps no gradients where torch does. A gradient of zero counts: so is
+    an adapter's first one, and the vision tower's in a step without pictures.
     """
 
     def __init__(self) -> None:

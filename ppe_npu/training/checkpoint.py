@@ -1,4 +1,4 @@
-"""What stands in a saved folder beside the weights, and which base model it belongs to."""
+"""The files of a saved folder besides the weights, and the record of the base model that it belongs to."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.fingerprint import fingerprint
 from ppe_npu.utils.reading import json_or_none
 
-WHOLE = "whole.json"  # written into a training checkpoint last: one without it was cut off
+WHOLE = "whole.json"  # the last file of a training checkpoint: one without it was cut off
 BASE = "base.json"  # base_record()
-SETTINGS = "train.json"  # what a run was asked for, a recipe for the next one
+SETTINGS = "train.json"  # the settings of a run, which may serve as a recipe
 IDENTITY = "identity.json"  # all that decides the losses of the run that wrote it
 COMPRESSION = "compression.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEYS = ("model", "weights", "class", "dtype")
-_LONGEST = 4097  # signs: no path has as many
+_LONGEST = 4097  # characters: more than any path has
 _DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]
 
 
 def began(output: Path) -> bool:
-    """Whether a run has begun in a folder: it writes its settings down before anything that may be dropped."""
+    """Whether a run has begun in a folder: it writes its settings before any file that may be dropped later."""
     return any((output / name).is_file() for name in (SETTINGS, IDENTITY))
 
 
 def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> dict[str, str]:
-    """What base.json holds: which model a run started from, told by its weights.
+    """The contents of base.json: which model a run started from, identified by its weights.
 
     Call it after load_model and before an adapter is attached; under ZeRO-3 in every process.
 
     Args:
         path: where the model was loaded from, a folder or a hub id.
-        allow_bin: as load_model was told.
+        allow_bin: as passed to load_model.
 
     Returns:
-        {"model" (a folder's full path, or the id), "weights" (their fingerprint), "class", "dtype" (that it was loaded
-        in), "transformers", "ppe_npu" (versions)}.
+        {"model" (a folder's full path, or the id), "weights" (their fingerprint), "class", "dtype" (in which it was
+        loaded), "transformers", "ppe_npu" (versions)}.
 
     Raises:
         ValueError: an adapter is attached already.
@@ -52,7 +52,7 @@ def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> 
     if hasattr(model, "peft_config"):
         raise ValueError("the base's weights are recorded before an adapter is attached")
     folder = Path(path).expanduser()
-    # Weights in 4 bits say nothing that another machine could compare: the ones they were made of are read once more.
+    # Weights in 4 bits cannot be compared on another machine, so the weights that they were made from are read again.
     packed = getattr(model, "quantization_method", None)
     whole = load_model(path, "cpu", model.dtype, allow_bin=allow_bin, tiled=True) if packed else model
     return {
@@ -66,10 +66,10 @@ def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> 
 
 
 def read_base(folder: str | Path) -> dict[str, Any]:
-    """base.json of a folder.
+    """The contents of a folder's base.json.
 
     Raises:
-        InputError: it is not there, or not what base_record gives.
+        InputError: the file does not exist, or does not hold what base_record returns.
     """
     file = Path(folder) / BASE
     if not file.is_file():

@@ -1,8 +1,8 @@
 """Records -> training batches: tokens by the checkpoint's chat template, labels on what the assistant says.
 
-Packing. An independent record's questions share one sequence: the prefix (all up to the last visual's end), then per
-question a block (question, answer). A block sees the prefix and itself, and its positions go on from the prefix's, so
-it is computed as if it were asked alone, while the vision tower, the clustering and the prefix are computed once.
+Packing. An independent record's questions share one sequence: the prefix (all tokens up to the last visual's end), then
+one block (question, answer) per question. A block sees the prefix and itself, and its positions continue the prefix's.
+So it is computed as if asked alone, while the vision tower, the clustering and the prefix are computed only once.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from ppe_npu.models.pvc.inputs import shown_repeatedly
 from ppe_npu.training.data import Record
 from ppe_npu.training.tokens import Tokeniser, Tokens
 
-NOTES = ("sample_ids", "skipped")  # of a batch, for the training loop: the model does not take them
+NOTES = ("sample_ids", "skipped")  # keys of a batch that are for the training loop, not for the model
 Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
 
 
 class Collator:
     """A list of Records -> model inputs with labels; right padding.
 
-    Returns what inputs.build_inputs returns, and labels int64 [B, S]. A batch with an independent record has instead of
-    the padding mask a ready one, bool [B, 1, S, S] (True: may look), and position_ids int64 [3, B, S]. Every batch has
-    NOTES beside them: sample_ids, its records' ids (list of str), and skipped, [[id, reason]] of those left out.
+    Returns what inputs.build_inputs returns, and labels int64 [B, S]. If one of the records is independent, the
+    attention_mask is bool [B, 1, S, S] (True: may attend), and position_ids int64 [3, B, S] are added. Every batch also
+    has NOTES: sample_ids, its records' ids (list of str), and skipped, [[id, reason]] of the records left out.
 
     Args:
         processor: the checkpoint's.
-        vision: what the model says about its visual tokens.
-        sampling: which frames of videos.
+        vision: the model's VisionTokens.
+        sampling: which frames of videos are taken.
         cache: where processed pixels are kept between epochs; None: nowhere.
-        shown_by: the config of a model with PVC: images are shown as often as it says; None: once.
-        skip_broken: leave records out whose files cannot be read. Where none is left, the batch is one short text
-            without loss: every process of a run still takes its step.
+        shown_by: the config of a model with PVC, which says how often an image is shown; None: once.
+        skip_broken: leave out records whose files cannot be read. If none is left, the batch is one short text
+            without loss, so that every process of a run still takes its step.
 
     Raises:
         InputError: a chat template that is no ChatML; a file that cannot be read, unless skip_broken.
@@ -65,7 +65,7 @@ class Collator:
         skipped: list[list[str]] = []
         try:
             samples, (visuals, written) = [self.tokenise(record) for record in records], self._visuals(records)
-        except InputError:  # whose fault it is comes out one by one
+        except InputError:  # find the record at fault by reading them one by one
             records, samples, (visuals, written), skipped = self._one_by_one(records)
         samples = samples or [self._stand_in()]
         prompts = [sample.ids.tolist() for sample in samples]
@@ -86,13 +86,13 @@ class Collator:
         return {**inputs, "sample_ids": [record.id for record in records], "skipped": skipped}
 
     def _visuals(self, records: Sequence[Record]) -> Visuals:
-        """Pixels and grids of all images and videos, and what their placeholders become."""
+        """(pixels and grids of all images and videos, the ids that their placeholders become)."""
         images = [path for record in records for path in record.images]
         videos = [path for record in records for path in record.videos]
         return process_visuals(self.processor, images, videos, self.sampling, self.cache)
 
     def _one_by_one(self, records: Sequence[Record]) -> tuple[list[Record], list[Tokens], Visuals, list]:
-        """(records that can be used, their tokens, their visuals, [[id, reason]] of the others)."""
+        """(records that can be read, their tokens, their visuals, [[id, reason]] of the others)."""
         kept, samples, parts, skipped = [], [], [], []
         for record in records:
             try:
@@ -116,7 +116,7 @@ class Collator:
         return dataclasses.replace(sample, labels=np.full_like(sample.labels, IGNORED))
 
     def _packed(self, inputs: dict[str, Any], blocks: torch.Tensor, shifts: torch.Tensor) -> dict[str, Any]:
-        """attention_mask bool [B, 1, S, S] and position_ids int64 [3, B, S], of blocks and shifts [B, S]."""
+        """attention_mask bool [B, 1, S, S] and position_ids int64 [3, B, S], from blocks and shifts int64 [B, S]."""
         grids = [inputs[key].tolist() if key in inputs else [] for key in ("image_grid_thw", "video_grid_thw")]
         seconds = inputs["second_per_grid_ts"].tolist() if "second_per_grid_ts" in inputs else None
         real = inputs["attention_mask"]
@@ -132,8 +132,8 @@ def block_mask(blocks: torch.Tensor) -> torch.Tensor:
         blocks: int64 [B, S]: 0 in the prefix, 1, 2, ... in blocks, -1 at padding.
 
     Returns:
-        bool [B, 1, S, S], True: query (third axis) sees key (fourth). Every token sees what stands before it in the
-        prefix and in its own block; padding sees only itself, because a row without any key is NaN in some kernels.
+        bool [B, 1, S, S], True: query (third axis) sees key (fourth). Every token sees itself and the tokens before it
+        in the prefix and in its own block. Padding sees only itself: a row without any key is NaN in some kernels.
     """
     length = blocks.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -143,7 +143,8 @@ def block_mask(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _repeat(sample: Tokens, ids: np.ndarray, repeats: np.ndarray) -> Tokens:
-    """The sample with its placeholders expanded; what a video's frames are announced by is a part of the question."""
+    """The sample with its placeholders expanded; all tokens of a placeholder, text between a video's frames included,
+    inherit its label, block and shift."""
     return Tokens(ids, *(np.repeat(getattr(sample, name), repeats) for name in ("labels", "blocks", "shifts")))
 
 

@@ -1,8 +1,9 @@
-"""Records of other programs' forms -> this package's: `ppe-npu convert`.
+"""Records in other programs' forms -> this package's form: `ppe-npu convert`.
 
-What is known: messages (or conversations) with role and content or from and value, whose content is text or a list of
-parts (OpenAI, TRL, ms-swift); images and videos beside them (LLaMA-Factory, ms-swift); query, response and history
-(ms-swift); instruction, input and output (Alpaca); a system text at the top. A record of ours stays what it is.
+The known forms are: messages (or conversations) with role and content or from and value, whose content is text or a
+list of parts (OpenAI, TRL, ms-swift); images and videos beside them (LLaMA-Factory, ms-swift); query, response and
+history (ms-swift); instruction, input and output (Alpaca); a system text at the top. A record in this package's form
+stays as it is.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def convert_files(files: Sequence[str | Path]) -> Converted:
     """
     records, faults = [], []
     for file in map(Path, files):
-        room = Room(file.parent, anywhere=True)  # whether its files are there, and inside, is for `ppe-npu data`
+        room = Room(file.parent, anywhere=True)  # `ppe-npu data` checks that files exist, and lie inside the folder
         for where, raw in read_file(file):
             try:
                 if isinstance(raw, InputError):
@@ -66,7 +67,7 @@ def convert_files(files: Sequence[str | Path]) -> Converted:
 
 
 def write_converted(found: Converted, output: str | Path) -> None:
-    """A record a line, in one step.
+    """Write one record per line; the file appears only when it is complete.
 
     Raises:
         InputError: a name that does not end in .jsonl.
@@ -77,10 +78,10 @@ def write_converted(found: Converted, output: str | Path) -> None:
 
 
 def convert_record(raw: Any) -> dict[str, Any]:
-    """One record as this package reads it; other keys of it stay as they are.
+    """One record as this package reads it; its other keys stay as they are.
 
     Raises:
-        InputError: what has no place in this form, or cannot be told.
+        InputError: content that is ambiguous, or has no place in this form.
     """
     if not isinstance(raw, dict):
         raise InputError(f"is {brief(raw)}, not a record")
@@ -101,8 +102,8 @@ def convert_record(raw: Any) -> dict[str, Any]:
 
 
 def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
-    """The turns; files that stand in their parts are added to `files`, those beside are taken from `beside`."""
-    lists = {key: raw[key] for key in _TURNS if isinstance(raw.get(key), list)}  # others are notes
+    """The turns. Files named in their parts are added to `files`; files named beside them are taken from `beside`."""
+    lists = {key: raw[key] for key in _TURNS if isinstance(raw.get(key), list)}  # other values are notes
     turns = _one(lists or raw, _TURNS)
     if turns:
         others = [key for key in _PAIRS if isinstance(raw.get(key), str | list) and raw[key] not in _NOTHING]
@@ -123,7 +124,7 @@ def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str,
 
 
 def _one(raw: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under one of some keys that mean the same; InputError where one of several would be lost."""
+    """The value under one of several keys that mean the same; InputError if they have different values."""
     held = {key: raw[key] for key in keys if raw.get(key) not in _NOTHING}
     if any(value != next(iter(held.values())) for value in held.values()):
         raise InputError(f"has {' and '.join(held)}, which differ: keep one of them")
@@ -149,7 +150,7 @@ def _turn(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
 
 
 def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]]) -> str:
-    """A part of a content list as text: a placeholder where a file stands, which is added to `files`."""
+    """A part of a content list as text; for a file it is a placeholder, and the file is added to `files`."""
     if isinstance(given, str):
         return _literal(given)
     if isinstance(given, dict):
@@ -165,7 +166,7 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     if name == "text":
         return _literal(_text(given.get("text"), "part"))
     source = _one(given, tuple(dict.fromkeys((name, f"{name}_url", "path", "url")))) or None
-    if source is None:  # as TRL has it: the file stands beside the turns
+    if source is None:  # as in TRL's form: the file is named beside the turns
         if not beside[name]:
             raise InputError(f"has a part of type {name!r} for which no file is named")
         source = beside[name].pop(0)
@@ -202,7 +203,7 @@ def _path(given: Any, kind: str) -> str:
 
 
 def _place(turns: Sequence[Turn], kind: str, files: list[str], left: list[str]) -> None:
-    """Files beside the turns: for the placeholders that are there, or, without any, before the first question."""
+    """Add the files named beside the turns. If the turns have no placeholders, put them before the first question."""
     token = PLACEHOLDERS[kind]
     held = any(token in turn["value"] for turn in turns if turn["from"] == "human")
     first = next((turn for turn in turns if turn["from"] == "human"), None)

@@ -1,6 +1,6 @@
-"""Curves for TensorBoard: what transformers' callback says of a run, written by the run itself.
+"""Curves for TensorBoard: the values of transformers' callback, written in the run's own thread.
 
-torch's SummaryWriter writes in a thread of its own, where a full disk is a traceback beside the run's own line.
+torch's SummaryWriter writes in another thread, where a full disk prints a traceback besides the run's own message.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ppe_npu.training.loop import RESUME
 
 
 class CurveFile:
-    """A file of events in a folder, with what transformers' TensorBoardCallback asks of a SummaryWriter.
+    """An event file in a folder, with those methods of a SummaryWriter that transformers' TensorBoardCallback calls.
 
     Raises:
-        FileError: of its methods, too: the file cannot be written.
+        FileError: the file cannot be written; the methods raise it, too.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,12 +45,12 @@ class CurveFile:
         self._add(summary=summary.text(name, text), step=step)
 
     def flush(self) -> None:
-        """Write what was added: whole events, in one piece, after the last whole one. TensorBoard reads up to an event
-        that a kill cut off; what follows one that a full disk cut off it would not read."""
+        """Write the events that were added, in one piece, after the last complete one. TensorBoard reads nothing behind
+        an event that was cut off, so one that a full disk cut off is removed first."""
         with writing(self._file, then=RESUME):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:
-                if file.seek(0, os.SEEK_END) > self._whole:  # shorter is a file that somebody took away or emptied
+                if file.seek(0, os.SEEK_END) > self._whole:  # a shorter file was removed or emptied meanwhile
                     file.truncate(self._whole)
                 write_whole(file, self._pending.getvalue())
                 self._whole = file.seek(0, os.SEEK_END)

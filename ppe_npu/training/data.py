@@ -36,7 +36,7 @@ __all__ = ["ChatDataset", "Checked", "Fault", "Record", "check_records", "compla
 
 _SHOWN = 3  # faults that an error message spells out
 _PROBES: dict[str, Callable[[str], Any]] = {"image": image_size, "video": video_header}
-_AT_ONCE = 4096  # files whose headers wait for a thread
+_AT_ONCE = 4096  # files that are queued for the threads at a time
 _OUTSIDE = "name a data root that holds it (--data-root), or allow it (--allow-outside)"
 BAR_AFTER = 3.0  # seconds of work after which a progress bar shows
 
@@ -46,9 +46,9 @@ class Checked:
     """The contents of data files.
 
     Attributes:
-        records: those that can be used.
-        faults: the others. Both in the files' order.
-        headers: of all files of the records, {"image": {path: (height, width)}, "video": {path: VideoHeader}}.
+        records: those that can be used, in the order of the files.
+        faults: the others, in the same order.
+        headers: of the records' pictures and videos: {"image": {path: (height, width)}, "video": {path: VideoHeader}}.
     """
 
     records: list[Record]
@@ -57,7 +57,7 @@ class Checked:
 
 
 class ChatDataset(Dataset):
-    """Records by number; the collator reads their pictures, one batch at a time."""
+    """Records by number. Their pictures are read by the collator, one batch at a time."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = list(records)
@@ -72,10 +72,10 @@ class ChatDataset(Dataset):
 def read_records(
     files: str | Path | Sequence[str | Path], data_root: str | Path | None = None, allow_outside: bool = False
 ) -> list[Record]:
-    """All records of one or several files, each of which can be used; arguments as check_records.
+    """All records of one or several files, all of which must be usable; arguments as for check_records.
 
     Raises:
-        InputError: a file that cannot be read, or records that cannot be used, by line and reason, in one line.
+        InputError: a file that cannot be read, or records that cannot be used; one line with their places and reasons.
     """
     checked = check_records(files, data_root, allow_outside)
     if checked.faults:
@@ -84,7 +84,7 @@ def read_records(
 
 
 def complaint(faults: Sequence[Fault], total: int) -> str:
-    """One line about records that cannot be used, of `total`: how many, and the first of them."""
+    """One line that says how many of `total` records cannot be used, and names the first of them with their faults."""
     more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
     return f"{len(faults)} of {total} records cannot be used: {'; '.join(map(str, faults[:_SHOWN]))}{more}"
 
@@ -95,9 +95,9 @@ def check_records(
     """Read and check all records of one or several files; every picture's and video's header is read once.
 
     Args:
-        files: .json or .jsonl files, one after the other.
-        data_root: what relative image and video paths start from; None: the folder of the file that names them.
-        allow_outside: whether paths may lead out of that folder, being absolute, by ".." or over links.
+        files: .json or .jsonl files, whose records are joined in this order.
+        data_root: folder that relative image and video paths start from; None: that of the file that names them.
+        allow_outside: whether paths may lead out of that folder, as absolute paths, by "..", or through links.
 
     Raises:
         InputError: a data file that cannot be read, or no records at all.
@@ -124,10 +124,10 @@ def check_records(
 
 
 def check_places(files: Sequence[str | Path], data_root: str | Path | None) -> list[Path]:
-    """The paths of data files that are there, after looking at the data root, too.
+    """The paths of data files, after checking that they and the data root exist.
 
     Raises:
-        InputError: a file that is none, or a root that is no folder.
+        InputError: a path that is no file, or a root that is no folder.
     """
     paths = [expanded(file) for file in files]
     for path in paths:
@@ -140,11 +140,11 @@ def check_places(files: Sequence[str | Path], data_root: str | Path | None) -> l
 
 
 def read_headers(records: Iterable[Record]) -> dict[str, dict[str, Any]]:
-    """The headers of all files that records name, each read once, by threads.
+    """The headers of all pictures and videos that records name, each read once, in parallel threads.
 
     Returns:
-        {"image": {path: (height, width)}, "video": {path: VideoHeader}}; in place of a header that cannot be read the
-        InputError that says why.
+        {"image": {path: (height, width)}, "video": {path: VideoHeader}}; where a header cannot be read, the value is
+        the InputError that says why.
     """
     todo = list(dict.fromkeys(file for record in records for file in _files(record)))
     headers: dict[str, dict[str, Any]] = {kind: {} for kind in _PROBES}

@@ -1,4 +1,4 @@
-"""What a run saved -> a checkpoint that plain transformers loads: adapters merged, shares of DeepSpeed put together."""
+"""A run's checkpoint -> one that plain transformers loads: adapters are merged, and DeepSpeed's shards are joined."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROCESSOR = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "chat_template.*"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
-# Files of training alone, by the beginnings of their names; shares are needed where the weights lie in nothing else.
+# Prefixes of files that only training needs. DeepSpeed's shards are needed, too, where nothing else holds the weights.
 _TRAINING = ("optimizer.", "scheduler.", "scaler.", "rng_state", "trainer_state.", "training_args.")
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -44,18 +44,18 @@ def merge_lora(
     """Add a LoRA or DoRA adapter to the model that it was trained on, and save the sum as a plain checkpoint.
 
     Args:
-        adapter: a folder that `train` left: final/, or a whole checkpoint.
-        output: a folder that is not there, or empty. It gets the model, the processor, compression.json and base.json.
-        model: the base; None: where base.json says it was.
-        dtype: "fp32" or "bf16" to save in; None: the one that the base was trained in.
+        adapter: a folder that `train` wrote: final/, or a complete checkpoint.
+        output: a new or empty folder. The model, the processor, compression.json and base.json are written there.
+        model: the base; None: the one that base.json names.
+        dtype: "fp32" or "bf16" to save in; None: the base's dtype in training.
         allow_bin: whether the base may have pytorch_model.bin alone.
 
     Returns:
         output.
 
     Raises:
-        InputError: the adapter is not whole, the base is another model than it was trained on, or the output holds
-            something.
+        InputError: the adapter is incomplete, the base is not the model that it was trained on, or the output is not
+            empty.
     """
     return _export(Path(adapter), Path(output), model, dtype, adapter=True, allow_bin=allow_bin)
 
@@ -70,15 +70,15 @@ def export(
 ) -> Path:
     """Write any checkpoint of a run as a plain one: weights and processor without the optimizer's state.
 
-    Full weights are copied, an adapter is merged, and what ZeRO-2 or ZeRO-3 left in shares is put together (fp32).
+    Full weights are copied, an adapter is merged, and the shards of ZeRO-2 or ZeRO-3 are joined (fp32).
 
     Args:
         checkpoint: final/ or checkpoint-N.
-        output: a folder that is not there, or empty.
-        model: of an adapter: its base; None: where base.json says it was.
-        dtype: "fp32" or "bf16" to save in; None: as it was saved, an adapter in what its base was trained in.
-        allow_bin: whether it, or an adapter's base, may have pytorch_model.bin alone.
-        config: what its config.json shall say beside, or in place of, what it says (ppe_npu.serving.checkpoint).
+        output: a new or empty folder.
+        model: the base of an adapter; None: the one that base.json names.
+        dtype: "fp32" or "bf16" to save in; None: the saved one, or for an adapter its base's in training.
+        allow_bin: whether the checkpoint, or an adapter's base, may have pytorch_model.bin alone.
+        config: keys to add to config.json, or to replace in it (ppe_npu.serving.checkpoint).
 
     Returns:
         output.
@@ -137,7 +137,7 @@ def _check_source(source: Path, adapter: bool) -> None:
 
 
 def _check_files(source: Path) -> None:
-    """Raise InputError unless what is exported of a training checkpoint is what was written."""
+    """Raise InputError unless the files of a training checkpoint that are exported are as they were written."""
     plain = (source / ADAPTER_WEIGHTS).is_file() or any((source / name).is_file() for name in _WEIGHTS)
     try:
         check_whole(source, lambda name: not name.startswith(_TRAINING + (("global_step",) if plain else ())))
@@ -157,7 +157,7 @@ def _check_output(output: Path) -> None:
 
 
 def _full(source: Path, allow_bin: bool) -> Any:
-    """The model of a checkpoint with all weights, whole or in DeepSpeed's shares."""
+    """The model of a checkpoint that has all weights, in plain files or in DeepSpeed's shards."""
     if any((source / name).is_file() for name in _WEIGHTS) or not _shared(source):
         return load_model(source, dtype="auto", allow_bin=allow_bin, tiled=True)
     import transformers
@@ -173,13 +173,13 @@ def _full(source: Path, allow_bin: bool) -> Any:
 
 
 def _without_weights(path: str | Path) -> Any:
-    """The model of a checkpoint, its parameters shapes without values."""
+    """The model of a checkpoint on the meta device: its parameters have shapes but no values."""
     import transformers
 
     from ppe_npu.models.pvc.install import model_class
 
     config = transformers.AutoConfig.from_pretrained(path, **NO_CODE)
-    config._attn_implementation = "sdpa"  # else it could name a kernel that is downloaded
+    config._attn_implementation = "sdpa"  # else the config could name a kernel, which would be downloaded
     with torch.device("meta"):
         return model_class(config.architectures[0])(config)
 
@@ -198,7 +198,7 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
 
         with tensors_only(zero, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
             return zero.get_fp32_state_dict_from_zero_checkpoint(str(source))
-    except Exception as error:  # DeepSpeed raises what its files make: EOFError, AssertionError, ...
+    except Exception as error:  # damaged files make DeepSpeed raise EOFError, AssertionError, ...
         raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
 
 
@@ -223,19 +223,19 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         config = peft.PeftConfig.from_pretrained(str(source))
         config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
         wrapped = peft.get_peft_model(model, config)
-    except Exception as error:  # peft raises whatever a wrong field makes of its code, re.error among them
+    except Exception as error:  # a wrong field may make peft raise anything, such as re.error
         raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
     set_adapter_weights(wrapped, tensors, source)
     try:
         return wrapped.merge_and_unload(safe_merge=True)
-    except Exception as error:  # ValueError: NaN, which safe_merge finds; and whatever peft's variants raise
+    except Exception as error:  # safe_merge raises ValueError for NaN; peft's variants may raise anything
         raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
 
 
 def base_path(
     source: Path, record: Mapping[str, str], base: str | Path | None, allow_bin: bool, tiled: bool = True
 ) -> str:
-    """Where the base is, after checking that it is one of the right class."""
+    """The path or id of an adapter's base, after checking its class."""
     path = as_path(str(base or record["model"]), f"adapter {source}: its base ")
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
         raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")

@@ -1,4 +1,4 @@
-"""What a run says of going on: from where, that it is at its end already, and how, when it was stopped."""
+"""Resuming a run: what it must agree with, whether it has ended already, and the messages about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppe_npu.utils.reading import read_json
 
 @dataclass(frozen=True)
 class _Summary:
-    """What summary.json says of a run that has ended: trainer.TrainResult, as JSON holds it."""
+    """The summary.json of a run that has ended: trainer.TrainResult, as JSON holds it."""
 
     final: str
     steps: int = setting(least=0)
@@ -37,10 +37,10 @@ class _Summary:
 
 
 def compared_with(config: TrainConfig, checkpoint: Path | None) -> Path | None:
-    """What a run that goes on must agree with: its checkpoint, else its final model, which is its last step.
+    """What a resumed run must agree with: its checkpoint, or else the final model of a run that has ended.
 
     Raises:
-        InputError: the run has ended, and its summary.json is not what was written.
+        InputError: the run has ended, and its summary.json is damaged.
     """
     final, file = Path(config.output) / FINAL, Path(config.output) / "summary.json"
     ended = config.resume and (final / BASE).is_file() and file.is_file()
@@ -54,10 +54,10 @@ def compared_with(config: TrainConfig, checkpoint: Path | None) -> Path | None:
 
 
 def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[str, Any] | None:
-    """summary.json of a run that is to be gone on with and is at its end already; None of any other.
+    """The contents of summary.json if a run is to be resumed but has ended already; None otherwise.
 
-    Its settings and records are for check_identity to compare, before. A copy of a run's folder is not at its end: who
-    made it wants to go on there.
+    Its settings and records must have been compared before (check_identity). In a copy of a run's folder the run has
+    not ended, because a copy is made to continue there.
     """
     output = Path(config.output)
     if not config.resume or config.resume_from_checkpoint is not None or not (output / FINAL / BASE).is_file():
@@ -72,7 +72,7 @@ def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[s
 
 
 def say_where_from(config: TrainConfig, checkpoint: Path | None, steps: int, ended: Mapping[str, Any] | None) -> None:
-    """What a run that was asked to go on goes on from."""
+    """Print where a run that was asked to resume continues from."""
     if ended is not None:
         say(f"{config.output} is at its end, step {steps} of {steps}: {FINAL} is the last one, nothing is left to do")
     elif checkpoint is not None:
@@ -82,7 +82,7 @@ def say_where_from(config: TrainConfig, checkpoint: Path | None, steps: int, end
 
 
 def how_to_go_on(config: TrainConfig) -> str:
-    """What is said of a run that was stopped from the keyboard."""
+    """The message that tells how to continue a run that was stopped from the keyboard."""
     last = next((folder for folder in reversed(checkpoints(config.output)) if (folder / WHOLE).exists()), None)
     if last is None:
         return "no checkpoint was saved yet (--save-steps N saves one every N steps): the same command begins anew"

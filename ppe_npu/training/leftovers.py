@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: how it is told from other people's files, and dropped where it is in the way."""
+"""The files that a run leaves in its folder: how they are told apart from other files, and when they are dropped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ppe_npu.utils.reading import UnreadableError, read_json
 
 MEDIA, FINAL = "media.txt", "final"
 _OWN = ("summary.json", "summary.md", "loss.png")
-_MARKS = {  # keys by which files of these names are known as a run's
+_MARKS = {  # keys that identify files of these names as a run's
     SETTINGS: ("model", "data", "compression"),
     IDENTITY: ("model", "data", "records_sha256"),
     "summary.json": ("settings", "losses", "steps"),
 }
 _WRITTEN = (*_MARKS, *_OWN, MEDIA, *SURVEY)
-_BEING_SAVED = re.compile(r"checkpoint-\d+|dropped-.+")  # what stands in SAVING
-_SKIPPED = re.compile(r"skipped-\d+\.jsonl")  # of each process, the records that it left out
+_BEING_SAVED = re.compile(r"checkpoint-\d+|dropped-.+")  # names of the folders in SAVING
+_SKIPPED = re.compile(r"skipped-\d+\.jsonl")  # each process lists the records that it left out
 
 
 def is_written(name: str) -> bool:
@@ -37,7 +37,7 @@ def skipped_files(output: Path) -> list[Path]:
 
 
 def check_owned(output: Path) -> None:
-    """Raise InputError for a file of a run's name that no run wrote; it would be written over, or dropped."""
+    """Raise InputError if no run wrote a file that has the name of a run's: it would be overwritten or dropped."""
     for name, keys in _MARKS.items():
         _check_file(output / name, keys)
     saving = output / SAVING
@@ -68,10 +68,10 @@ def _check_file(file: Path, keys: Sequence[str]) -> None:
 
 
 def drop_run(output: Path, own: Sequence[Path]) -> None:
-    """Drop what an earlier run left, known by its marks; all else stays.
+    """Drop what an earlier run left; other files stay.
 
     Args:
-        own: its checkpoints.
+        own: the checkpoints of that run.
     """
     for path in [*own, output / FINAL]:
         drop(path)
@@ -81,12 +81,12 @@ def drop_run(output: Path, own: Sequence[Path]) -> None:
     events = [] if curves.is_symlink() else curves.glob("events.out.tfevents.*")  # a link leads to other runs' curves
     for path in [*(output / name for name in _OWN), *events]:
         remove(path)
-    with contextlib.suppress(OSError):  # somebody else's file is in it, or it is not there
+    with contextlib.suppress(OSError):  # the folder has other files in it, or does not exist
         curves.rmdir()
 
 
 def tidy(output: Path, step: int) -> None:
-    """Drop what the run did after the checkpoint that it goes on from, finished or not: it will do it again."""
+    """Drop files that were cut off, and what the run wrote after the checkpoint (of `step`) that it resumes from."""
     remove(output / SAVING)
     for path in list(output.iterdir()):
         cut_off = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
@@ -97,8 +97,8 @@ def tidy(output: Path, step: int) -> None:
 
 
 def _forget_skipped(file: Path, step: int) -> None:
-    """Keep of a list of skipped records those up to a step; a line that a kill cut off goes, too. A file with other
-    lines is no such list, and is left alone."""
+    """Cut a list of skipped records down to those up to a step; a line that a kill cut off is dropped, too. A file with
+    other lines is no such list, and is left alone."""
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     kept = []
     for line in lines:

@@ -1,10 +1,10 @@
-"""A record's length in tokens before and after compression, found from headers; only of a picture whose pixels say how
-many of its tokens stay (a step at the pixels without an exact budget) the file is read.
+"""A record's length in tokens before and after compression, found from the headers of its files. A picture is read only
+if its pixels decide how many of its tokens stay (a step at the pixels without an exact budget).
 
-A picture's tokens follow from its header's size, by the processor's own rule; a video's, and those of the seconds that
-Qwen3-VL's processor writes between them, from the frames that it shows, their rate and size, by the plan by which
-ppe_npu.data.videos reads and the processor itself, which is given frames that have a shape and no content. So the
-numbers are those of the collator's batches.
+A picture's tokens follow from the size in its header, by the processor's own rule. A video's tokens, and those of the
+seconds that Qwen3-VL's processor writes between them, follow from the number, rate and size of its frames: the frames
+to read are planned as in ppe_npu.data.videos, and the processor is called with frames that have a shape but no content.
+So the numbers are those of the collator's batches.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import Tokeniser
 
 Lengths = tuple[int, int, int, int, int]
-_TEXTS = 1_000  # videos whose text is kept: a long one's takes 30 KB
+_TEXTS = 1_000  # videos whose text is cached: that of a long one takes 30 KB
 
 
 class Ruler:
-    """A list of Records -> for each (before, after, visual_before, visual_after, answers), or the Fault that it is.
+    """A list of Records -> for each (before, after, visual_before, visual_after, answers), or a Fault.
 
     Args:
-        processor, compression, sampling, headers, max_length, showings: as survey.survey.
+        processor, compression, sampling, headers, max_length, showings: as in survey.survey.
 
     Raises:
         InputError: a chat template that is no ChatML.
@@ -51,13 +51,13 @@ class Ruler:
     ) -> None:
         self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
         self.max_length, self.showings = max_length, showings
-        self.tokenise = Tokeniser(processor, memo=10_000)  # most texts are seen once
+        self.tokenise = Tokeniser(processor, memo=10_000)  # small, as most texts occur once
         self._measured: dict[Any, tuple[int, int]] = {}
         self._reads = compression.at_pixels is not None and compression.at_pixels.counts == "late"
         self._tiled = is_tiled(processor)
         self._marks = tile_ids(processor, 0) if self._tiled else image_ids(processor, 0)
         self._texts: dict[tuple[Any, float], torch.Tensor] = {}
-        # A family writes the seconds of every video or of none; only where it does, every video has to be asked about.
+        # A model family writes seconds into every video or into none. Only if it does, a video's text must be computed.
         blank = VideoHeader(2, 1.0, 1, 1)
         self._seconds = not self._tiled and len(video_ids(processor, self._planned(blank, ""), 0)) > len(self._marks)
 
@@ -83,7 +83,7 @@ class Ruler:
         return text + before, text + after, before, after, int((sample.labels != IGNORED).sum())
 
     def _visual(self, kind: str, path: str) -> tuple[int, int]:
-        """(tokens before, after) of one file; many have the same size."""
+        """(tokens before, after) of one file, kept for further files of the same size."""
         header = self.headers[kind][path]
         if isinstance(header, InputError):
             raise header
@@ -98,7 +98,7 @@ class Ruler:
         return self._measured[key]
 
     def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
-        """(showings, tokens of each); of InternVL the tiles of all showings, and a tile's."""
+        """(showings, tokens per showing); for InternVL (tiles of all showings, tokens per tile)."""
         if self._tiled:
             return self.showings * tile_count(self.processor, height, width), self.processor.image_seq_length
         maker = self.processor.image_processor
@@ -109,7 +109,7 @@ class Ruler:
         return self.showings, patches // maker.merge_size**2
 
     def _video(self, video: Video) -> tuple[int, int]:
-        """(temporal steps, tokens of each)."""
+        """(temporal steps, tokens per step)."""
         if self._tiled:
             return len(video.frames), self.processor.image_seq_length
         visuals, _ = process_visuals(self.processor, [], [video], self.sampling)
@@ -117,7 +117,7 @@ class Ruler:
         return steps, rows * columns // self.processor.video_processor.merge_size**2
 
     def _text(self, path: str) -> torch.Tensor:
-        """What a video's placeholder becomes beside its visual tokens."""
+        """The ids that a video's placeholder becomes, without its visual tokens."""
         if not self._seconds and not self._tiled:
             return self._marks
         header = self.headers["video"][path]

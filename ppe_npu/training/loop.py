@@ -1,4 +1,4 @@
-"""transformers' Trainer, with what this package adds: whole checkpoints that really resume, and a stop at NaN."""
+"""transformers' Trainer with what this package adds: complete checkpoints that can be resumed, and a stop at NaN."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ppe_npu.training.sampler import EpochSampler
 from ppe_npu.training.validation import mean_loss
 from ppe_npu.training.whole import made_by_train, whole_record
 
-SAVING = ".saving"  # beside the checkpoints, where one is made before it takes its place
+SAVING = ".saving"  # folder beside the checkpoints, in which one is written before it gets its name
 _NAME = re.compile(r"checkpoint-[0-9]+")
 RESUME = "then go on with --resume: nothing that was saved before is lost"
 
@@ -40,17 +40,17 @@ RESUME = "then go on with --resume: nothing that was saved before is lost"
 class CompressedTrainer(Trainer):
     """A Trainer whose model is compressed.
 
-    A loss is the mean over all tokens of an optimizer step, whichever process or forward pass they fall to: so it does
-    not depend on how the step is cut. A checkpoint appears under its name when it is whole, and holds the processor,
+    A loss is the mean over all tokens of an optimizer step, so it does not depend on how the step is divided among
+    processes and forward passes. A checkpoint appears under its name only when it is complete, and holds the processor,
     compression.json, base.json, identity.json, and whole.json, which lists its files.
 
     Args:
-        base: what base.json shall hold. identity: what identity.json shall hold, in the first process.
-        newer: checkpoints that a run which goes on from an older one replaces: they go when a new one is there.
+        base: the contents of base.json. identity: the contents of identity.json, given in the first process.
+        newer: checkpoints later than the one that this run resumes from; dropped once the run has saved one itself.
         learning_rates: of each part of the model.
-        lengths: of the records, to bring like lengths together, or None. per_step: records of an optimizer step.
-        packing: the samples of a forward in one row. distillation: from the model that sees everything, or None.
-        frozen_teacher: whether that is a copy of the model as it was given.
+        lengths: of the records, to batch similar lengths together, or None. per_step: records per optimizer step.
+        packing: join the samples of a forward in one row. distillation: from a teacher that sees all tokens, or None.
+        frozen_teacher: whether the teacher is a frozen copy of the model as given; else it is the model itself.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class CompressedTrainer(Trainer):
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         if frozen_teacher:
             assert distillation is not None, "a teacher is of a distillation"
-            cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # as it does the student
+            cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # like the student
             distillation = replace(distillation, teacher=_frozen(self.model, cast))
-        # The loss alone: see ppe_npu.models.loss.
+        # Only the loss is needed, so logits are not kept: see ppe_npu.models.loss.
         self.forward_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True, distill=distillation)}
-        self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # of validation: no teacher
-        self.meter, self.window = Meter(), Meter()  # of all steps, and since the last log
+        self.scoring_options = {KEYWORD: ForwardPass(packed=packing, skip_logits=True)}  # for validation: no teacher
+        self.meter, self.window = Meter(), Meter()  # over all steps, and since the last log
         self._saving = False
-        # transformers believes that these models' losses take no token count; their forward hands it on.
+        # transformers assumes that these models take no token count for the loss; their forward() hands it on.
         self.model_accepts_loss_kwargs = True
 
     def train(self, *args, **kwargs) -> Any:
@@ -103,7 +103,7 @@ class CompressedTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        # state.epoch is a fraction; at an epoch's start it is whole but for rounding.
+        # state.epoch is a float; at an epoch's start it is a whole number up to rounding.
         dataset = self.train_dataset if train_dataset is None else train_dataset
         epoch = lambda: int((self.state.epoch or 0.0) + 1e-6)  # noqa: E731
         return EpochSampler(len(dataset), self.args.seed, epoch, self.lengths, self.per_step)
@@ -131,12 +131,13 @@ class CompressedTrainer(Trainer):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         options = self.forward_options if model.training else self.scoring_options
-        # Without token types a dense model, too, numbers its videos as Qwen2.5-VL was trained.
+        # Some transformers releases number the text after a video otherwise than Qwen2.5-VL was trained. There a dense
+        # model numbers it as trained only without token types.
         untold = {} if self.model.compression.vision.text_behind_time else {"mm_token_type_ids": None}
         return super().compute_loss(model, {**inputs, **untold, **options}, *args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The validation records' loss, logged under the Trainer's own name; its callbacks are told, too."""
+        """{"eval_loss": mean loss of the validation records}, which is also logged and passed to the callbacks."""
         found = {f"{metric_key_prefix}_loss": mean_loss(self, (eval_dataset or self.eval_dataset).records)}
         self.log(dict(found))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
@@ -151,7 +152,7 @@ class CompressedTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _note_skipped(self, skipped: Sequence[Sequence[str]]) -> None:
-        """Count records that broke while the epoch ran, and write each down at once."""
+        """Append the records of a batch that could not be read to this process's skipped-N.jsonl, at once."""
         if not skipped:
             return
         file = Path(self.args.output_dir) / f"skipped-{self.args.process_index}.jsonl"
@@ -162,7 +163,7 @@ class CompressedTrainer(Trainer):
 
     @torch.no_grad()
     def _check_alone(self, names: Sequence[str], error: Exception) -> None:
-        """Raise InputError if the model fails on one of these records without compression and packing, too."""
+        """Raise InputError if the model also fails on one of these records without compression and packing."""
         model = base_of(self.model)
         for record in (record for record in self.train_dataset.records if record.id in names):
             inputs = self.data_collator([replace(record, independent=False)])
@@ -171,8 +172,8 @@ class CompressedTrainer(Trainer):
                 check_alone(model, partial(model, **drop_unknown_types(model, inputs)), error)
 
     def _guilty(self, names: Sequence[str]) -> list[str]:
-        """Those of a batch's samples whose own loss is not finite. With several processes, all of them: one process
-        alone cannot run the model again."""
+        """The ids of those samples of a batch whose own loss is not finite. With several processes it is all of them,
+        because one process cannot run the model without the others."""
         if self.args.world_size > 1 or len(names) < 2:
             return list(names)
         records = {record.id: record for record in self.train_dataset.records}
@@ -190,7 +191,7 @@ class CompressedTrainer(Trainer):
         """Load the weights through from_pretrained, and refuse a checkpoint that lacks any.
 
         save_pretrained writes Qwen2.5-VL's old key names ("visual.*"); transformers' own resume (5.22) looks for the
-        new ones ("model.visual.*"), finds none, warns, and goes on with the weights that the run started from.
+        new ones ("model.visual.*"), finds none, warns, and continues with the weights that the run started from.
         """
         model = model or self.model
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -219,10 +220,10 @@ class CompressedTrainer(Trainer):
         return str(Path(folder) / SAVING) if self._saving else folder
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint is written beside its place, and takes its name when every process has written its part.
+        """Write a checkpoint into SAVING, and move it to its name when every process has written its part.
 
-        None after the last step: final/ is about to be written, and transformers (5.22) takes one step too many when it
-        resumes a run that is at its end.
+        Nothing is saved after the last step: final/ is about to be written, and transformers (5.22) takes one step too
+        many when it resumes a run that is at its end.
         """
         if self.state.global_step >= self.state.max_steps:
             return
@@ -235,12 +236,12 @@ class CompressedTrainer(Trainer):
                 if self.args.should_save:
                     self._name(made)
         except FileError:
-            remove(made)  # it takes the room that is to be made
+            remove(made)  # it takes up space on a disk that may be full
             raise
         self.accelerator.wait_for_everyone()
 
     def _name(self, made: Path) -> None:
-        """Put a checkpoint into its place when every process has written its part, and drop those that are too many."""
+        """Move a checkpoint that every process has written to its name, and drop the oldest beyond save_total_limit."""
         step = self.state.global_step
         write_json(made / IDENTITY, dict(self.identity))
         write_json(made / WHOLE, whole_record(made, step))
@@ -252,7 +253,7 @@ class CompressedTrainer(Trainer):
             drop(old)
 
     def drop_newer(self, besides: Path | None = None) -> None:
-        """Remove the checkpoints that this run has written anew, or will not reach."""
+        """Remove the checkpoints in self.newer, which this run replaces or will not reach, except `besides`."""
         for path in self.newer:
             if path != besides:
                 drop(path)
@@ -268,8 +269,8 @@ class CompressedTrainer(Trainer):
 
 
 def _frozen(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """A copy of the model for conditional generation, its adapters in it, that learns nothing. dtype: of its weights,
-    without its buffers; None: as they are."""
+    """A frozen copy of the model for conditional generation, adapters included, in eval mode. dtype: of its parameters
+    (buffers stay as they are); None: unchanged."""
     found = copy.deepcopy(model)
     inner = found if isinstance(found, PreTrainedModel) else found.get_base_model()
     for parameter in inner.parameters() if dtype is not None else ():
@@ -279,7 +280,8 @@ def _frozen(model: Any, dtype: torch.dtype | None = None) -> Any:
 
 @contextlib.contextmanager
 def _use_cache_kept(config: Any) -> Iterator[None]:
-    """transformers' Trainer sets config.use_cache to False. Saved, it would have generation do without a cache."""
+    """Restore config.use_cache, which transformers' Trainer sets to False: generation from the saved model would then
+    run without a cache."""
     before = {name: value for name, value in vars(config).items() if name == "use_cache"}
     yield
     vars(config).pop("use_cache", None)
@@ -287,7 +289,7 @@ def _use_cache_kept(config: Any) -> Iterator[None]:
 
 
 def drop(path: Path) -> None:
-    """Remove a checkpoint or final: first its name, so that a kill leaves no half of it under that."""
+    """Remove a checkpoint or final/. It is renamed first, so that a kill leaves no partial folder under its name."""
     aside = path.parent / SAVING / f"dropped-{path.name}"
     if not path.exists():
         return
@@ -304,7 +306,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints(output: str | Path) -> list[Path]:
-    """All folders of that name in an output folder, whoever made them, oldest first."""
+    """All folders named checkpoint-N in an output folder, oldest first, whatever program wrote them."""
     found = [path for path in Path(output).glob("checkpoint-*") if path.is_dir() and _NAME.fullmatch(path.name)]
     return sorted(found, key=step_of)
 

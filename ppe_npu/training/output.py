@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, what an earlier one left there, and whether this one goes on with it."""
+"""A run's output folder: it is used by one run at a time, which may resume or drop what an earlier run left there."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _HOW = ("resume", "resume_from_checkpoint", "overwrite")
 
 @contextlib.contextmanager
 def sole_run(output: Path) -> Iterator[None]:
-    """While it is open no other run can be in the folder. The lock is the kernel's: it ends with the process.
+    """Lock the folder against other runs. The lock is the kernel's, so it ends with the process.
 
     Raises:
-        InputError: another run is in it, or its file system has no locks.
+        InputError: another run uses the folder, or its file system has no locks.
         FileError: nothing can be written there.
     """
     if output.exists() and not output.is_dir():
@@ -53,11 +53,11 @@ def sole_run(output: Path) -> Iterator[None]:
 
 
 def check_output(config: TrainConfig) -> None:
-    """Bring back what a killed run left half done.
+    """Check that a run can use its output folder, after recovering what a killed run left half done.
 
     Raises:
-        InputError: an earlier run that this one neither goes on with nor drops, files that are no run's and that this
-            one would write over, or a model or data that it reads and would drop or write over.
+        InputError: an earlier run that this one neither resumes nor drops, files of other origin that this one would
+            overwrite, or a model or data that it reads and would drop or overwrite.
     """
     output = Path(config.output)
     data = [expanded(file) for file in (*config.data, *config.validation_data)]
@@ -83,22 +83,22 @@ def check_output(config: TrainConfig) -> None:
 
 
 def _is_in(path: Path, place: Path) -> bool:
-    """Whether a path is gone once a folder is dropped; of a link to a folder the link alone is."""
+    """Whether dropping a folder removes a path; of a link to a folder only the link is removed."""
     return path.absolute().is_relative_to(place.absolute()) or (
         not place.is_symlink() and path.resolve().is_relative_to(place.resolve())
     )
 
 
-# -- the checkpoint to go on from --------------------------------------------------------------------------------------
+# -- the checkpoint to resume from -------------------------------------------------------------------------------------
 
 
 def checkpoint_to_resume(config: TrainConfig) -> Path | None:
-    """Of the run in the output folder: the checkpoint that was asked for, or the newest one; None if there is none.
+    """The checkpoint that was asked for, or the newest in the output folder, a complete one if possible; None if none.
 
-    It is not checked: every process of a run finds the same one. LAST_WHOLE alone reads the checkpoints.
+    Its files are not checked here, and every process of a run finds the same one. Only LAST_WHOLE reads the files.
 
     Raises:
-        InputError: the one that was asked for is not there, or none is whole.
+        InputError: the one that was asked for does not exist, or none is whole.
     """
     output = Path(config.output)
     if not config.resume:
@@ -122,10 +122,10 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
 
 
 def check_checkpoint(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Whether all files of the checkpoint to go on from are what was written; says what is left aside.
+    """Check that all files of the checkpoint to resume from are what was written, and report ignored checkpoints.
 
     Raises:
-        InputError: one is not; the message names it, and the last whole checkpoint.
+        InputError: a file is not; the message names it, and the last whole checkpoint.
     """
     own = []
     for folder in checkpoints(config.output):
@@ -166,11 +166,11 @@ def say(text: str) -> None:
 def run_identity(
     config: TrainConfig, processor: Any, records: Sequence[Record], processes: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """All that decides the losses: settings, the processor, the records that can be used, their pictures and videos,
-    and over how many processes they are shared.
+    """All that decides the losses: the settings, the processor, the usable records, their pictures and videos, and the
+    number of processes.
 
     Returns:
-        (as identity.json holds it, the marks of the pictures and videos in media_of's order).
+        (the contents of identity.json, the media_marks of the pictures and videos in media_of's order).
     """
     known = {
         **_records_marks(config, records),
@@ -178,7 +178,7 @@ def run_identity(
         "processor": processor_marks(processor),
     }
     marks = []
-    if config.save_steps or config.resume:  # else nothing is saved that could be gone on with
+    if config.save_steps or config.resume:  # else no checkpoint is saved that could be resumed
         try:
             marks = list(media_marks(media_of(records)))
         except OSError as error:
@@ -188,13 +188,14 @@ def run_identity(
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """What decides the losses of a config, as JSON holds it. Of the device the kind: auto may lead elsewhere later."""
+    """The settings that decide the losses, as JSON holds them; of the device only its kind, because auto may change."""
     return json.loads(json.dumps({**config.identity(), "device": _kind(config.device)}))
 
 
 def _records_marks(config: TrainConfig, records: Sequence[Record]) -> dict[str, str]:
-    """Of what records say: by the paths of their files ("records_sha256", by which an earlier edition goes); and by the
-    order and the names of these, the same wherever they lie and however the paths to them are spelled ("records")."""
+    """Two digests of the records: "records_sha256", which earlier versions compare, includes the paths of their files;
+    "records" includes their order and names instead, so it does not depend on where they lie or how paths are spelled.
+    """
     places = {path: (number, Path(path).name) for number, path in enumerate(media_of(records))}
     spelled, ordered = hashlib.sha256(), hashlib.sha256()
     for record in records:
@@ -211,7 +212,7 @@ def media_of(records: Sequence[Record]) -> list[str]:
 
 
 def check_settings(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Raise InputError if a checkpoint was made with other settings: what can be told before the data is read."""
+    """Raise InputError if a checkpoint was made with other settings; the data need not have been read."""
     if checkpoint is not None:
         _compare(checkpoint, _settings(config), config)
 
@@ -224,7 +225,7 @@ def check_identity(
         return
     before = _compare(checkpoint, now, config)
     if "media_sha256" not in before:
-        if checkpoint.name == FINAL:  # a run that saved nothing else did not look at them
+        if checkpoint.name == FINAL:  # a run that saved no checkpoints did not read them for their marks
             return
         say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
     elif before["media_sha256"] != now["media_sha256"]:
@@ -238,15 +239,15 @@ def check_identity(
 
 
 def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
-    """A checkpoint's identity, after comparing with it what is known now; {} of an early checkpoint that has none."""
+    """A checkpoint's identity, after comparing it with the present one; {} if an early version wrote none."""
     file = next((path for path in (checkpoint / IDENTITY, checkpoint.parent / IDENTITY) if path.is_file()), None)
     if file is None:
         say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
         return {}
     before = json_or_none(file)
     if not isinstance(before, dict):
-        return {}  # check_whole says it
-    # What an earlier edition could not set had the value that it has by default.
+        return {}  # check_whole reports it
+    # Settings that an earlier version did not have count as having their present defaults.
     was = json.loads(json.dumps({**TrainConfig(config.model, config.data, config.output).identity(), **before}))
     told = (key for key in _differing(was, now) if key != "media_sha256")
     changed = [f"{key} ({_short(was[key])}, now {_short(now[key])})" for key in told]
@@ -256,8 +257,9 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Keys of `now` that have another value in an earlier identity. Of paths what stands there counts: of the model its
-    weights (check_base), of data the records and files; where these are not known, whether they lead to one place."""
+    """Keys of `now` that have another value in an earlier identity. For paths the content counts: the model's weights
+    (see check_base), and the records and files of the data. If these are not known, paths to the same place are equal.
+    """
     free = {key for key in _PLACES if real_place(before.get(key)) == real_place(now.get(key))}
     free |= {"device"} if _kind(before.get("device")) == _kind(now.get("device")) else set()
     if "records" in before:
@@ -268,7 +270,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _kind(name: Any) -> Any:
-    """The kind of device that a name leads to on this machine: auto's choice, npu of npu:0."""
+    """The kind of device that a name means on this machine: what auto chooses, or "npu" for "npu:0"."""
     return devices.resolve(name).type if name == "auto" else str(name).partition(":")[0]
 
 
@@ -278,7 +280,7 @@ def _short(value: Any) -> str:
 
 
 def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
-    """Raise InputError if a run that goes on started from other weights than the model has now."""
+    """Raise InputError if the run that is resumed started from other weights than the model has now."""
     if checkpoint is None or not (checkpoint / BASE).is_file():
         return
     before = read_base(checkpoint)
@@ -289,23 +291,23 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
         )
 
 
-# -- the first change --------------------------------------------------------------------------------------------------
+# -- the first changes to the folder -----------------------------------------------------------------------------------
 
 
 def begin_output(
     config: TrainConfig, checkpoint: Path | None, steps: int, identity: dict[str, Any], marks: Sequence[str]
 ) -> list[Path]:
-    """After all comparisons: drop what an earlier run left, if that was asked for, and write the settings down.
+    """Drop what an earlier run left, if that was asked for, and write the settings; called after all comparisons.
 
     Args:
-        checkpoint: to go on from. steps: of the whole run.
-        identity, marks: of run_identity.
+        checkpoint: the one to resume from. steps: of the whole run.
+        identity, marks: from run_identity.
 
     Returns:
-        Checkpoints of this run that are newer than the one it goes on from; they may go when a new one is there.
+        Checkpoints of this run that are newer than the one it resumes from, to be dropped once it saves a new one.
 
     Raises:
-        InputError: somebody else's folder has the name of a checkpoint to come.
+        InputError: a folder that no run wrote has the name of a checkpoint to come.
     """
     output = Path(config.output)
     begun = 0 if checkpoint is None else step_of(checkpoint)
@@ -321,24 +323,24 @@ def begin_output(
     with writing(output):
         if config.overwrite:
             drop_run(output, own)
-        elif config.save_steps:  # a run that was killed when one had its name was about to drop these
+        elif config.save_steps:  # a run that was killed right after it saved a checkpoint has not dropped these
             for folder in older[: -config.save_total_limit]:
                 drop(folder)
         tidy(output, begun)
         write_json(output / IDENTITY, identity)
         if checkpoint is None or not (output / MEDIA).is_file():
             write_text(output / MEDIA, "".join(f"{mark}\n" for mark in marks))
-        # A recipe for the next run, which says itself whether it goes on with this one.
+        # The settings are a recipe for the next run, which decides for itself whether it resumes.
         write_json(output / SETTINGS, {key: value for key, value in config.to_dict().items() if key not in _HOW})
     return [folder for folder in newer if not config.overwrite and _same_run(folder, identity)]
 
 
 def _same_run(folder: Path, identity: dict[str, Any]) -> bool:
-    """Whether nothing says that another run than this one wrote a checkpoint of the folder."""
+    """Whether a checkpoint of the folder may be this run's: its identity shows no difference."""
     try:
-        found = read_json(folder / IDENTITY)  # of an earlier edition it may say less
+        found = read_json(folder / IDENTITY)  # an earlier version's may have fewer keys
         if not isinstance(found, dict) or _differing(found, identity):
             return False
-        return real_place(found.get("model")) == real_place(identity.get("model"))  # whose weights nobody compares here
-    except UnreadableError:  # an early one has none, a damaged one may have lost it
+        return real_place(found.get("model")) == real_place(identity.get("model"))  # weights are not compared here
+    except UnreadableError:  # an early version wrote none, and a damaged checkpoint may have lost it
         return True

@@ -1,7 +1,7 @@
-"""The parts of a vision-language model, which may learn at rates of their own: language model, merger, vision tower,
-and PVC's modules where there are any.
+"""The parts of a vision-language model, each of which may have its own learning rate: language model, merger, vision
+tower, and PVC's modules if there are any.
 
-A part is known by its parameters' names, also below the prefixes that a peft model adds.
+The name of a parameter determines its part, with or without the prefixes that a peft model adds.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import nn
 from ppe_npu.errors import InputError
 
 PARTS = ("language", "merger", "vision")
-ALL_PARTS = (*PARTS, "pvc")  # the last where a model has PVC's modules
+ALL_PARTS = (*PARTS, "pvc")  # the last only if a model has PVC's modules
 _MERGERS = ("merger", "deepstack_merger_list")  # Qwen3-VL has one more for each level that enters the decoder
 _TOWERS = ("visual", "vision_tower")
-_PROJECTOR = "multi_modal_projector"  # InternVL's merger, which stands beside its tower
+_PROJECTOR = "multi_modal_projector"  # InternVL's merger, which is no part of its tower
 _PVC = ("temporal", "time_norm", "time_embedding")
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter or module of this name belongs to: "language" (embeddings and head among it), "merger"
-    (what makes visual tokens of the tower's patches), "vision", or "pvc" (ppe_npu.models.pvc)."""
+    """The part that a parameter or module of this name belongs to: "language" (embeddings and head included), "merger"
+    (which turns the tower's patches into visual tokens), "vision", or "pvc" (ppe_npu.models.pvc)."""
     words = name.split(".")
     if any(word in _PVC for word in words):
         return "pvc"
@@ -49,7 +49,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """Stop parameters from learning.
 
     Args:
-        names: a part, or the beginning of parameter names ("model.visual.blocks.0"), as they are without an adapter.
+        names: parts, or prefixes of parameter names ("model.visual.blocks.0") as they are without an adapter.
 
     Raises:
         InputError: a name that is neither, or nothing left to learn.
@@ -76,7 +76,7 @@ def _is_meant(asked: str, name: str) -> bool:
 
 
 def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> str:
-    """Which parts learn, and how fast: one line per part, with a mark where an adapter learns in its place.
+    """A table with the parameters and the learning rate of each part, which marks the parts that have an adapter.
 
     Args:
         learning_rates: of each part.
@@ -99,11 +99,11 @@ def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> st
 def parameter_groups(
     model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trainable parameters as an optimizer takes them, for each part those that decay and those that do not.
+    """The trainable parameters as an optimizer takes them: two groups for each part, with and without weight decay.
 
-    Biases and norms do not decay: by the rule of transformers' Trainer, and all norms by their class beside, because
-    that rule, which goes by names, misses Qwen2.5-VL's norm1, norm2 and ln_q. No group is empty: DeepSpeed drops empty
-    ones, and then the scheduler counts more than the optimizer.
+    Biases and norms do not decay. They are found by the rule of transformers' Trainer, and norms also by their class,
+    because that rule uses names and misses Qwen2.5-VL's norm1, norm2 and ln_q. Empty groups are left out: DeepSpeed
+    would drop them, and the scheduler would then have more groups than the optimizer.
 
     Args:
         learning_rates: of each part that learns.
@@ -134,16 +134,16 @@ def parameter_groups(
 
 
 def decaying_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay pulls on."""
+    """Names of the parameters that weight decay applies to."""
     from transformers import Trainer
 
     norms = {name for name, module in model.named_modules() if type(module).__name__.endswith("Norm")}
-    names = Trainer.get_decay_parameter_names(None, model)  # of its trainer it reads nothing
+    names = Trainer.get_decay_parameter_names(None, model)  # it does not use self
     return {name for name in names if name.rpartition(".")[0] not in norms}
 
 
 def parameter_count(parameter: nn.Parameter) -> int:
-    """How many values a parameter has, also where ZeRO-3 keeps them elsewhere, or where they are packed in 4 bits."""
+    """The number of values of a parameter, also if ZeRO-3 has partitioned them or they are packed in 4 bits."""
     if hasattr(parameter, "ds_numel"):
         return parameter.ds_numel
     packed = getattr(parameter, "quant_state", None)

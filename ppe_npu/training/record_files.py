@@ -1,4 +1,4 @@
-"""Files of records -> raw records, each with the place where it stands. A line that is no JSON costs no other line."""
+"""Files of records -> raw records, each with its file and line. A line that is no JSON does not affect the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
 
 _LINES = ".jsonl"
-_OTHER = {  # what a file begins with that is no UTF-8
+_OTHER = {  # the first bytes of files that are not UTF-8
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -25,16 +25,16 @@ _OTHER = {  # what a file begins with that is no UTF-8
 
 
 class Repeated(dict):
-    """A JSON object that has a key twice: which of its values was meant, nobody can say."""
+    """A JSON object that has a key twice, so that it is unclear which value was meant."""
 
     key: str
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Any]]:
-    """(file and line, parsed record) of a file; in place of a line that is no JSON the InputError that says so.
+    """Yield (file and line, parsed record); for a line that is no JSON, the InputError that says so is the record.
 
     Raises:
-        InputError: a file that cannot be read, or of another form than its name says.
+        InputError: a file that cannot be read, or that has another form than its name says.
     """
     data, name, file = _read(path), printable(path.name), f"training data {printable(path)}"
     if path.suffix.lower() != _LINES:
@@ -54,7 +54,7 @@ def read_file(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def check_readable(path: Path) -> None:
-    """Raise InputError where there is no file to read."""
+    """Raise InputError if there is no file to read."""
     if (reason := _why_not(path)) is not None:
         raise _unreadable(path, reason)
 
@@ -68,7 +68,7 @@ def _is_records(value: Any) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a UTF-8 file, without the mark of its byte order."""
+    """The bytes of a UTF-8 file, without its byte order mark."""
     check_readable(path)
     try:
         data = path.read_bytes()
@@ -83,7 +83,7 @@ def _read(path: Path) -> bytes:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a path is not opened: a pipe would be waited for, and a device never ends."""
+    """Why a path is not opened, or None. Only files are, because reading a pipe or a device may never end."""
     try:
         if path.is_file():
             return None

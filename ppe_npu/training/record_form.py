@@ -1,4 +1,4 @@
-"""Raw records -> Records, or why they cannot be used. No file that they name is opened here."""
+"""Raw records -> Records, or Faults that say why they cannot be used. The files that they name are not opened here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TURN = "write {'from': human, gpt or system, 'value': text}"
 
 
 def check_record(raw: Any, where: str, room: Room) -> Record | Fault:
-    """A raw record as it is used, or what is wrong with it.
+    """A raw record as a Record, or a Fault that says what is wrong with it.
 
     Args:
-        raw: what stands in the file; an InputError for what is no JSON.
+        raw: the parsed record; an InputError if it is no JSON.
         where: file and line.
-        room: the folder that its paths start from, and stay in.
+        room: the folder that its paths start from and must stay in.
     """
     id_ = _id(raw, where)
     try:
@@ -64,7 +64,7 @@ def _parts(
 
 def _flag(raw: Mapping[str, Any], key: str) -> bool:
     value = raw.get(key)
-    if value in (None, ""):  # as programs write it that give every record every key
+    if value in (None, ""):  # some programs write every key into every record
         return False
     if not isinstance(value, bool):
         raise InputError(f"{key} is {brief(value)}: use true or false")
@@ -72,7 +72,7 @@ def _flag(raw: Mapping[str, Any], key: str) -> bool:
 
 
 def check_repeated(value: Any, what: str) -> None:
-    """Raise InputError for an object that has a key twice."""
+    """Raise InputError if an object has a key twice."""
     if isinstance(value, Repeated):
         raise InputError(f"{what} has the key {brief(value.key)} twice: keep one of them")
 
@@ -137,7 +137,7 @@ def _check_turn(turn: Any) -> tuple[str, str]:
 
 
 def _check_independent(turns: Sequence[tuple[str, str]], visuals: int) -> None:
-    """Every question must begin with the same visuals, so that they are one common prefix."""
+    """Raise InputError unless the visuals open the first human turn, and so are one common prefix of all questions."""
     if turns[0][0] == "system":
         raise InputError("an independent record takes no system turn")
     if not visuals:

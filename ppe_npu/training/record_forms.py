@@ -1,11 +1,11 @@
-"""The forms in which other programs write a picture or a video into a text: one row of FORMS for each.
+"""The forms in which other programs write a picture or a video into a text, one per row of FORMS.
 
-Two kinds are looked for. A word that some program puts a file in place of (<image_2>, [IMG]) counts wherever it stands.
-What shows a file where a text is shown (HTML, Markdown, a line that is a file's name) is text where it stands in code,
+There are two kinds. A word that some program replaces by a file (<image_2>, [IMG]) counts anywhere in a text. Markup
+that shows a file when the text is rendered (HTML, Markdown, a line that is a file's name) does not count in code,
 between backticks.
 
-To find a further form, add a row with a text that it finds; tests/training/test_record_places.py holds texts that must
-be found, and innocent ones that must not.
+To find another form, add a row with an example; tests/training/test_record_places.py holds texts that must be found,
+and innocent ones that must not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SOURCE_ENDING = (
     r"|sh|tex|zip|gz|svg|ico|npy|npz|pfm|pt|pth|pkl|wav|mp3)"
 )
 _URL = r"[^\s\"'<>()?#]{0,500}"
-# A file in a tag or a link: its name, or an address of what may be one.
+# A file in a tag or a link: its name, or an address that may lead to one.
 _SHOWN = (
     rf"(?:[^\s\"'<>()]{{0,500}}{ENDING}\b|data:|attachment:"
     rf"|(?:https?|file|s3|gs|oss|hf)://(?!{_URL}{_PAGE_ENDING}(?:[\s\"'<>()?#]|$)))"
@@ -40,7 +40,7 @@ _SHOWN = (
 
 _SHORT = r"img|vid|media|pic|picture|photo|frame"
 _ANY = rf"(?:image|video|{_SHORT})"
-_PARTS = (  # behind a word, in <image_2>, <ImageHere>
+_PARTS = (  # after a word, in <image_2>, <ImageHere>
     r"(?:[ _:#.-]{0,2}(?:\d{1,4}|(?:soft_)?tokens?|pad|placeholder|plh|ph|context|here|patch|start|begin|end|content"
     r"|sep|break|newline|embeds?|features?)){1,2}"
 )
@@ -48,7 +48,7 @@ _OF = r"(?:(?:start|begin|end)_of_|fake_token_around_|global[-_]|vila/)"  # befo
 _BARS = r"[|_#]{1,2}"  # around a word, in <|image|>, <__image__>, <##IMAGE##>
 _END = rf"\s*/?(?:{_BARS})?>"
 _TAG_END = r"s?\s*/?>"
-_ATTRIBUTES = r"(?:[^<>\"']|\"[^\"<]{0,300}\"|'[^'<]{0,300}'){0,500}?"  # of a tag, before the one that names its file
+_ATTRIBUTES = r"(?:[^<>\"']|\"[^\"<]{0,300}\"|'[^'<]{0,300}'){0,500}?"  # of a tag, before that which names its file
 _BOX = r"\[[^\]\n]{0,500}\]"  # [a cat]
 _FILLED = r"(?-i:(?:image|img|video)s?|(?:IMAGE|IMG|VIDEO)S?)(?:[_ ]?\d{1,3}|_placeholder)?"  # no {Image}: JavaScript's
 _SEEN = r"(?:image|img|video|picture|photo|screenshot)"  # [image], [Photo 2]
@@ -57,7 +57,7 @@ _LABEL = (
 )
 _SENTENCE = r"(?:[^\s/\u3040-\u9fff]*[\u3040-\u9fff]){6}"  # six Chinese or Japanese characters before any slash
 _NAME = rf"(?:\w{{2,10}}://\S{{1,2000}}|(?!{_SENTENCE})[^\s*={{}}|<>\"'`$();,!]{{1,2000}}){ENDING}(?:[?#]\S{{0,2000}})?"
-_FROM, _TO = r"^\s{0,20}[<>]{0,2}", r"[<>]{0,2}\s{0,20}$"  # around what is alone on its line
+_FROM, _TO = r"^\s{0,20}[<>]{0,2}", r"[<>]{0,2}\s{0,20}$"  # around a form that is alone on its line
 
 # -- where a form is innocent ------------------------------------------------------------------------------------------
 
@@ -65,13 +65,13 @@ _PAGE_SIGN = (
     r"<!doctype|<\?xml\b|\bclassName=|^[ \t]*(?:import\b.{1,200}\bfrom|export default)\b"
     r"|</?(?:html|head|body|script|style|link|meta|nav|form|button|input|header|footer|main|template|svg|rss)\b"
 )
-_PAGE = re.compile(_PAGE_SIGN, re.IGNORECASE | re.MULTILINE)  # the source of a page; a forum's users write other tags
+_PAGE = re.compile(_PAGE_SIGN, re.IGNORECASE | re.MULTILINE)  # source of a web page; users of forums write other tags
 _HTML = re.compile(
     rf"{_PAGE_SIGN}|</?(?:div|span|section|article|table|td|tr|ul|ol|li|h[1-6]|audio|canvas|figcaption|iframe)\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _LISTING = re.compile(rf"{_FROM}[\w./-]{{1,2000}}{_SOURCE_ENDING}{_TO}", re.IGNORECASE | re.MULTILINE)
-# What stands right before or behind an innocent one:
+# Text right before or after an innocent match:
 _INDEXED = r"[\w)\]]"  # x[IMG]
 _ARGUED = rf"{_INDEXED}|[=,(] ?"  # plot([image]), a = [image]
 _PROGRAM = r"[\w\]}$=\\'\"{(>/:#%@.-]"  # f'{image}', ${image}, src={image}, /{image}, <p>{image}
@@ -85,12 +85,12 @@ class Form:
     """One way to write a picture or a video.
 
     Args:
-        example: a text that it finds, and no row before it.
-        pattern: a regular expression for it, in upper or lower case.
-        not_after, not_before: what makes it innocent where that stands right before, or right behind it.
+        example: a text that this row finds, and no row before it does.
+        pattern: a regular expression for the form; upper and lower case are the same.
+        not_after, not_before: regular expressions for text right before, or right after, an innocent match.
         code: whether it counts in code, between backticks, too.
         alone: whether it counts only in a record without a picture or a video of its own.
-        unless: what makes it innocent wherever that is in the text.
+        unless: a pattern that makes all matches innocent if it occurs anywhere in the text.
     """
 
     example: str
@@ -107,7 +107,7 @@ class Form:
         return pattern, re.compile(rf"(?:{self.not_after})\Z"), re.compile(self.not_before)
 
     def places(self, text: str) -> Iterator[str]:
-        """What it finds in a text."""
+        """The matches in a text, without the innocent ones."""
         pattern, not_after, not_before = self._compiled
         for found in pattern.finditer(text):
             before = text[max(0, found.start() - 10) : found.start()]
@@ -116,7 +116,7 @@ class Form:
 
 
 FORMS = (
-    # Words that programs put a file in place of.
+    # Words that programs replace by a file.
     Form("<|image|>", rf"<{_BARS}{_OF}?{_ANY}(?:{_PARTS})?{_END}", code=True),  # <|image_2|>, <__media__>
     Form("<start_of_image>", rf"<{_OF}{_ANY}(?:{_PARTS})?{_END}", code=True),
     Form("<image_2>", rf"<{_ANY}{_PARTS}{_END}", code=True),  # <ImageHere>, <IMG_CONTEXT>
@@ -131,13 +131,13 @@ FORMS = (
         code=True,
     ),
     Form("[img-2]", r"\[(?-i:img)-\d{1,4}\]", code=True),
-    # Tags with a file, and words that are a tag.
+    # Tags that name a file, and bare tags.
     Form('<img src="a.png"', rf"<(?:{_ANY}|source|embed|object)\b{_ATTRIBUTES}[=:]\s*\\?[\"']?{_SHOWN}", unless=_PAGE),
     Form("<img>", rf"<(?:img|vid|image|video){_TAG_END}", not_after="/", unless=_HTML),
-    Form(  # <Photo> is a component of somebody's program
+    Form(  # <Photo> is a component in a program
         "<photo>", rf"<(?-i:(?![A-Z][a-z]))(?:{_SHORT}|fig|figure|screenshot){_TAG_END}", not_after="/", unless=_HTML
     ),
-    # Markdown's and a forum's ways to show a file.
+    # Files shown in Markdown and on forums.
     Form("![a cat](a.png", rf"!{_BOX}\(\s*<?(?:{_SHOWN}|[^()\n<>]{{1,300}}{ENDING}\b)"),
     Form(
         "![a cat][1]\n\n[1]: a.png",
@@ -145,7 +145,7 @@ FORMS = (
     ),
     Form("![[a.png]]", rf"!\[\[[^\]\n]{{1,300}}{ENDING}\b[^\]\n]{{0,100}}\]\]"),
     Form("[img]a.png[/img]", r"\[img[^\]\n]{0,100}\][^\[\n]{1,500}\[/img\]"),
-    # Words to be filled in.
+    # Template variables.
     Form(
         "{image}",
         rf"\{{{_FILLED}\}}",
@@ -157,7 +157,7 @@ FORMS = (
     Form("<图2>", r"<图\s?\d{0,3}>"),
     Form("[image]", rf"\[{_SEEN}(?:[\s_-]?#?\d{{1,3}})?\]", not_after=_ARGUED, not_before=_TAKEN, alone=True),
     Form("[image: a.png]", rf"\[{_SEEN}:[^\]\n]{{1,300}}{ENDING}\]", not_after=_ARGUED, not_before=_TAKEN, alone=True),
-    # A file itself, but not in a style sheet or a string; and a line that is no more than a file's name.
+    # A file's content, but not in a style sheet or a string; and a line that is only a file's name.
     Form("data:image/png;base64,", rf"{_FROM}(?-i:{_DATA}|(?:{PICTURE_BYTES}|{FILM_BYTES}){MORE_BYTES})"),
     Form("It is data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA", rf"(?-i:{_DATA}[A-Za-z0-9+/]{{16}})", not_after=r"\S"),
     Form("photos/cat.jpg", rf"{_FROM}(?:{_LABEL})?{_NAME}{_TO}", alone=True, unless=_LISTING),
@@ -165,8 +165,8 @@ FORMS = (
 
 # -- finding -----------------------------------------------------------------------------------------------------------
 
-# In which no form is looked for: ours; a tag around ours; a type in a program, List<Image>. (The look-behind stands
-# behind the "<", which `re` finds faster.)
+# Text in which no form is looked for: this package's placeholders; a tag around them; a type in a program, List<Image>.
+# (The look-behind comes after the "<" because `re` is faster so.)
 _INNOCENT = re.compile(
     r"<(?:image|video)>|<((?i:image|img|video|vid|pic|picture|photo))>\s*(?:<(?:image|video)>\s*)+</(?i:\1)>"
     r"|<(?<=[A-Za-z0-9_]<)[A-Z][a-z]{1,40}>"
@@ -181,8 +181,8 @@ _NUMBERED = re.compile(r"[<\[{【|_#]*[^\W\d_]+[ _:#.-]{0,2}(\d{1,4})\W*")  # <i
 
 
 def find_place(text: str, own: int) -> str | None:
-    """What another program would put a picture or a video in place of; own: how many the record names. <image_2> is
-    text where the record names two."""
+    """Text that another program would replace by a picture or a video; None if there is none. `own` is the number of
+    visuals that the record names: <image_2> is plain text if it names two."""
     prose = _CODE.sub("``", text) if "`" in text or "~~~" in text else text
     whole, prose = _INNOCENT.sub("``", text), _INNOCENT.sub("``", prose)
     for form in FORMS:

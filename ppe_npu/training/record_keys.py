@@ -1,5 +1,5 @@
-"""The keys of a record. One that another program reads, or that is misspelt, is named: what stands under it would be
-left out without a word, and a model trained on text without its pictures."""
+"""The keys of a record. A key that only other programs read, or that is misspelt, is an InputError: its value would be
+ignored silently, and a model trained on text without its pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppe_npu.utils.escape import brief
 
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "sys", "sysprompt", "sys_prompt")
 _HELD = ("image", "video", "conversations", "independent")
-_KEYS = (*_HELD, "literal")  # which "lateral" and "interval", keys of others, are near to
+_KEYS = (*_HELD, "literal")  # the last is not in _HELD: "lateral" and "interval", keys of other programs, are like it
 _TURNS = "write 'conversations', a list of {'from': human or gpt, 'value': text}"
 _SYSTEM = "make it the first of the conversations, {'from': 'system', 'value': text}"
 _ONE_ANSWER = "write the wanted answer into 'conversations', where gpt says it; there is no training on preferences"
@@ -43,8 +43,8 @@ _FOREIGN = {
 _CONVERT = "; `ppe-npu convert` writes such records so"
 _CONVERTED = {"images", "videos", "messages", "message", "conversation", "query", "response", "history", "instruction",
               "instructions", "input", "output", *SYSTEMS}  # fmt: skip
-_JUDGED = ("label", "desirable", "is_desirable")  # of KTO where they are true or false, else notes
-# These are often notes beside a record that has the right key, so they are named where it is missing.
+_JUDGED = ("label", "desirable", "is_desirable")  # KTO's if they are true or false, else notes
+# Keys that are often notes if the record has the right key; they are refused only if that is missing.
 _INSTEAD = {
     "image": _each(
         "img imgs image_path image_paths image_file image_files image_url image_urls img_path picture pictures "
@@ -64,7 +64,7 @@ _OF_TURNS = {
     **_each("reasoning_content reasoning thinking thought", "write it into the answer, where gpt says it"),
 }
 _LOSS = "leave it out; all that gpt says has a loss of 1"
-# Of a turn: whether it counts in the loss, and whether it does not; `mask` means the one to some, the other to others.
+# Keys for which a turn counts in the loss, and for which it does not; `mask` means either, depending on the program.
 _COUNTS = _each(
     "loss weight train training loss_mask loss_scale loss_weight train_on_turn train_turn train_on trainable "
     "is_trainable train_on_output train_on_outputs",
@@ -74,10 +74,10 @@ _LEFT_OUT = _each(
     "is_masked masked mask_loss loss_masked no_loss ignore ignored ignore_loss no_train skip_loss exclude excluded",
     _LOSS,
 )
-_MORE = _each("train_detail train_on_input train_on_inputs train_on_prompt", _LOSS)  # a part of a turn, or human's
+_MORE = _each("train_detail train_on_input train_on_inputs train_on_prompt", _LOSS)  # parts of a turn, or human turns
 _TOO_COMMON = ("loss", "weight", "train", "training", "masked", "ignore", "ignored", "exclude",
-               "excluded")  # at the top  # fmt: skip
-# What other programs read of a record with a video or a picture: its part that is seen, its frames and its size.
+               "excluded")  # allowed at the top of a record  # fmt: skip
+# Keys by which other programs choose the clip, the frames and the size of a record's video or picture.
 _WHOLE = f"--fps, --nframes and --max-pixels are those of all videos, which are seen whole: cut the file; or, {_NOTE}"
 _SIZE = f"--min-pixels and --max-pixels are those of all pictures: leave it out; or, {_NOTE}"
 _OF_VISUALS = {
@@ -96,7 +96,7 @@ _CLOSE = 0.8  # of difflib; "imgae" and "image" have 0.8, "image_id" and "image"
 
 
 def check_keys(raw: Mapping[str, Any]) -> None:
-    """Raise InputError for a key at the top of a record under which something stands that nothing would read."""
+    """Raise InputError if a key at the top of a record has a value that would be ignored."""
     for key, value in raw.items():
         remedy = None if key in _KEYS else _unread(raw, key, value)
         if remedy is not None:
@@ -125,15 +125,15 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
 
 
 def _of_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
-    """Whether a number beside a video says what its file has: nobody takes ten frames of a second or more, and a part
-    that ends with the video ends nowhere else."""
+    """Whether a number beside a video only describes its file: a rate of ten frames per second or more is the file's,
+    not one to sample at, and a clip that ends where the video ends cuts nothing off there."""
     rates = (raw.get(key) for key in _RATES)
     described = any(isinstance(rate, (int, float)) and rate >= _FILES_RATE for rate in rates)
     return (described and name in (*_RATES, *_COUNTED)) or ("end" in name and value in (raw.get(key) for key in _LASTS))
 
 
 def _counts(name: str, value: Any) -> bool:
-    """Whether a key that says how much something counts in the loss says what holds: that it has a weight of 1."""
+    """Whether a key about the weight in the loss agrees with the weight that everything has, which is 1."""
     if name in _LEFT_OUT:
         return _empty(value) or value == 0
     return name not in _COUNTS or value in (None, "", True, 1)
@@ -145,14 +145,13 @@ def _no_more(name: str, value: Any) -> bool:
 
 
 def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
-    """Raise InputError for a key of a turn of user, assistant or system under which something stands that nothing would
-    read."""
+    """Raise InputError if a key of a turn has a value that would be ignored; role: user, assistant or system."""
     for key, value in turn.items():
         name = _plain(key)
         if name in _OF_TURNS and not _empty(value):
             raise InputError(f"a turn's key {brief(key)} is not read: {_OF_TURNS[name]}")
         counts = _counts(name, value) and (name != "mask" or value in (None, ""))
-        if role != "assistant":  # which has no loss: so it may say
+        if role != "assistant":  # other turns have no loss, and may say so
             counts = counts or name in _LEFT_OUT or name == "mask" or value in (False, 0)
         if not (counts and _no_more(name, value)):
             raise InputError(f"a turn's key {brief(key)} is not read: {_LOSS}")
@@ -174,7 +173,7 @@ def _remedy(key: str) -> str | None:
 
 
 def _misspelt(key: str) -> str | None:
-    """The key of ours that this one was probably meant to be. An id, a size of a picture and the like are notes."""
+    """The key of this package that was probably meant. Keys like an id or the size of a picture are taken as notes."""
     if len(key) > 40:
         return None
     words = _plain(key)
@@ -184,12 +183,12 @@ def _misspelt(key: str) -> str | None:
 
 
 def _plain(key: str) -> str:
-    """A key as this module's tables have it: imageUrls, Image-URLs and image_urls are one."""
+    """A key as this module's tables spell it: imageUrls, Image-URLs and image_urls become one."""
     return re.sub("(?<=[a-z])(?=[A-Z])", "_", key.strip()).lower().replace("-", "_").replace(" ", "_")
 
 
 def _empty(value: Any) -> bool:
-    """Whether nothing stands there; some programs write every key into every record."""
+    """Whether a value is empty; some programs write every key into every record."""
     return (
         value is None or value is False or (isinstance(value, (str, list, dict)) and len(value) == 0) or value == "[]"
     )

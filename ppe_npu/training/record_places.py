@@ -1,5 +1,5 @@
-"""What another program reads as a picture or a video in a record's texts and notes. Nothing would stand there for this
-package, and a model be trained on text without its pictures, so it is named.
+"""Finds what another program would read as a picture or a video in a record's texts and notes. This package would
+ignore it, and train a model on text without its pictures, so it is an InputError.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ IMAGE = "name it 'image' (a path or a list of paths), with one <image> for each 
 VIDEO = "name it 'video' (a path or a list of paths), with one <video> for each in the human turns"
 
 _FILE = re.compile(rf"[^\n]{{1,500}}\.(?:({PICTURE})|{FILM})", re.IGNORECASE)
-_ASKED = re.compile(r"(?<=\w)[?#]\S{0,2000}$")  # behind a file's name in an address: ".../a.png?size=9"
-# A file itself: an address of data, or base64.
+_ASKED = re.compile(r"(?<=\w)[?#]\S{0,2000}$")  # after a file's name in an address: ".../a.png?size=9"
+# A file's content as text: a data URL, or base64.
 _INLINE = re.compile(rf"\s*(?:data:(image)/|data:video/|(?:({PICTURE_BYTES})|{FILM_BYTES}){MORE_BYTES})")
-_NAMES = re.compile("(?!vid$).*id|from|role", re.IGNORECASE)  # keys of what is no file, whatever it looks like
-_DEPTH = 4  # of lists and objects in which a file's name is looked for
+_NAMES = re.compile("(?!vid$).*id|from|role", re.IGNORECASE)  # keys whose values are no files, whatever they look like
+_DEPTH = 4  # levels of lists and objects that are searched for a file's name
 
-# What the chat template of Qwen's family writes for a picture.
+# What the chat templates of Qwen's models write for a picture.
 _TEMPLATES = re.compile(r"<\|(?:vision_start|vision_end|vision_pad|image_pad|video_pad)\|>")
 _MARK = re.compile(r"(?!<image>|<video>)<[^<>\s]{1,40}>")
 
 
 def check_unseen(raw: Mapping[str, Any]) -> None:
-    """Raise InputError for a record without visuals that names some: a note with a file's name in it, at the top or in
-    a turn, or what another program reads as a picture or a video in a human turn."""
+    """Raise InputError if a record without visuals names some elsewhere: a note at the top or in a turn has a file's
+    name in it, or a human turn has what another program reads as a picture or a video."""
     turns = (("a turn's", turn, ("value", "content")) for turn in raw["conversations"])
     for whose, said, read in (("its", raw, ("conversations",)), *turns):
         for key, value in said.items():
@@ -46,9 +46,9 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
 
 
 def check_places(raw: Mapping[str, Any], own: int) -> None:
-    """Raise InputError for what another program reads as a further picture or video in a human turn, beside those that
-    the record names in its keys, own in number. A file's name alone is no further one: it is most likely the name of
-    one of them; and <image_2> is the second of them."""
+    """Raise InputError if a human turn has what another program reads as a picture or video, besides the `own` visuals
+    that the record names in its keys. If there are such visuals, a file's name alone does not count, because it most
+    likely names one of them; and if there are two, <image_2> is the second."""
     for turn in () if raw.get("literal") else raw["conversations"]:
         if turn.get("from", turn.get("role")) not in ("human", "user"):
             continue
@@ -60,7 +60,7 @@ def check_places(raw: Mapping[str, Any], own: int) -> None:
 
 
 def check_text(text: str) -> None:
-    """Raise InputError for a text that holds what the chat template itself writes for a picture."""
+    """Raise InputError if a text holds what the chat template itself writes for a picture."""
     if found := _TEMPLATES.search(text):
         raise InputError(
             f"a text in it has {found[0]}, which the chat template writes itself: write <image> or <video>"
@@ -69,7 +69,7 @@ def check_text(text: str) -> None:
 
 def check_marks(raw: Mapping[str, Any]) -> None:
     """Raise InputError for a note that says what a mark in the record's texts stands for (VTimeLLM's times for <s0>,
-    ms-swift's boxes for <bbox>): the mark itself would be learnt."""
+    ms-swift's boxes for <bbox>): the model would learn the mark itself."""
     texts = [turn.get("value", turn.get("content")) for turn in raw["conversations"]]
     for key, value in raw.items():
         held = _marks(value, _DEPTH) if key != "conversations" else ()
@@ -91,7 +91,7 @@ def _marks(value: Any, depth: int) -> Iterator[str]:
 
 
 def _file_in(value: Any, depth: int) -> str | None:
-    """The first name of a picture's or a video's file in a value, or the file itself as text."""
+    """The first name of a picture or video file in a value, or the first such file given as text; None if none is."""
     if isinstance(value, str):
         return value if _INLINE.match(value) or _FILE.fullmatch(_name(value)) else None
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -99,5 +99,5 @@ def _file_in(value: Any, depth: int) -> str | None:
 
 
 def _name(value: str) -> str:
-    """An address without what is asked of it; any other text as it is."""
+    """An address without its query and fragment; any other text as it is."""
     return _ASKED.sub("", value) if "://" in value[:20] else value

@@ -1,4 +1,4 @@
-"""What a training record is, once it is checked, and what is said of one that cannot be used."""
+"""Training records: Record for one that has been checked, Fault for one that cannot be used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Record:
         return messages
 
     def questions(self) -> list[list[dict[str, Any]]]:
-        """Of an independent record: each pair as the conversation that asks it alone, with all visuals."""
+        """The question-and-answer pairs of an independent record, each as its own conversation with all visuals."""
         messages = self.messages()
         visuals = [item for item in messages[0]["content"] if item["type"] != "text"]
         pairs = zip(messages[::2], messages[1::2])
@@ -54,7 +54,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Fault:
-    """A record that cannot be used: where it stands, its id, and why not."""
+    """A record that cannot be used: its file and line, its id, and the reason."""
 
     where: str
     id: str

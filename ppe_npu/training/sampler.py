@@ -1,4 +1,4 @@
-"""In which order records are seen: by the seed and the epoch alone, so that a resumed run goes on where it was."""
+"""The order of the records: it depends on seed and epoch alone, so that a resumed run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 _POOL = (
-    50  # steps whose records are sorted by length together: long enough to fill batches, short enough to stay random
+    50  # steps that are sorted by length together: enough to find records of similar length, few enough to stay random
 )
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """All records, in another order every epoch.
+    """All records, in a different order every epoch.
 
-    accelerate 1.1.1 does not pass the epoch on to its own sampler when it skips the batches that a resumed run has
-    seen: the rest of that epoch would come in the first epoch's order.
+    It replaces accelerate's sampler: accelerate 1.1.1 does not pass the epoch on when it skips the batches that a
+    resumed run has seen, so the rest of that epoch would come in the first epoch's order.
 
     Args:
-        records: how many.
+        records: number of records.
         seed: of the order.
-        epoch: tells the epoch when an order is asked for.
-        lengths: of each record, to bring records of like length together; None: they are not.
-        per_step: records of one optimizer step, over all processes. With lengths these are alike, so that no process
-            waits for another. An epoch's last step is filled up with its first records: every process, and every
-            accumulated forward, has its share, however many there are.
+        epoch: returns the epoch; called at the start of every iteration.
+        lengths: of each record, to put records of similar length into one step; None: they are not sorted.
+        per_step: records per optimizer step, over all processes. With lengths, those of a step have similar lengths,
+            so that no process waits for another. The last step of an epoch is filled up with the epoch's first records,
+            so that every process and every accumulated forward gets a full batch.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class EpochSampler(torch.utils.data.Sampler):
         return -(-self.records // self.per_step) * self.per_step
 
     def __iter__(self) -> Iterator[int]:
-        # Spread, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+        # The factor keeps epoch 1 of seed 0 apart from epoch 0 of seed 1.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         order = torch.randperm(self.records, generator=generator).tolist()
         seen = order if self.lengths is None else list(self._grouped(order, generator))
         yield from itertools.islice(itertools.cycle(seen), len(self))
 
     def _grouped(self, order: list[int], generator: torch.Generator) -> Iterator[int]:
-        """Each pool sorted by length and cut into steps, which are shuffled. A rest that fills no step stays last."""
+        """Sort each pool by length, cut it into steps, and shuffle these. An incomplete step stays last."""
         size = self.per_step * _POOL
         for start in range(0, self.records, size):
             pool = sorted(order[start : start + size], key=lambda number: -self.lengths[number])

@@ -23,13 +23,14 @@ _SCHEDULERS = {
 
 
 def check_deepspeed(file: str, device, copies: bool = False) -> None:
-    """What a run with a config of DeepSpeed's needs.
+    """Raise InputError if a run with this DeepSpeed config cannot start.
 
     Args:
-        copies: whether the run keeps a copy of the model beside it.
+        copies: whether the run also keeps a frozen copy of the model.
 
     Raises:
-        InputError: DeepSpeed is missing, nobody launched several processes, or the device cannot do what the file asks.
+        InputError: DeepSpeed is missing, no launcher started the processes, the file is no config, or the device or
+            the copy rules out what it asks for.
     """
     try:
         asked = read_json(file)
@@ -55,7 +56,7 @@ def check_deepspeed(file: str, device, copies: bool = False) -> None:
 
 
 def start_deepspeed(file: str, device) -> None:
-    """Start DeepSpeed's process group: before TrainingArguments, which would start torch's alone."""
+    """Start DeepSpeed's process group. Call it before TrainingArguments, which would start torch's group only."""
     _deepspeed(file).init_distributed(dist_backend=devices.process_group_backend(device))
 
 
@@ -70,10 +71,10 @@ def total_steps(config: TrainConfig, records: int, processes: int = 1) -> int:
 
 
 def start_group(config: TrainConfig, device, steps: int, processes: int):
-    """Start the process group; transformers' TrainingArguments, which choose this process' device.
+    """Start the process group, and return transformers' TrainingArguments, which choose this process's device.
 
     Raises:
-        InputError: what the environment says of several processes is refused, or they do not find each other.
+        InputError: the environment's variables for several processes are refused, or the processes cannot connect.
     """
     try:
         if config.deepspeed is not None:
@@ -82,7 +83,7 @@ def start_group(config: TrainConfig, device, steps: int, processes: int):
     except InputError:
         raise
     except (ValueError, torch.distributed.DistError) as error:
-        if processes == 1 and not has_local_rank():  # then accelerate starts no group
+        if processes == 1 and not has_local_rank():  # accelerate starts no group then, so it is another fault
             raise
         raise InputError(
             f"the group of processes (of {processes}) cannot be started ({first_line(error)}): start them by torchrun, "
@@ -120,7 +121,7 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
         save_steps=config.save_steps or 500,
         save_total_limit=config.save_total_limit,
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # CompressedTrainer stops at the first one
+        logging_nan_inf_filter=False,  # CompressedTrainer stops at the first such loss
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         dataloader_num_workers=config.num_workers,
@@ -131,7 +132,7 @@ def _arguments(config: TrainConfig, device, steps: int, processes: int = 1):
         eval_steps=config.eval_steps or None,
         per_device_eval_batch_size=config.batch_size,
         deepspeed=config.deepspeed,
-        ddp_find_unused_parameters=False,  # a batch without pictures touches the vision tower, too
+        ddp_find_unused_parameters=False,  # a batch without pictures uses the vision tower, too
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process (DataParallel) would tear prompts apart
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process (DataParallel) would split up prompts
     return arguments

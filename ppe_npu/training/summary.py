@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: summary.json, summary.md and loss.png."""
+"""The summary of a run, for people to read: summary.json, summary.md and loss.png."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PAGE, _PLOT = "summary.md", "loss.png"
 
 
 def write_summary(output: str | Path, summary: dict[str, Any]) -> None:
-    """Write a run's summary beside its checkpoints; the plot where matplotlib is installed. summary.json is the last:
-    a run that has it is at its end.
+    """Write a run's summary beside its checkpoints, with a plot if matplotlib is installed. summary.json is written
+    last: a run that has it has ended.
 
     Args:
-        summary: TrainResult.to_dict(), and settings, data (Survey.to_dict()) and versions.
+        summary: TrainResult.to_dict(), plus settings, data (Survey.to_dict()) and versions.
     """
     output = Path(output)
     losses = summary["losses"]
@@ -65,14 +65,14 @@ def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
 
 
 def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
-    """Draw loss by step: every logged one, and their running mean where there are many."""
+    """Draw the loss by step: every logged value, and their running mean if there are many."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
     from matplotlib.figure import Figure
 
     steps, values = zip(*losses)
     figure = Figure(figsize=(7, 4))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.11, 0.13, 0.86, 0.83))  # left, bottom, width, height, as shares of the figure
+    axes = figure.add_axes((0.11, 0.13, 0.86, 0.83))  # left, bottom, width, height, as fractions of the figure
     many = len(values) >= 20
     axes.plot(steps, values, linewidth=1, alpha=0.35 if many else 1.0, label="logged", marker="" if many else ".")
     if many:
@@ -87,6 +87,6 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean of each value and those before it, of `width` at most."""
+    """For each value the mean of it and the values before it, at most `width` in all."""
     windows = (values[max(0, end - width) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

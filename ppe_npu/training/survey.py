@@ -1,4 +1,4 @@
-"""What training data costs, said before training: records by kind, and their tokens before and after compression."""
+"""What training data costs, reported before training: records by kind, and tokens before and after compression."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = ("text", "image", "images", "video", "videos", "mixed")
 INVALID = ("stop", "skip")
 FILES = ("data.json", "data.md", "faults.jsonl")
 _TITLE = "# Training data"
-_MARKS = ("kinds", "lengths", "histogram")  # keys by which a data.json is known as a survey's
+_MARKS = ("kinds", "lengths", "histogram")  # keys that identify a data.json as a survey's
 _QUANTILES = {"least": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "99%": 0.99, "most": 1.0}
 _BAR = 30  # characters of the histogram's longest bar
 _LISTED = 10  # faults that the Markdown report spells out
@@ -69,7 +69,7 @@ class Survey:
         return np.array([kind_of(record) for record in self.records], dtype=object)
 
     def split(self, apart: np.ndarray) -> tuple[Survey, Survey]:
-        """The survey of the records that bool [N] does not mark, with all faults, and that of the others, with none."""
+        """(survey of the records where `apart`, bool [N], is False, with all faults; of the others, with no faults)."""
 
         def part(chosen: np.ndarray, faults: tuple[Fault, ...]) -> Survey:
             records = tuple(record for record, taken in zip(self.records, chosen) if taken)
@@ -81,7 +81,7 @@ class Survey:
         return part(~apart, self.faults), part(apart, ())
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it; records and faults by number only."""
+        """The survey as values that JSON can hold, with only the numbers of records and faults."""
         edges = _edges(self.before, self.after)
         return {
             "records": len(self.records),
@@ -106,7 +106,7 @@ class Survey:
         return self._report(markdown)
 
     def printable(self) -> str:
-        """The same for a terminal, where what the records say stands as they say it, on one line."""
+        """The report for a terminal: text of the records is not escaped for Markdown, but kept on one line."""
         return self._report(printable)
 
     def _report(self, clean: Callable[[Any], str]) -> str:
@@ -139,17 +139,17 @@ def prepare_records(
     """Read, check and measure training data; what cannot be used stops the run or is left out.
 
     Args:
-        files, data_root, allow_outside: as data.check_records.
-        processor, compression, sampling, max_length, workers, showings: as survey.
-        invalid: "stop", or "skip": go on without the records that cannot be used.
+        files, data_root, allow_outside: as in data.check_records.
+        processor, compression, sampling, max_length, workers, showings: as in survey.
+        invalid: "stop", or "skip" to continue without the records that cannot be used.
         folder: where write_survey writes; None: nowhere, as in all processes of a run but the first.
 
     Returns:
-        (the records that can be used, the survey of them).
+        (the records that can be used, their survey).
 
     Raises:
-        InputError: records that cannot be used (stop), or none that can, after the lists were written; as
-            check_survey_place.
+        InputError: some records cannot be used (with "stop"), or none can (raised after the lists are written); also
+            as check_survey_place.
     """
     if invalid not in INVALID:
         raise InputError(f"invalid={invalid!r}: use one of {', '.join(INVALID)}")
@@ -200,12 +200,12 @@ def survey(
     Args:
         records: checked ones.
         processor: the checkpoint's.
-        compression: what stays of the visual tokens.
-        sampling: which frames of videos.
-        max_length: a record that is longer after compression is a fault; None: none is.
+        compression: decides how many visual tokens stay.
+        sampling: which frames of videos are taken.
+        max_length: a record that is longer after compression is a fault; None: there is no limit.
         headers: of the records' files (data.read_headers); None: they are read.
         faults: of records that were found unusable before; the survey lists them, too.
-        workers: processes that count, no more than have something to do; 0: this one.
+        workers: processes that count, at most as many as there is work for; 0: this one.
         showings: how often an image is shown.
 
     Raises:
@@ -215,7 +215,7 @@ def survey(
         raise InputError(f"max_length={max_length} must be greater than 0")
     headers = headers or read_headers(records)
     ruler = Ruler(processor, compression, sampling or VideoSampling(), headers, max_length, showings)
-    own = torch.Generator()  # a loader draws from it; the run's random numbers stay what they were
+    own = torch.Generator()  # the loader draws from it, which leaves the run's random numbers as they are
     workers = min(workers, math.ceil(len(records) / _AT_ONCE))
     loader = DataLoader(ChatDataset(records), _AT_ONCE, collate_fn=ruler, num_workers=workers, generator=own)
     used, rows, found = [], [], list(faults)
@@ -231,12 +231,12 @@ def survey(
 
 
 def check_survey_place(folder: str | Path) -> None:
-    """Raise InputError for a folder with a file of a survey's name that is none: write_survey would write over it."""
+    """Raise InputError if a file in a folder has a survey's name but is none: write_survey would overwrite it."""
     known = {"data.json": _is_numbers, "data.md": _is_report, "faults.jsonl": _is_list}
     files = [file for file in (Path(folder) / name for name in FILES) if file.exists()]
     if files and files[0].name == FILES[0] and _is_numbers(files[0]):
-        return  # by it the others are known
-    # An earlier edition wrote it last: where a kill came first, what is there is known by itself.
+        return  # then the others are a survey's, too
+    # Earlier versions wrote data.json last. If a kill came first, each of the other files is identified by its content.
     strange = next((file for file in files if not known[file.name](file)), None)
     if strange is not None:
         raise InputError(f"{strange} is no survey's, and would be written over: move it away, or name another folder")
@@ -255,7 +255,7 @@ def _is_report(file: Path) -> bool:
 
 
 def _is_list(file: Path) -> bool:
-    """Whether every line is of a record that cannot be used; nothing is lost with an empty one."""
+    """Whether every line describes a record that cannot be used; True of an empty file, with which nothing is lost."""
     try:
         rows = [json.loads(line) for line in read_text(file).split("\n") if line]
     except (UnreadableError, ValueError, RecursionError):
@@ -271,14 +271,14 @@ def write_survey(found: Survey, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     rows = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
-    write_json(folder / "data.json", found.to_dict())  # first: by it the others are known, also after a kill
+    write_json(folder / "data.json", found.to_dict())  # first, because it identifies the others, also after a kill
     write_text(folder / "data.md", found.markdown())
     write_text(folder / "faults.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return folder
 
 
 def kind_of(record: Record) -> str:
-    """One of KINDS."""
+    """The kind of a record, one of KINDS."""
     images, videos = len(record.images), len(record.videos)
     if images and videos:
         return "mixed"
@@ -288,7 +288,7 @@ def kind_of(record: Record) -> str:
 
 
 def _spread(lengths: np.ndarray) -> dict[str, float]:
-    """Quantiles (of what occurs) and the mean."""
+    """Quantiles (lengths that occur) and the mean."""
     if not len(lengths):
         return {}
     values = np.quantile(lengths, list(_QUANTILES.values()), method="inverted_cdf")
@@ -296,7 +296,7 @@ def _spread(lengths: np.ndarray) -> dict[str, float]:
 
 
 def _edges(*lengths: np.ndarray) -> list[int]:
-    """Bounds of the histogram's rows: 1, 2, 3, 4, 6, 8, 12, 16, ... as far as lengths occur; 0 comes first."""
+    """Bounds of the histogram's rows: those of 0, 1, 2, 3, 4, 6, 8, 12, 16, ... that enclose the lengths."""
     occurring = np.concatenate(lengths)
     if not len(occurring):
         return [0]

@@ -22,9 +22,9 @@ class Tokens:
 
     Attributes:
         ids: token ids.
-        labels: the token itself where the assistant says it, else IGNORED.
-        blocks: 0 in the common prefix (or all of a plain record), 1, 2, ... in the questions' blocks.
-        shifts: how far a token's position lies before where a single running text would have it.
+        labels: the token id where the assistant says it, else IGNORED.
+        blocks: 0 in the common prefix (or in all of a plain record), 1, 2, ... in the questions' blocks.
+        shifts: what to subtract from a token's position in one continuous text to get its own.
     """
 
     ids: np.ndarray
@@ -38,7 +38,7 @@ class Tokeniser:
 
     Args:
         processor: the checkpoint's.
-        memo: how many tokenised texts are kept.
+        memo: how many tokenised texts are cached.
 
     Raises:
         InputError: a chat template that is no ChatML.
@@ -65,7 +65,7 @@ class Tokeniser:
         prefix = questions[0][0]
         parts = [prefix, *(block for _, block in questions)]
         lengths = [len(part[0]) for part in parts]
-        starts = np.cumsum([0, *lengths[1:-1]])  # of each block, counted from the first
+        starts = np.cumsum([0, *lengths[1:-1]])  # of each block, relative to the first
         return Tokens(
             ids=np.concatenate([part[0] for part in parts]),
             labels=np.concatenate([part[1] for part in parts]),
@@ -74,7 +74,7 @@ class Tokeniser:
         )
 
     def _question_makers(self, record: Record):
-        """For each question the texts that decide its tokens, and a function that makes them."""
+        """Yield for each question (the texts that decide its tokens, a function that makes the tokens)."""
         texts = [text for _, text in record.turns]
         pairs = zip(texts[::2], texts[1::2], range(len(texts) // 2))
         for human, answer, number in pairs:
@@ -96,7 +96,7 @@ class Tokeniser:
         return Tokens(ids, labels, np.zeros_like(ids), np.zeros_like(ids))
 
     def _encode(self, messages: list[dict[str, Any]], answers: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, labels) of a conversation that holds `answers` assistant turns."""
+        """(ids, labels), int64 [n], of a conversation that has `answers` assistant turns."""
         tokens = self.processor.tokenizer(render(self.processor, messages, False))["input_ids"]
         check_placeholders(self.processor, tokens, visual_items(messages), where)
         ids = np.array(tokens)
@@ -123,7 +123,7 @@ class Tokeniser:
 
 
 def assistant_spans(ids: Sequence[int], header: Sequence[int], end: int) -> list[tuple[int, int]]:
-    """[(start, stop)] of what the assistant says in ChatML token ids: after each header, up to and with `end`.
+    """[(start, stop)] of what the assistant says in ChatML token ids: after each header, up to and including `end`.
 
     Args:
         ids: a conversation's token ids.

@@ -38,18 +38,18 @@ _CACHE_BYTES = 2 * 2**30
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left behind.
+    """The result of a training run.
 
     Attributes:
         final: folder of the final checkpoint: model or adapter, processor, compression.json, base.json.
         steps: optimizer steps of the whole run.
         losses: [(step, mean loss since the last entry)].
-        seconds: of this call's training, without loading.
-        parameters, trainable: how many.
-        tokens_per_second: of the prompts as they were given, in this call.
+        seconds: duration of the training in this call, without loading.
+        parameters, trainable: number of all parameters, and of those that learn.
+        tokens_per_second: prompt tokens before compression per second, in this call.
         retention: share of the visual tokens that this call kept, averaged over decoder layers; None without any.
-        skipped: records that broke while they were read, in all processes.
-        peak_memory: bytes that the first process' device held at most; None on a CPU.
+        skipped: records that could not be read during training, over all processes.
+        peak_memory: largest number of bytes that torch held on the first process's device; None on a CPU.
         validation: [(step, mean loss of the validation records)].
     """
 
@@ -66,12 +66,12 @@ class TrainResult:
     validation: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The attributes as values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainResult:
-        """Of what summary.json holds."""
+        """The result that a run's summary.json holds."""
         own = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
         pairs = {name: [tuple(pair) for pair in values.get(name, ())] for name in ("losses", "validation")}
         return cls(**{**own, **pairs})
@@ -80,20 +80,20 @@ class TrainResult:
 def train(config: TrainConfig, announce: bool = True, said: str | None = None) -> TrainResult:
     """Fine-tune a model with compression inside its forward pass.
 
-    Started by torchrun, each process does its share of every batch: the losses are those of one process on the same
-    global batch, because they are averaged over all its tokens. The first process writes.
+    Under torchrun, each process takes a part of every batch. The losses equal those of one process on the same global
+    batch, because they are averaged over all its tokens. The first process writes the output.
 
-    output/final loads in plain transformers (an adapter in plain peft), and is a model to start from again; beside it
-    lie train.json (all settings), data.md (the survey of the data), summary.json, summary.md and loss.png.
+    output/final loads in plain transformers (an adapter in plain peft), and further training can start from it. The
+    output also has train.json (all settings), data.md (the survey of the data), summary.json, summary.md and loss.png.
 
     Args:
-        config: what to do.
+        config: the settings of the run.
         announce: print the table of parameters, data, steps and operators before step 1.
-        said: a line that stands below the table.
+        said: a line to print below the table.
 
     Raises:
-        InputError: a model, data or output that cannot be used; before anything long starts.
-        TrainingError: the loss is NaN or infinite, or a parameter that should learn is given no gradient.
+        InputError: a model, data or output that cannot be used; raised before anything long starts.
+        TrainingError: the loss is NaN or infinite, or a parameter that should learn gets no gradient.
     """
     from ppe_npu.training.output import check_output, say, sole_run
 
@@ -121,7 +121,7 @@ def train(config: TrainConfig, announce: bool = True, said: str | None = None) -
 
 
 def _train(config: TrainConfig, device, first: bool, processes: int, announce: bool, said: str | None) -> TrainResult:
-    """The run, in a folder that no other run is in."""
+    """train() once the output folder is locked against other runs."""
     from ppe_npu.training import going_on, output
 
     checkpoint = output.checkpoint_to_resume(config) if first else None
@@ -136,7 +136,7 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
         output.check_identity(config, before, identity, records, marks)
     steps = total_steps(config, len(records), processes)
     arguments = start_group(config, device, steps, processes)
-    devices.wait_for_all()  # until the first has looked at the output
+    devices.wait_for_all()  # until the first process has checked the output
     if not first:
         checkpoint = output.checkpoint_to_resume(config)
         before = going_on.compared_with(config, checkpoint)
@@ -166,10 +166,10 @@ def _train(config: TrainConfig, device, first: bool, processes: int, announce: b
 
 
 def _learn(trainer: Any, config: TrainConfig, processor: Any, base: dict[str, str], checkpoint: Path | None):
-    """From the checkpoint, or from the start, to final/ and the run's result."""
+    """Train from the checkpoint, or from the start, write final/, and return the run's TrainResult."""
     devices.reset_peak_memory(trainer.args.device)
     started, steps = time.perf_counter(), trainer.args.max_steps
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    # fp32 means full precision: by default CUDA and Ascend round the inputs of convolutions.
     with devices.exact_matmul() if config.dtype == "fp32" else contextlib.nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if config.validates and not (config.eval_steps and steps % config.eval_steps == 0):
@@ -180,7 +180,7 @@ def _learn(trainer: Any, config: TrainConfig, processor: Any, base: dict[str, st
 
 
 def _check(config: TrainConfig, device, processes: int) -> None:
-    """All that can be wrong before a file of the data is read."""
+    """Raise InputError for every fault of the settings that can be found before the data is read."""
     if config.fused_adamw and devices.keeps_cleared_gradients(device):
         raise InputError(
             "fused_adamw on an NPU: transformers' Trainer clears the model's gradients, which NpuFusedAdamW does not "
@@ -208,7 +208,7 @@ def _processor(config: TrainConfig) -> Any:
 
 
 def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[list[Record], Survey, list[Record]]:
-    """The records to train on, their survey, and those to validate with; what was found is listed in a folder."""
+    """(training records, their survey, validation records); the survey is written to `folder`, unless it is None."""
     how = (processor, config.compression, config.sampling, config.data_root, config.max_length, config.invalid)
     shown = pvc_of(config.model, config.pvc)
     more = {"workers": config.num_workers, "allow_outside": config.allow_outside}
@@ -229,8 +229,8 @@ def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[l
 
 
 def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
-    """The model as it learns, on its device, and the record of what it was."""
-    # Under an adapter the weights stay as they are, and half as wide; its own are fp32.
+    """(the model, compressed and ready to train on its device; the contents of base.json)."""
+    # With an adapter the model's own weights do not learn, so bf16 is enough for them; the adapter's are fp32.
     dtype = "bf16" if config.adapter is not None and config.dtype == "bf16" else "fp32"
     packed = quantization(config.adapter, device)
     model = load_model(config.model, device, dtype, quantization_config=packed, allow_bin=config.allow_bin, tiled=True)
@@ -276,13 +276,13 @@ def _trainer(config, arguments, model, processor, data, processes: int, known: d
         distillation=distill or None,
         frozen_teacher=config.copies_teacher,
     )
-    for callback in (PrinterCallback, ProgressCallback):  # Progress shows the loss beside the bar
+    for callback in (PrinterCallback, ProgressCallback):  # Progress replaces both
         trainer.remove_callback(callback)
     return trainer
 
 
 def _curves(config: TrainConfig) -> list[Any]:
-    """transformers' own callbacks for what draws curves."""
+    """transformers' callbacks for TensorBoard and Weights & Biases, as configured; none but in the first process."""
     if devices.process_rank() != 0:
         return []
     found: list[Any] = []
@@ -318,7 +318,7 @@ def _result(trainer: Any, final: Path, seconds: float) -> TrainResult:
 
 
 def _versions(device) -> dict[str, str]:
-    """The versions of what decides the numbers."""
+    """The versions of the packages that affect the numbers, and the device's name."""
     from importlib.metadata import version
 
     packages = ("torch", "transformers", "accelerate")
@@ -326,10 +326,10 @@ def _versions(device) -> dict[str, str]:
 
 
 def _save_final(config: TrainConfig, trainer: Any, processor: Any, base: dict[str, str]) -> Path:
-    """output/final: the model as plain transformers reads it (the adapter as plain peft does), its processor,
+    """Write output/final: the model for plain transformers (or the adapter for plain peft), its processor,
     compression.json and base.json."""
     model, final = trainer.model, Path(config.output) / "final"
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all processes, where each holds a part
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered, where each process holds a part
     compression = model.compression.config
     restore(model)
     if trainer.is_world_process_zero():

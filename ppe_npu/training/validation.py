@@ -1,4 +1,4 @@
-"""Records that a run does not learn from: which are held back, and their loss while it goes on."""
+"""Validation records, which a run does not train on: which are held back, and their loss during the run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ VALIDATION = "eval_loss"  # what the Trainer calls the loss of the validation re
 
 
 def held_back(records: int, share: float, seed: int) -> np.ndarray:
-    """Which of so many records are held back: bool [records], the same in every process and every run of a seed.
+    """bool [records]: which records are held back; the same in every process and every run with the same seed.
 
     Raises:
-        InputError: none would be left to learn from.
+        InputError: no record would be left to train on.
     """
     number = math.ceil(records * share)
     if number >= records:
@@ -35,12 +35,12 @@ def held_back(records: int, share: float, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def mean_loss(trainer: Any, records: Sequence[Record]) -> float:
-    """The loss of records, a mean over all their labelled tokens, as training counts it; by all processes together.
+    """The mean loss over all labelled tokens of records, as training counts them; the processes share the work.
 
-    Every process takes as many forward passes, because ZeRO-3 gathers weights in each; nothing random is drawn.
+    All processes run the same number of forward passes, as ZeRO-3 gathers weights in each. Nothing random is drawn.
 
     Args:
-        trainer: a CompressedTrainer. Its model is in training mode again afterwards if it was before.
+        trainer: a CompressedTrainer. Its model returns to the mode (training or not) that it was in before.
     """
     arguments, model = trainer.args, trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     size, rank, world = arguments.eval_batch_size, arguments.process_index, arguments.world_size

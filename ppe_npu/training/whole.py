@@ -16,9 +16,9 @@ from ppe_npu.utils.reading import checksum, json_or_none, read_json
 
 STATE = "trainer_state.json"
 _SHARES = "global_step*"  # DeepSpeed's folders of shards
-_SUM = "sum"  # of the list itself: a row that somebody took out would leave its file unchecked
-# What a run needs to go on, each by one of several names; asked of checkpoints whose files nobody listed, or whose list
-# has no sum.
+_SUM = "sum"  # checksum of the list itself: without it, a file whose row was removed would go unchecked
+# The files that a run needs to resume, each under one of several names; looked for in checkpoints without a list of
+# files, or whose list has no checksum.
 _NEEDED = (
     (STATE,),
     ("scheduler.pt", _SHARES),
@@ -30,16 +30,16 @@ _NEEDED = (
 
 
 def made_by_train(folder: Path) -> bool:
-    """Whether a run of this package wrote a checkpoint-N, and not a plain Trainer, an export, or somebody by hand."""
+    """Whether a checkpoint-N was written by a run of this package, not by a plain Trainer, an export, or by hand."""
     return (folder / WHOLE).exists() or ((folder / STATE).exists() and (folder / BASE).exists())
 
 
 def whole_record(folder: Path, step: int) -> dict[str, Any]:
-    """What whole.json shall hold, after all files of the folder, and of those in it, have reached the disk.
+    """The contents of whole.json; all files in the folder and below it are first synced to the disk.
 
     Returns:
         {"step", "files": {path from the folder: {"size" (bytes), "digest" (ppe_npu.models.fingerprint.file_digests)}},
-        "sum" (of the others)}.
+        "sum" (checksum of the other two)}.
     """
     sync_tree(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / WHOLE)
@@ -52,16 +52,17 @@ def whole_record(folder: Path, step: int) -> dict[str, Any]:
 
 
 def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bool:
-    """Whether a checkpoint's files are those that were written; reads all of them.
+    """Check that a checkpoint's files are those that were written; all of them are read.
 
     Args:
-        needed: whether a file, by its path from the folder, must be; None: all that a run needs to go on.
+        needed: whether a file is checked, given its path from the folder; None: all are, and none may be missing that
+            a run needs to resume.
 
     Returns:
-        Whether whole.json lists the files. The first edition's does not: they were found, and can be read.
+        Whether whole.json lists the files. If not (in one of the first version), they only exist and are readable.
 
     Raises:
-        InputError: a file is gone, or is not what was written: it is named, without a remedy.
+        InputError: a file is missing, or is not what was written; the message names it, and states no remedy.
     """
     record = _read(folder)
     if "files" not in record:
@@ -84,7 +85,7 @@ def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bo
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """whole.json of a folder, with every key that it must have."""
+    """The contents of a folder's whole.json, checked to be complete and of the folder's step."""
     file = folder / WHOLE
     if not file.is_file():
         raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
@@ -100,13 +101,13 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _made_since(folder: Path) -> bool:
-    """Whether an edition wrote a checkpoint that gives every list a sum: by what its identity.json says since."""
+    """Whether the version that wrote a checkpoint adds a checksum to every list: its identity.json has "records"."""
     identity = json_or_none(folder / IDENTITY)
     return isinstance(identity, dict) and "records" in identity
 
 
 def _listed(record: Mapping[str, Any]) -> bool:
-    """Whether a record's files are rows of sizes and digests, all of files in the folder, and are what was listed."""
+    """Whether a record's files are rows of size and digest, of files inside the folder, and match its checksum."""
     rows, keys = record.get("files", {}), {"size": int, "digest": str}
     if not isinstance(rows, Mapping) or not all(
         isinstance(row, Mapping) and _inside(name) and all(type(row.get(key)) is kind for key, kind in keys.items())
@@ -127,13 +128,13 @@ def _check_size(file: Path, size: int) -> None:
         if not file.is_file():
             raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
         found = file.stat().st_size
-    except OSError as error:  # a name that is too long; a folder that may not be looked into
+    except OSError as error:  # a name that is too long; a folder without permission
         raise InputError(f"{shown(str(file))} cannot be looked at ({error.strerror})") from error
     if found != size:
         raise InputError(f"{file} is damaged: {found:,} bytes of {size:,}")
 
 
-# -- the first edition's checkpoints -----------------------------------------------------------------------------------
+# -- checkpoints of the first version ----------------------------------------------------------------------------------
 
 
 def _check_unlisted(folder: Path, needed: Callable[[str], bool] | None) -> None:
@@ -159,7 +160,7 @@ def _check_readable(file: Path) -> None:
                 raise ValueError("it is a folder")
         elif file.suffix in _READERS:
             _READERS[file.suffix](file)
-    except Exception as error:  # whatever a reader says of damaged bytes
+    except Exception as error:  # readers may raise anything when bytes are damaged
         raise InputError(f"{file} is damaged ({first_line(error)})") from error
 
 

@@ -1,4 +1,4 @@
-"""Training runs as YAML files of TrainConfig's keys: this package's own, by name, and anybody's, by path."""
+"""Training runs as YAML files of TrainConfig's keys: the package's own are given by name, all others by path."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ppe_npu.utils.reading import UnreadableError, read_json, read_yaml
 
 
 def names() -> list[str]:
-    """The recipes that come with the package."""
+    """The names of the recipes that come with the package."""
     return sorted(file.name.removesuffix(".yaml") for file in resources.files(__name__).iterdir() if _is_recipe(file))
 
 
 def load_recipe(recipe: str | Path) -> dict[str, Any]:
-    """A recipe's values, to be completed and made a TrainConfig.
+    """A recipe's values, to be completed to a TrainConfig.
 
     Args:
         recipe: one of names(), or the path of a YAML or JSON file (a run's own train.json is one).
