@@ -208,7 +208,7 @@ def _rate(ticks: np.ndarray, tick: float, stated: list[float]) -> float:
     seconds, numbers = (ticks - ticks[0]) * tick, np.arange(len(ticks))
     for rate in stated:
         if (
-            np.abs(seconds - numbers / rate).max() <= max(1.5 * tick, 1e-3)
+            np.abs(seconds - numbers / rate).max() <= max(1.5 * tick, _ROUNDING)
             and np.rint(seconds[-1] * rate) == numbers[-1]
         ):
             return rate

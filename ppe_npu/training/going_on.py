@@ -10,8 +10,8 @@ from typing import Any
 from ppe_npu.errors import InputError
 from ppe_npu.settings import check_fields, from_mapping, setting
 from ppe_npu.training.args import TrainConfig
-from ppe_npu.training.checkpoint import BASE, WHOLE
-from ppe_npu.training.loop import checkpoints, step_of
+from ppe_npu.training.checkpoint import BASE
+from ppe_npu.training.loop import last_whole_checkpoint, step_of
 from ppe_npu.training.output import FINAL, say
 from ppe_npu.utils.reading import read_json
 
@@ -83,7 +83,7 @@ def say_where_from(config: TrainConfig, checkpoint: Path | None, steps: int, end
 
 def how_to_go_on(config: TrainConfig) -> str:
     """The message that tells how to continue a run that was stopped from the keyboard."""
-    last = next((folder for folder in reversed(checkpoints(config.output)) if (folder / WHOLE).exists()), None)
+    last = last_whole_checkpoint(config.output)
     if last is None:
         return "no checkpoint was saved yet (--save-steps N saves one every N steps): the same command begins anew"
     return f"the same command with --resume goes on from {last}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppe_npu.data.inputs import PLACEHOLDERS
+from ppe_npu.data.messages import has_surrogates
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError, counted
 from ppe_npu.training.record_files import Repeated
@@ -78,7 +79,7 @@ def check_repeated(value: Any, what: str) -> None:
 
 
 def _unicode(text: str, what: str) -> str:
-    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+    if has_surrogates(text):
         raise InputError(f"{what} is no Unicode: half of a surrogate pair stands alone")
     return text
 
