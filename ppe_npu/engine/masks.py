@@ -54,8 +54,8 @@ def proportional_mask(
 
 
 def seen_places(mask: torch.Tensor) -> torch.Tensor:
-    """[B, L] how many places each place may see, by the first head of a mask (bool or additive)."""
-    return (mask if mask.dtype == torch.bool else mask == 0)[:, 0].sum(-1)
+    """[B, L] how many places each place may see, by the first head of a mask (bool, or additive with any bias)."""
+    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[:, 0].sum(-1)
 
 
 def picked_mask(mask: torch.Tensor, sources: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
