@@ -1,7 +1,8 @@
-"""A model as the runner sees it: what decides its answers, how long samples are, and batches in two steps.
+"""A model as the runner sees it: the settings that decide its answers, the lengths of samples, and batches that are
+answered in two steps.
 
-The runner knows no model: whatever has these methods can be run. prepare() is called in a thread of its own, while
-answer() works on the batch before.
+The runner accepts any object with these methods. It calls prepare() in a separate thread while answer() works on the
+previous batch.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from ppe_npu.utils.memory import ran_out
 
 
 class ModelAnswers:
-    """Answers of a model, compressed or not: greedy ones unless something else is asked for.
+    """Answers of a model, compressed or not; decoding is greedy unless `generation` changes it.
 
     Args:
         model: on its device.
         processor: the model's.
-        max_new_tokens: at most so many tokens per answer.
-        sampling: which frames of videos, where a sample has no rule of its own.
+        max_new_tokens: tokens per answer, at most.
+        sampling: which frames of a video are taken if the sample has no rule of its own.
         seed: set before every batch, so that no answer depends on which process gave it, or when.
-        generation: what ppe_npu.evaluation.decoding.chosen takes; None: greedy answers, whatever the checkpoint says.
+        generation: as in ppe_npu.evaluation.decoding.chosen; None: greedy answers, whatever the checkpoint says.
 
     Raises:
-        InputError: a generation setting that cannot be.
+        InputError: an impossible generation setting.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ModelAnswers:
         self._cache = PixelCache()
 
     def settings(self) -> dict[str, Any]:
-        """Everything about the model that decides its answers."""
+        """All settings of the model that decide its answers."""
         asked = answer_settings(
             self.processor,
             self.config,
@@ -76,18 +77,18 @@ class ModelAnswers:
         return {**asked, "end_tokens": self._end_tokens(), "weights": fingerprint(self.model)}
 
     def unsaid(self) -> dict[str, Any]:
-        """The part of settings() that the first edition did not write down, with the values of then."""
+        """The part of settings() that the first edition used without recording it, with the values it used."""
         return {"generation": first_edition(self._own), "end_tokens": self._end_tokens()}
 
     def _end_tokens(self) -> list[int]:
         return end_tokens(self.model, self.processor.tokenizer)
 
     def ignored(self) -> dict[str, Any]:
-        """What the checkpoint says about generate() and is not used."""
+        """The checkpoint's own generation settings that are not used."""
         return ignored(self._own, self.generation)
 
     def versions(self) -> dict[str, str]:
-        """The versions of what gave the answers, and the device."""
+        """Versions of the software that gave the answers, and the name of the device."""
         import transformers
 
         from ppe_npu import __version__
@@ -98,29 +99,29 @@ class ModelAnswers:
         return {**versions, "python": platform.python_version(), "device": facts["name"], **more}
 
     def log_ignored(self) -> None:
-        """Print, once per model and in the first process, what is not used."""
+        """Log which of the checkpoint's settings are not used: once per model, and in the first process only."""
         line = notice(self._own, self.generation) if devices.process_rank() == 0 else None
         if line and getattr(self.model, "said_ignored", None) != line:
             logging.getLogger("ppe_npu").warning(line)
             self.model.said_ignored = line
 
     def measure(self, sample: Mapping[str, Any]) -> Measure:
-        """How long the sample's prompt will be, about."""
+        """About how long the sample's prompt will be."""
         showings = self.model.config.pvc["showings"] if hasattr(self.model.config, "pvc") else 1
         return measure(sample, self.processor, self.config, self.sampling, showings)
 
     @property
     def dtype(self) -> str:
-        """Of the model's numbers."""
+        """Name of the model's dtype, without "torch."."""
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
     def family(self) -> str:
-        """The model's type, by which the format of its boxes goes."""
+        """The model's type, which decides the format of its boxes."""
         return str(getattr(self.model.config, "model_type", ""))
 
     def seen_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of a picture as the model sees it, of the families that count its pixels."""
+        """(width, height) to which the model resizes a picture, for families that give boxes in resized pixels."""
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
         maker = self.processor.image_processor
@@ -129,23 +130,23 @@ class ModelAnswers:
         return columns, rows
 
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Samples of one bucket -> a left-padded batch, on the CPU; through the code that training uses."""
+        """Samples of one bucket -> a left-padded batch on the CPU, made by the same code as training batches."""
         conversations = [conversation(sample) for sample in samples]
         sampling = sampling_of(samples[0], self.sampling)
         inputs = build_inputs(self.processor, conversations, sampling=sampling, cache=self._cache)
         return shown_repeatedly(self.model, inputs) if hasattr(self.model.config, "pvc") else inputs
 
     def answer(self, inputs: Mapping[str, torch.Tensor]) -> Generated:
-        """Answers to a batch, with their cost."""
+        """Answer a batch and measure its cost."""
         devices.seed_everything(self.seed)
         return generate(self.model, self.processor, inputs, self.max_new_tokens, None, self.generation)
 
     def out_of_memory(self, error: BaseException) -> bool:
-        """Whether the error says that a smaller batch might have been answered."""
+        """Whether the error is a lack of memory, so that a smaller batch might succeed."""
         return ran_out(error)
 
     def release_memory(self) -> None:
-        """Give back what the device's allocator holds in reserve."""
+        """Free the memory that the device's allocator holds in reserve."""
         devices.release_memory(self.model.device)
 
 
@@ -159,7 +160,7 @@ def answer_settings(
     seed: int,
     generation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """ModelAnswers.settings() but for the weights and the end tokens: known before they are read."""
+    """ModelAnswers.settings() without the weights and the end tokens; it is known before the weights are read."""
     return {
         **processor_identity(processor),
         "model": model,
@@ -173,5 +174,5 @@ def answer_settings(
 
 
 def _frames(sampling: VideoSampling) -> dict[str, Any]:
-    """The rules of frames; a budget only where there is one, as the first edition knew none."""
+    """The fields of a VideoSampling; total_pixels only if it is set, because the first edition had no such field."""
     return {key: value for key, value in asdict(sampling).items() if key != "total_pixels" or value is not None}

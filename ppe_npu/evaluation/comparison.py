@@ -1,4 +1,4 @@
-"""Results of many runs -> the numbers of a report: per benchmark one row per method, and all of them side by side."""
+"""Results of many runs -> the numbers of a report: a row per method for each benchmark, and an overview of all."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
-# Settings in which runs of several seeds differ; other weights have a line of their own, and one label is one protocol.
+# Settings in which runs of one row may differ. Different weights are reported by a line of their own, and different
+# protocols do not meet here, because results are split by protocol first.
 _OF_SEEDS = ("seed", "weights", "model", "protocol", *PROCESSOR_MARKS)
 
 
 def compare(results: Sequence[Result], protocol: str | None = None) -> dict[str, Any]:
-    """Everything that a report shows.
+    """All numbers that a report shows.
 
     Args:
-        results: of evaluate(), or results.json with "folder", the run's, in the order of the rows. Several of one name
-            on one benchmark (seeds, say) become one row: their mean.
-        protocol: its label, by which by_protocol() has parted these from others.
+        results: of evaluate(), or results.json with the run's "folder", in the order of the rows. Several results with
+            one name on one benchmark, such as those of several seeds, become one row: their mean.
+        protocol: the label of the protocol that all results share, if by_protocol() has split them already.
 
     Returns:
         {"protocol": its label, "benchmarks": {name: see _benchmark}, "overview": see _overview, "missing": lines that
         say what could not be computed, and why}.
 
     Raises:
-        InputError: the results are of several protocols, which are never joined: by_protocol() parts them.
+        InputError: the results are of several protocols, which are never joined; split them with by_protocol().
     """
     found = list(by_protocol(results)) if protocol is None else [protocol]
     if len(found) > 1:
@@ -64,7 +65,7 @@ def compare(results: Sequence[Result], protocol: str | None = None) -> dict[str,
 
 
 def by_protocol(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """{label of a protocol: its results, in order}."""
+    """{label of a protocol: the results under it, in their order}."""
     found: dict[str, list[Result]] = {}
     for name, result in zip(labels([result["settings"] for result in results]), results):
         found.setdefault(name, []).append(result)
@@ -72,12 +73,13 @@ def by_protocol(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict[str, Any]:
-    """{"score": what the score is, "scale": its, see scale.declared, "headline": whether it is one of the metrics,
-    "samples", "units": groups that are judged together or None, "types" and "metrics": names, "metrics_scale", "rows"}.
+    """The numbers of one benchmark: {"score": name of the score, "scale": of the score, see scale.declared, "headline":
+    whether the score is one of the metrics, "samples", "units": number of groups that are judged together or None,
+    "types" and "metrics": their names, "metrics_scale", "rows", "interleaved": see cost_table.read}.
 
-    A row: name, method, retention, runs, score (mean of the runs), low, high (95 %), spread [least, most] of several
-    runs, types {kind: accuracy}, metrics {name: value}, against_dense {mean, low, high, p, test, count} or None, costs,
-    errors.
+    A row: name, method, dense, retention, runs (their number), score (mean of the runs), low, high (95 %), spread
+    [least, most] of several runs, types {kind: accuracy}, types_spread, metrics {name: value}, against_dense {mean,
+    low, high, p, test, count} or None, costs, tuned, errors.
     """
     missing += [
         f"{name}, {result['name']}: left out, its metrics() failed ({result['metrics_error']})."
@@ -148,7 +150,7 @@ def _row(benchmark: str, runs: Sequence[Result], dense: Sequence[Result] | None,
 
 
 def _unlike(benchmark: str, runs: Sequence[Result]) -> str:
-    """A line where runs of one row are not those of several seeds, as they were asked otherwise; else ""."""
+    """A line that names the settings in which runs of one row differ beyond the seed; "" if there are none."""
     first, *others = [run["settings"] for run in runs]
     keys = dict.fromkeys(key for other in others for key in unlike(first, other))
     told = ", ".join(key for key in keys if key not in _OF_SEEDS)
@@ -163,7 +165,7 @@ def _value(run: Result) -> float:
 
 
 def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tuple[float | None, float | None]:
-    """The score's interval at 95 %: bootstrap over samples; Wilson's where every answer has the same score."""
+    """The score's interval at 95 %: bootstrap over samples, or Wilson's if all samples have the same score."""
     if "headline" in runs[0]:
         replicates = _replicates(runs)
         if replicates is None:
@@ -183,7 +185,7 @@ def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tup
 def _against(
     benchmark: str, runs: Sequence[Result], dense: Sequence[Result], missing: list[str]
 ) -> dict[str, Any] | None:
-    """How the score differs from dense's on the same samples: see statistics.paired."""
+    """How the score differs from dense's on the same samples, as statistics.paired gives it; None if not tested."""
 
     def none(why: str) -> None:
         missing.append(f"{benchmark}, {runs[0]['name']}: not tested against dense ({why}).")
@@ -203,7 +205,7 @@ def _against(
 
 
 def _paired_replicates(own: np.ndarray, other: np.ndarray, mean: float) -> dict[str, Any]:
-    """Two metrics over the same resamples; p is the bootstrap's, two-sided."""
+    """Compare a metric of two methods over the same resamples; p is the bootstrap's two-sided p-value."""
     count = min(len(own), len(other))
     differences = own[:count] - other[:count]
     low, high = interval(differences)
@@ -213,7 +215,7 @@ def _paired_replicates(own: np.ndarray, other: np.ndarray, mean: float) -> dict[
 
 
 def _replicates(runs: Sequence[Result]) -> np.ndarray | None:
-    """The interval of the mean of the runs; None if a run has none."""
+    """[draws] bootstrap replicates of the headline, averaged over the runs; None if a run has none."""
     found = [run.get("headline", {}).get("replicates") for run in runs]
     if any(values is None for values in found):
         return None
@@ -222,7 +224,7 @@ def _replicates(runs: Sequence[Result]) -> np.ndarray | None:
 
 
 def mean_scores(runs: Sequence[Result]) -> dict[Any, float] | None:
-    """Every sample's score, averaged over the runs; None if a run's predictions are not there or of other samples."""
+    """Every sample's score, averaged over the runs; None if a run's predictions are missing or of other samples."""
     found = [_scores(run) for run in runs]
     if any(scores is None or scores.keys() != found[0].keys() for scores in found):
         return None
@@ -230,7 +232,8 @@ def mean_scores(runs: Sequence[Result]) -> dict[Any, float] | None:
 
 
 def _scores(run: Result) -> dict[Any, float] | None:
-    """By sample, in the order of their indices, so that equal resamples hold the same samples."""
+    """{index: score}, sorted by index, so that the resamples of different runs hold the same samples; None if a score
+    or the whole file is missing."""
     file = Path(run.get("folder", "")) / "predictions.jsonl"
     if "folder" not in run or not file.is_file():
         return None
@@ -239,8 +242,9 @@ def _scores(run: Result) -> dict[Any, float] | None:
 
 
 def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[str, Any]]:
-    """One row per method and ratio, the largest kept share first: {"name", "method", "retention" (mean of
-    benchmarks), "group", "scores" {benchmark: score or None}, "average" (of those in percent), "of_dense"}."""
+    """One row per method and ratio, dense first, then by falling share of kept tokens: {"name", "method", "dense",
+    "retention" (mean over benchmarks), "group", "scores" {benchmark: score or None}, "average" (of the scores in
+    percent), "of_dense"}."""
     rows = []
     for name in dict.fromkeys(row["name"] for found in benchmarks.values() for row in found["rows"]):
         own = {key: next((r for r in found["rows"] if r["name"] == name), None) for key, found in benchmarks.items()}
@@ -280,7 +284,7 @@ def _group(dense: bool, kept: float | None, tuned: str | None) -> str:
 
 
 def _of_dense(benchmarks: Mapping[str, Any], own: Mapping[str, Any], missing: list[str]) -> float | None:
-    """The mean over the benchmarks of score / dense's score; for all methods without those where dense scores 0."""
+    """The mean over benchmarks of score / dense's score; benchmarks where dense scores 0 are left out."""
     shares = []
     for key, row in own.items():
         dense = next((r for r in benchmarks[key]["rows"] if r["dense"]), None)

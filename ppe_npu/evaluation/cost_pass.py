@@ -1,4 +1,4 @@
-"""One pass over all methods of a benchmark, after the scores: times in turns, and counted work beside them."""
+"""One pass over all methods of a benchmark, after the scores: interleaved times, and counted work beside them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ppe_npu.evaluation.interleaving import LONG, in_turns, middle, settled, sum
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.files import write_json
 
-_FEWEST = 2  # prompts
-PROCESSOR = "processor time"  # what ratios are of on the host
-FILE = "costs.json"  # in the folder of a benchmark, beside those of its methods
+_FEWEST = 2  # prompts of a pass
+PROCESSOR = "processor time"  # ratios compare this on the host
+FILE = "costs.json"  # in a benchmark's folder, beside the folders of its methods
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Candidate:
     """One method of a pass.
 
     Attributes:
-        name: as the report calls it.
-        answers: ModelAnswers, or what has its prepare() and answer().
-        ready: called before its turn: compresses the model as the method wants it.
+        name: the method's name in the report.
+        answers: ModelAnswers, or an object with its prepare() and answer().
+        ready: called before each of its answers, to compress the model as the method requires.
     """
 
     name: str
@@ -44,21 +44,21 @@ def measure(
     reference: str | None = None,
     least: int | None = None,
 ) -> dict[str, Any]:
-    """Answer every sample with every candidate in turns, one prompt at a time.
+    """Answer every sample with every candidate, interleaved, one prompt at a time.
 
     Args:
-        candidates: with names of their own; the first is the reference, unless another is named.
-        samples: of a benchmark; prepared once, which is not timed. One that a candidate cannot answer is left out.
-        rounds: at least; more, on a machine that is busy, until all ratios are known to 3 %.
-        least: of rounds, where they take long: see in_turns; fewer prompts, too, two at least, where first answers do.
+        candidates: with unique names; the others are compared with the first, unless `reference` names another one.
+        samples: of a benchmark; prepared once, which is not timed. A sample that a candidate cannot answer is left out.
+        rounds: at least; on a busy machine there are more, until all ratios are known to 3 %.
+        least: the fewest rounds if they take long, see in_turns; if even the first answers do, there are fewer prompts
+            as well, but at least two. None: neither is reduced.
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
-        "counted"}}, "ratios_of" ("processor time" or "time"), "left_out" {sample: why}, "device"}. counted: see
-        counted(); None where work cannot be counted.
+        "counted": see counted()}}, "ratios_of" (PROCESSOR or "time"), "left_out" {sample: why}, "device", "dtype"}.
 
     Raises:
-        InputError: no sample can be answered by all, or two candidates have one name.
+        InputError: no sample can be answered by all candidates, or two of them have the same name.
     """
     inputs, left_out = _warmed_up(candidates, samples, math.inf if least is None else LONG)
 
@@ -87,7 +87,7 @@ def measure(
 def _rows(
     candidates: Sequence[Candidate], given: Mapping[str, Any], inputs: Mapping[str, Any], base: str
 ) -> dict[str, dict[str, Any]]:
-    """The rows of measure()."""
+    """The "rows" of measure()."""
     rows: dict[str, dict[str, Any]] = summed_up(_work(given), base)
     for name, times in _times(given).items():
         for key in times:
@@ -103,11 +103,11 @@ def _rows(
 def _warmed_up(
     candidates: Sequence[Candidate], samples: Sequence[Mapping[str, Any]], long: float
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """({name: inputs of every sample that all candidates answered once}, {sample: why one did not}); of the samples
-    that were reached within `long` seconds, or until there were two.
+    """({name: inputs of the samples that all candidates answered once}, {sample: why one did not}). After `long`
+    seconds no further sample is tried once there are two.
 
     Raises:
-        InputError: there is no such sample, or two candidates have one name.
+        InputError: no sample was answered by all candidates, or two of them have the same name.
     """
     inputs: dict[str, list[Any]] = {}
     for one in candidates:
@@ -128,7 +128,7 @@ def _warmed_up(
             for one, prompt in zip(candidates, own):
                 one.ready()
                 one.answers.answer(prompt)
-        except FAULTS as error:  # a damaged picture, say: the other samples are still to be measured
+        except FAULTS as error:  # for example a damaged picture; the other samples must still be measured
             left_out[index] = fault_of(error)
             continue
         for one, prompt in zip(candidates, own):
@@ -145,7 +145,7 @@ def _where(answers: Any) -> dict[str, str]:
 
 
 def _times(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
-    """{name: {"ttft", "total"}}, seconds, of what was generated."""
+    """{name: {"ttft", "total"}}, each [rounds][prompts] seconds."""
     return {
         name: {
             "ttft": [[done.prefill_seconds for done in turn] for turn in turns],
@@ -156,8 +156,8 @@ def _times(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, 
 
 
 def _work(given: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, dict[str, list[list[float]]]]:
-    """As _times(), by which methods are compared: on the host processor seconds, which other programs do not lengthen;
-    elsewhere the times themselves."""
+    """Like _times(), but the quantity by which methods are compared: on the host processor seconds, which other
+    programs do not lengthen; elsewhere the times themselves."""
     if not _by_work(given):
         return _times(given)
     return {
@@ -175,15 +175,16 @@ def _settled(times: Mapping[str, Mapping[str, Any]], base: str) -> bool:
 
 
 def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[Any]) -> dict[str, float] | None:
-    """Means over prompts of what a prefill cannot do without: {"tower_flops", "decoder_flops" (products as torch counts
-    them: a multiplication and an addition are two, masked places of attention count), "tower_bytes", "decoder_bytes"
-    (weights, read once), "kv_bytes" (of the prompt's own tokens)}; None where torch cannot count."""
+    """Means over prompts of the work that a prefill requires: {"tower_flops", "decoder_flops" (products as torch counts
+    them: a multiplication and an addition are two, masked positions of attention count), "tower_bytes", "decoder_bytes"
+    (weights, read once), "kv_bytes" (of the prompt's own tokens)}; {"why"} if torch cannot count a kernel; None without
+    a model."""
     model = getattr(answers, "model", None)
     if model is None:
         return None
     try:
         flops = [prefill_flops(model, prompt) for prompt in inputs]
-    except FAULTS as error:  # a kernel that torch's counter does not know
+    except FAULTS as error:  # for example a kernel that torch's counter does not support
         return {"why": first_line(error)}
     tower = _tower(model)
     own = _bytes(tower) if tower is not None else 0
@@ -198,7 +199,7 @@ def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[An
 
 
 def _tower(model: Any) -> torch.nn.Module | None:
-    """Qwen's vision tower, whose merger is in it; InternVL's, whose projector counts as the decoder's."""
+    """The model's vision tower: Qwen's includes the merger; the projector of InternVL counts as part of the decoder."""
     inner = getattr(model, "model", model)
     return getattr(inner, "visual", None) or getattr(inner, "vision_tower", None)
 
@@ -209,7 +210,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 @torch.inference_mode()
 def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """{"all", "tower"} of one prefill, as counted() has them."""
+    """{"all", "tower"}: FLOPs of one prefill, counted as in counted()."""
     from ppe_npu.data.inputs import to_device
     from ppe_npu.inspect.flops import flop_counter, within
 
@@ -221,12 +222,12 @@ def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
 
 
 def chosen(benchmark: Any, count: int) -> list[Any]:
-    """So many samples, evenly over the benchmark; measure() names those that cannot be read."""
+    """`count` samples, evenly spread over the benchmark; measure() reports those that cannot be read."""
     total = len(benchmark)
     numbers = sorted({number * total // count for number in range(count)}) if count < total else range(total)
     return [read_sample(benchmark, number) for number in numbers]
 
 
 def write(folder: Path, found: Mapping[str, Any], protocol: str) -> Path:
-    """Write a pass beside the methods of its benchmark."""
+    """Write a pass to FILE in the benchmark's folder."""
     return write_json(folder / FILE, {**found, "protocol": protocol})

@@ -1,4 +1,4 @@
-"""The table of a pass in turns: how long, how much faster than dense, at what share of its score, and counted work."""
+"""The table of an interleaved pass: time, speed relative to dense, percentage of dense's score, and counted work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppe_npu.evaluation.results import SMALLER, run_title
 from ppe_npu.evaluation.run_protocol import label
 from ppe_npu.files import check_regular
 
-KEEPS = 0.99  # of dense's score: a speed at less of it is marked
+KEEPS = 0.99  # of dense's score; a method below it is marked
 WORDS = (
     "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
     "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense (or to the method "
@@ -29,8 +29,8 @@ WORDS = (
 
 
 def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The pass over the methods of one benchmark, which stands in the folder of their folders; None without one of the
-    same protocol or of these runs.
+    """The pass over the methods of one benchmark, read from the folder that contains the runs' folders; None if there
+    is no pass of the same protocol or over these runs.
 
     Raises:
         InputError: the file is damaged.
@@ -55,15 +55,15 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _of_these(found: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What a pass tells of runs: all of it, without methods that were evaluated otherwise since; None where it was over
-    none of them, or its reference was.
+    """The pass without the methods whose runs have other settings by now; None if it covered none of these runs, or if
+    the reference's settings have changed.
 
     Args:
-        found: a pass; one of an earlier edition, which does not say what it was over, goes by its protocol's name.
+        found: a pass; one of an earlier edition does not name the runs it covered, and is accepted by its protocol.
     """
     sums = found.get("of")
     if not isinstance(sums, Mapping):
-        labels = {label(run["settings"]) for run in results}  # its edition told nothing of what checkpoint's sizes were
+        labels = {label(run["settings"]) for run in results}  # that edition's labels lacked changes to "checkpoint"
         labels |= {CHECKPOINT} if any(name.startswith(CHECKPOINT) for name in labels) else set()
         return found if found["protocol"] in labels else None
     own: dict[str | None, set[str]] = {}
@@ -77,7 +77,7 @@ def _of_these(found: dict[str, Any], results: Sequence[Mapping[str, Any]]) -> di
 
 
 def _title(settings: Mapping[str, Any]) -> str | None:
-    """How a run is called; None of a compression of another edition, or of junk, which no pass was over."""
+    """A run's title; None if its compression is of another edition or invalid, so that no pass covered it."""
     try:
         return run_title(settings)
     except (LookupError, TypeError, ValueError, AttributeError):  # InputError is a ValueError
@@ -85,8 +85,8 @@ def _title(settings: Mapping[str, Any]) -> str | None:
 
 
 def head(measured: Mapping[str, Any]) -> list[str]:
-    """The columns after the method's: what the ratios are of, times or processor times, and to which method, stands in
-    their heads.
+    """Heads of the columns after the method's. They name the reference, and whether ratios are of times or of processor
+    times.
 
     Args:
         measured: a pass.
@@ -110,7 +110,7 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
     """A line for each method of the benchmark that was measured.
 
     Args:
-        found: the benchmark's numbers, as comparison has them. measured: its pass.
+        found: the benchmark's numbers from comparison.compare(). measured: its pass.
     """
     dense = next((row["score"] for row in found["rows"] if row["dense"]), None)
     base, out = measured.get("reference", "dense"), []
@@ -134,8 +134,8 @@ def lines(found: Mapping[str, Any], measured: Mapping[str, Any]) -> list[list[st
 
 
 def slower_for_less(measured: Mapping[str, Any]) -> list[str]:
-    """The methods that took longer to the first token than the reference, though less work is counted of them."""
-    rows = {name: row for name, row in measured["rows"].items() if not name.startswith(SMALLER)}  # it chooses nothing
+    """The methods that took longer to the first token than the reference although they need less counted work."""
+    rows = {name: row for name, row in measured["rows"].items() if not name.startswith(SMALLER)}  # selects no tokens
     work = {name: _flops(row.get("counted")) for name, row in rows.items()}
     most = work.get(measured.get("reference", "dense"), math.inf)
     less = [name for name, flops in work.items() if flops < most < math.inf]
@@ -144,7 +144,7 @@ def slower_for_less(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _flops(counted: Mapping[str, Any] | None) -> float:
-    """Of tower and decoder; endless where none were counted."""
+    """FLOPs of tower and decoder; infinite if they were not counted."""
     return counted["tower_flops"] + counted["decoder_flops"] if counted and "why" not in counted else math.inf
 
 
@@ -154,7 +154,7 @@ def _span(cost: Mapping[str, Any]) -> str:
 
 
 def faster(cost: Mapping[str, Any], reference: bool = False) -> str:
-    """How many times as fast as the reference, with the interval; words where that is not told."""
+    """How many times as fast as the reference, with the interval; it says so if the difference is within the spread."""
     if reference:
         return "1"
     text = f"{1 / cost['ratio']:.2f} ({1 / cost['high']:.2f} to {1 / cost['low']:.2f})"
@@ -162,7 +162,7 @@ def faster(cost: Mapping[str, Any], reference: bool = False) -> str:
 
 
 def kept(share: float | None) -> str:
-    """The share of dense's score, marked where a speed is paid for with it."""
+    """The percentage of dense's score, marked if it is below KEEPS; a dash for None."""
     if share is None:
         return "-"
     return f"{100 * share:.1f} %" + (" (below 99 %)" if share < KEEPS else "")

@@ -1,8 +1,8 @@
 """How answers are decoded: greedily, whatever a checkpoint's generation_config.json says, unless the user asks for it.
 
-transformers lets a file beside the weights change every generate(): penalties, bans, beams, lengths. Two checkpoints
-would then be compared under different rules. Of a checkpoint only the ids of its special tokens are taken; the rest is
-read here, so that it can be reported, and asked for by name.
+In transformers a file beside the weights changes every generate(): penalties, bans, beams, lengths. Two checkpoints
+would then be compared under different rules. So only the ids of special tokens are taken from a checkpoint; its other
+settings are read here, so that they can be reported and asked for by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BIASES = "sequence_bias"
-_LONGEST = 60  # signs of a name in a message
+_LONGEST = 60  # characters of a name in a message
 _BEAMS = ("early_stopping", "length_penalty")
 
 
@@ -40,14 +40,14 @@ def _biases(value: Any) -> bool:
 
 
 _FLAG = ("true or false", lambda value: isinstance(value, bool))
-# Beyond, logits leave the numbers that a float has.
+# Beyond this range logits overflow or underflow a float.
 _FACTOR = ("a number in [1e-6, 1e6]", lambda value: is_number(value) and 1e-6 <= value <= 1e6)
 _COUNT = ("a whole number, at least 0", _whole)
 _SHARE = ("a number in (0, 1]", lambda value: is_number(value) and 0 < value <= 1)
 _LIST = ("a list of token ids", _ids)
 
-# What may be asked for: what it must be, in words, and whether a value is that. None of it changes how many answers a
-# prompt has, or what is measured of them.
+# The settings that may be asked for: name -> (allowed values in words, check of a value). None of them changes how many
+# answers a prompt has, or what is measured of them.
 ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "do_sample": _FLAG,
     "num_beams": ("a whole number in [1, 1024]", lambda value: _whole(value) and 0 < value <= 1024),
@@ -55,7 +55,7 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "top_k": _COUNT,
     **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), _SHARE),
     "early_stopping": ("true, false or never", lambda value: isinstance(value, bool) or value == "never"),
-    # A float has room for a million tokens to this power.
+    # A million tokens to this power still fit into a float.
     "length_penalty": ("a number in [-50, 50]", lambda value: is_number(value) and abs(value) <= 50),
     "repetition_penalty": _FACTOR,
     "no_repeat_ngram_size": _COUNT,
@@ -69,7 +69,7 @@ ASKABLE: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "remove_invalid_values": _FLAG,
 }
 _WITH_IDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", _BIASES, "forced_eos_token_id")
-# What the first edition of this package left in force beside greedy search.
+# The checkpoint's settings that the first edition of this package left in force beside greedy search.
 _ONCE_LEFT = (
     *("repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     *("min_length", "min_new_tokens", "max_time", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
@@ -79,15 +79,15 @@ _ONCE_LEFT = (
 
 
 def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
-    """What is to be used beside GREEDY.
+    """The generation settings to use beside GREEDY.
 
     Args:
-        asked: None: nothing; "checkpoint": all that the checkpoint says and that can be asked for; names and values;
-            or a list of "checkpoint" and "name=value", of which single values count before the checkpoint's.
-        own: what the checkpoint says.
+        asked: None: no settings; "checkpoint": those of the checkpoint's settings that can be asked for; names and
+            values; or a list of "checkpoint" and "name=value", whose named values override the checkpoint's.
+        own: the checkpoint's own settings.
 
     Returns:
-        {name: value}, sorted by name, without what generate() does anyway.
+        {name: value}, sorted by name, without values that are generate()'s defaults.
 
     Raises:
         InputError: a name that cannot be asked for, a value of another kind, or one that has no effect.
@@ -109,7 +109,7 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
             whose = "" if name in singles else f" of the checkpoint's own, beside which {name}=... asks for another,"
             raise InputError(f"generation {name}={shown(value)}{whose} must be {words}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
-    # transformers takes no whole number for some of them
+    # transformers accepts no int for some of these
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
     values |= {_BIASES: [[ids, float(bias)] for ids, bias in values[_BIASES]]} if _BIASES in values else {}
     _check_together(values)
@@ -121,7 +121,7 @@ def _listed(asked: str | Sequence[str] | None) -> Sequence[str]:
 
 
 def _parsed(text: str) -> tuple[str, Any]:
-    """The name and the value of a text name=value; the value is read as JSON, or else stays a text."""
+    """(name, value) of a text "name=value"; the value is parsed as JSON, or stays a text if it is not JSON."""
     name, equals, value = str(text).partition("=")
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
@@ -142,7 +142,7 @@ def _check_name(name: str) -> None:
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting does nothing, because another one is not there."""
+    """Whether a setting has no effect because another one that it needs is not set."""
     if name in _SAMPLING:
         return values.get("do_sample") is not True
     return name in _BEAMS and (values.get("num_beams") or 1) == 1
@@ -158,10 +158,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
 
 
 def check_ids(values: Mapping[str, Any], vocabulary: float) -> None:
-    """Raise InputError for the id of a token, among what was asked for, that a model does not have.
+    """Raise InputError if the settings contain the id of a token that the model does not have.
 
     Args:
-        vocabulary: how many tokens it has.
+        vocabulary: number of the model's tokens.
     """
     for name in _WITH_IDS:
         for number in _numbers(values.get(name), name == _BIASES):
@@ -170,7 +170,7 @@ def check_ids(values: Mapping[str, Any], vocabulary: float) -> None:
 
 
 def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
-    """The whole numbers in nested lists; of pairs of token ids and a bias, those of the ids."""
+    """The whole numbers in nested lists; for `biases`, pairs of token ids and a bias, only the ids."""
     if isinstance(value, list):
         for part in value:
             yield from _numbers(part[0] if biases else part)
@@ -179,22 +179,22 @@ def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
 
 
 def recorded(values: Mapping[str, Any]) -> Settings:
-    """What stands in a run's settings.json as "generation": the rules by which its answers were made."""
+    """The "generation" entry of a run's settings.json: the rules by which its answers were decoded."""
     return {**GREEDY, **values}
 
 
 def beside_greedy(generation: Mapping[str, Any]) -> str:
-    """The part of recorded() that is not greedy search, in one line; "" if there is none."""
+    """The settings in recorded() that differ from greedy search, in one line; "" if none do."""
     return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
 
 
 def first_edition(own: Mapping[str, Any]) -> Settings:
-    """recorded() of a run that says nothing: the first edition left some of what a checkpoint says in force."""
+    """recorded() for a run that recorded no rules: the first edition left some settings of the checkpoint in force."""
     return recorded({name: own[name] for name in _ONCE_LEFT if name in own and not is_neutral(name, own[name])})
 
 
 def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
-    """The settings of a checkpoint that are not used, with their values as in JSON, long ones cut short."""
+    """The settings of a checkpoint that are not used, with values that JSON can hold, long ones shortened."""
     left = {
         name: own[name]
         for name in fields()
@@ -206,7 +206,7 @@ def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
 
 
 def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
-    """A line about what is ignored; None if nothing is."""
+    """A line about the ignored settings; None if none are ignored."""
     left = ignored(own, values)
     if not left:
         return None
@@ -217,10 +217,10 @@ def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
 
 
 def generation_config(values: Mapping[str, Any], max_new_tokens: int, **tokens: Any) -> Any:
-    """transformers' GenerationConfig of these values and nothing else. tokens: eos_token_id, pad_token_id, ..."""
+    """A transformers.GenerationConfig with these values and no others. tokens: eos_token_id, pad_token_id, ..."""
     from transformers import GenerationConfig
 
-    everything = {"top_k": 0} if values.get("do_sample") else {}  # transformers' own is 50
+    everything = {"top_k": 0} if values.get("do_sample") else {}  # transformers' default is 50
     fixed = {"use_cache": True, "return_dict_in_generate": True, "num_return_sequences": 1}
     return GenerationConfig(**{**GREEDY, **everything, **values, **fixed}, max_new_tokens=max_new_tokens, **tokens)
 

@@ -1,5 +1,5 @@
-"""The control of every table: the dense model on pictures and frames that were made smaller before it saw them, so far
-that it has as many visual tokens as a method keeps. What a method gains must be more than this gives for nothing."""
+"""The control of every table: the dense model on pictures and frames that are downsampled first, so that it gets as
+many visual tokens as a method keeps. A method is only worth its effort if it does better than this."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.samples import Measure, frames_taken, sampling_of, visuals
 
-_MORE = (1.0, 1.08, 1.17, 1.26, 1.36, 1.5)  # times the pixels that are wanted
+_MORE = (1.0, 1.08, 1.17, 1.26, 1.36, 1.5)  # factors of the wanted pixels that are tried as a bound
 
 
 class SmallerInput(ModelAnswers):
-    """ModelAnswers of a dense model whose pictures and frames have `share` of their tokens.
+    """ModelAnswers of a dense model whose pictures and frames are reduced to `share` of their tokens.
 
     Args:
         share: of the visual tokens that the whole picture would have, in (0, 1).
         others: as ModelAnswers.
 
     Raises:
-        InputError: a share that is none.
+        InputError: `share` is not between 0 and 1.
     """
 
     def __init__(self, *args: Any, share: float, **more: Any) -> None:
@@ -41,9 +41,9 @@ class SmallerInput(ModelAnswers):
             raise InputError(f"share={share} of the visual tokens must be between 0 and 1")
         super().__init__(*args, **more)
         self.share, self._whole = share, self.processor
-        # What is asked for is in each sample's own rule, with its frames' sizes: nothing may go before that.
+        # Each sample gets a rule of its own that includes `sampling` and the smaller frames; nothing may override it.
         self._asked, self.sampling = self.sampling, None
-        # The least size counts no more: small pictures would be made large again.
+        # The smallest size is lowered to one token; otherwise small pictures would be enlarged again.
         self.processor = copy.copy(self.processor)
         self.processor.image_processor = copy.deepcopy(self.processor.image_processor)
         whole = self._whole.image_processor
@@ -51,14 +51,14 @@ class SmallerInput(ModelAnswers):
 
     def settings(self) -> dict[str, Any]:
         small = self.processor
-        self.processor, self.sampling = self._whole, self._asked  # what is asked for is said of the whole pictures
+        self.processor, self.sampling = self._whole, self._asked  # settings describe the pictures before downsampling
         try:
             return {**super().settings(), "smaller_input": self.share}
         finally:
             self.processor, self.sampling = small, None
 
     def measure(self, sample: Mapping[str, Any]) -> Measure:
-        if _has_video(sample):  # whose frames are bounded by the sample's own rule
+        if _has_video(sample):  # the bounds of its frames are in the sample's own rule
             return super().measure({**sample, "sampling": self._frames(sample)})
         found = super().measure(sample)
         return replace(
@@ -69,7 +69,7 @@ class SmallerInput(ModelAnswers):
         return super().prepare([self._smaller(sample) for sample in samples])
 
     def answer(self, inputs: Mapping[str, Any]) -> Generated:
-        """As of the whole pictures: `tokens_before` is what they would have had, by the share."""
+        """ModelAnswers.answer(), but `tokens_before` is the number that whole pictures would have, by the share."""
         found = super().answer(inputs)
         return replace(found, tokens_before=[round(count / self.share) for count in found.tokens_before])
 
@@ -77,7 +77,7 @@ class SmallerInput(ModelAnswers):
         return super().seen_size(*smaller_size(width, height, self._whole.image_processor, self.share))
 
     def _smaller(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The sample with smaller pictures in memory, or smaller frames asked for."""
+        """The sample with smaller pictures in memory, or with a rule that asks for smaller frames."""
         found = {key: sample[key] for key in sample if key not in ("image", "image_path")}
         pictures = visuals(sample)["image"]
         if pictures:
@@ -89,7 +89,7 @@ class SmallerInput(ModelAnswers):
         return found
 
     def _frames(self, sample: Mapping[str, Any]) -> VideoSampling:
-        """The sample's frames, each with `share` of its tokens, to within a row and a column; fewer are not taken."""
+        """The sample's rule with as many frames, each bounded to `share` of its tokens to within a row and a column."""
         asked = sampling_of(sample, self._asked)
         maker, path = self._whole.video_processor, visuals(sample)["video"][0]
         taken = frames_taken(path, asked, maker.temporal_patch_size)
@@ -97,7 +97,7 @@ class SmallerInput(ModelAnswers):
 
 
 def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share: float) -> dict[str, Any]:
-    """The bounds of a frame's pixels by which a video (frames, height, width) has `share` of its tokens."""
+    """Bounds of a frame's pixels that give a video of `size` (frames, height, width) `share` of its tokens."""
     frames, unit = size[0], _unit(maker) ** 2
 
     def pixels(sampling: VideoSampling) -> int:
@@ -105,9 +105,10 @@ def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share:
 
     whole = pixels(asked)
     tried = []
-    for more in _MORE:  # a processor rounds both sides down
+    for more in _MORE:  # a processor rounds both sides down, so a larger bound may come closer
         most = max(int(whole * share * more), unit)
-        # A budget only where the processor bounds whole videos: videos of unlike length are then no batch.
+        # A budget is set only if the processor bounds whole videos, because it keeps videos of different lengths from
+        # sharing a batch.
         budget = -(-most * frames // 2) if sizes_whole_videos(maker) else None
         bounds = {"min_pixels": unit, "max_pixels": most, "total_pixels": budget}
         tried.append((abs(pixels(replace(asked, **bounds)) - whole * share), most, bounds))
@@ -115,16 +116,16 @@ def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share:
 
 
 def smaller(picture: Image.Image, maker: Any, share: float) -> Image.Image:
-    """A picture that is resized to `share` of the tokens that it would have, to within a row and a column of them.
+    """A picture resized to `share` of the tokens that it would have, to within a row and a column of tokens.
 
     Args:
-        maker: the image processor, whose bounds the whole picture is brought into first.
+        maker: the image processor; the tokens of the whole picture are those within its bounds.
     """
     return picture.resize(smaller_size(picture.width, picture.height, maker, share), Image.Resampling.BICUBIC)
 
 
 def smaller_size(width: int, height: int, maker: Any, share: float) -> tuple[int, int]:
-    """(width, height) that smaller() gives a picture of this size."""
+    """(width, height) to which smaller() resizes a picture of this size."""
     unit = _unit(maker)
     bounds = {"min_pixels": maker.size["shortest_edge"], "max_pixels": maker.size["longest_edge"]}
     tokens = maker.get_number_of_image_patches(height, width, bounds) // maker.merge_size**2
@@ -133,7 +134,8 @@ def smaller_size(width: int, height: int, maker: Any, share: float) -> tuple[int
 
 
 def _grid(tokens: float, tall: float) -> tuple[int, int]:
-    """(rows, columns) whose product is nearest to `tokens`, of the two roundings of each that keep the shape."""
+    """(rows, columns) with the product nearest to `tokens`, rounding the sides of the exact shape down or up; `tall` is
+    height / width."""
     rows, columns = math.sqrt(tokens * tall), math.sqrt(tokens / tall)
     near = [(max(r, 1), max(c, 1)) for r in (int(rows), int(rows) + 1) for c in (int(columns), int(columns) + 1)]
     return min(near, key=lambda grid: (abs(grid[0] * grid[1] - tokens), abs(grid[0] / grid[1] - tall)))
@@ -148,5 +150,5 @@ def _has_video(sample: Mapping[str, Any]) -> bool:
 
 
 def _unit(maker: Any) -> int:
-    """Pixels of a token along its side."""
+    """Side of a token in pixels."""
     return maker.patch_size * maker.merge_size

@@ -1,4 +1,4 @@
-"""What a benchmark's numbers rest on, in a few sentences of plain text for reports."""
+"""The facts behind a benchmark's numbers, in a few sentences of plain text for reports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ppe_npu.evaluation import decoding, tuned
 
 
 def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str, Any]], protocol: str) -> str:
-    """Of a benchmark its samples, score, devices, dtypes, what its weights were tuned with, and failures.
+    """One benchmark's samples, score, dtypes, devices, tuning of the weights, decoding, failures and protocol, as text.
 
     Args:
-        found: its numbers, as comparison has them. results: of runs, those of other benchmarks too.
-        protocol: their label.
+        found: the benchmark's numbers from comparison.compare(). results: of runs; may include other benchmarks'.
+        protocol: label of the protocol.
     """
     runs = [result for result in results if result["settings"]["benchmark"] == name]
     devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
@@ -34,7 +34,7 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Which answers are not greedy ones, and which settings of a checkpoint were not used."""
+    """The rules of decoding unless all are greedy, and the checkpoint's own settings that were not used."""
     rules = [run["settings"].get("generation") or {} for run in runs]
     used = dict.fromkeys(decoding.beside_greedy(found) or "greedy" for found in rules)
     left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())

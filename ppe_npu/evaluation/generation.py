@@ -1,6 +1,6 @@
-"""One batch through generate(), with its cost: seconds to the first token and in all, tokens kept, KV bytes.
+"""One batch through generate(), with its cost: seconds to the first token and in total, tokens kept, KV bytes.
 
-The rules of decoding are this package's, or what was asked for by name (decoding.py); never the checkpoint's own.
+Decoding follows this package's rules and the settings asked for by name (decoding.py), not the checkpoint's own ones.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ppe_npu.models.failing import check_alone
 
 @dataclass(frozen=True)
 class Generated:
-    """What a batch of B prompts gave.
+    """Answers to a batch of B prompts, and their cost.
 
     Attributes:
         answers: B texts without special tokens.
         new_tokens: B numbers of generated tokens, the end token included.
-        tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM saw, averaged over
-            its layers (so that a late cascade cannot flatter itself).
-        prompt_kv_bytes: B numbers: of the keys and values of the prompt's own tokens, those that compression left, in
-            all layers; neither padding nor answer.
-        prefill_seconds: until the first token of every prompt was there.
-        seconds: in all.
-        work: processor seconds until the first token and in all, where the model runs on the host: other programs do
-            not lengthen them; None elsewhere.
+        tokens_before, tokens_after: B numbers: visual tokens in the prompt, and those that the LLM processed, averaged
+            over its layers, so that compression in late layers counts only for those.
+        prompt_kv_bytes: B numbers: bytes of the keys and values of the prompt's tokens after compression, in all
+            layers, without padding and answer.
+        prefill_seconds: time until every prompt had its first token.
+        seconds: total time.
+        work: processor seconds until the first token and in total, which other programs do not lengthen; None unless
+            the model runs on the host.
         kv_bytes: of the whole batch's keys and values at the end, padding and answers included.
-        peak_memory: bytes that the device's allocator held at most, weights included; None on the CPU.
+        peak_memory: peak bytes of the device's allocator, weights included; None on the CPU.
     """
 
     answers: list[str]
@@ -53,7 +53,7 @@ class Generated:
 
 
 class FirstToken:
-    """A stopping criterion that never stops: it notes when the first token was there."""
+    """A stopping criterion that never stops; it records the time of the first token."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.at, self.worked = device, None, 0.0
@@ -74,16 +74,16 @@ def generate(
     streamer: Any = None,
     generation: Mapping[str, Any] | None = None,
 ) -> Generated:
-    """Answers to a left-padded batch, greedy ones unless something else is asked for.
+    """Answer a left-padded batch, greedily unless `generation` says otherwise.
 
     Args:
-        inputs: of build_inputs, on any device.
-        max_new_tokens: at most so many tokens per answer.
-        streamer: transformers' streamer that is told every token (a batch of one, no beams).
-        generation: of ppe_npu.evaluation.decoding.chosen; None: greedy search.
+        inputs: from build_inputs, on any device.
+        max_new_tokens: tokens per answer, at most.
+        streamer: a transformers streamer that receives every token (for a batch of one without beams).
+        generation: from ppe_npu.evaluation.decoding.chosen; None: greedy search.
 
     Raises:
-        InputError: an id in generation that the model lacks; the model fails without compression, too.
+        InputError: `generation` has a token id that the model lacks; or the model fails without compression, too.
     """
     inputs = to_device(inputs, model.device, model.dtype)
     end, pad = end_tokens(model, processor.tokenizer), processor.tokenizer.pad_token_id
@@ -114,12 +114,12 @@ def generate(
 
 
 def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
-    """What transformers gives."""
+    """The output of transformers' generate(); a failure is traced to the model alone if that fails, too."""
     check_ids(vars(rules), model.get_input_embeddings().weight.shape[0])
     try:
         return _decoded(model, inputs, rules, clock, streamer)
     except Exception as error:
-        if clock.at is None:  # else the prompt passed
+        if clock.at is None:  # otherwise the prompt went through, so the model is able to process it
             first = generation_config({}, 1, eos_token_id=rules.eos_token_id, pad_token_id=rules.pad_token_id)
             check_alone(model, lambda: _decoded(model, inputs, first, clock, None), error)
         raise
@@ -128,7 +128,7 @@ def _run(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: Firs
 def _decoded(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: FirstToken, streamer: Any) -> Any:
     from transformers import StoppingCriteriaList
 
-    # fp32 is asked for to have all of it: CUDA and Ascend would round a convolution's inputs.
+    # fp32 is to be exact, but by default CUDA and Ascend round the inputs of a convolution.
     exact = devices.exact_matmul() if model.dtype == torch.float32 else contextlib.nullcontext()
     with exact, _only(model, rules):
         return model.generate(
@@ -141,7 +141,7 @@ def _decoded(model: Any, inputs: Mapping[str, torch.Tensor], rules: Any, clock: 
 
 @contextlib.contextmanager
 def _only(model: Any, rules: Any) -> Iterator[None]:
-    """While it is open the checkpoint's own settings are hidden: generate() would fill in from them what it lacks."""
+    """Hide the checkpoint's own settings, from which generate() would fill in values that `rules` leaves open."""
     own = model.generation_config
     model.generation_config = rules
     try:
@@ -151,8 +151,8 @@ def _only(model: Any, rules: Any) -> Iterator[None]:
 
 
 def _length(row: list[int], end: list[int], pad: int | None) -> int:
-    """How many tokens an answer has: its end token is the last. Where none came, padding may follow it, as
-    beams have it; pad: then its id, else None."""
+    """Number of tokens of an answer, up to and including its end token; without one, trailing `pad` tokens, which
+    beam search adds, are not counted (pad: their id, or None)."""
     for at, token in enumerate(row):
         if token in end:
             return at + 1
@@ -160,7 +160,7 @@ def _length(row: list[int], end: list[int], pad: int | None) -> int:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end an answer: the checkpoint's own and <|im_end|>, which some checkpoints forget to name."""
+    """Ids that end an answer: the checkpoint's and tokenizer's own, and <|im_end|>, which some checkpoints omit."""
     named = model.generation_config.eos_token_id
     named = [] if named is None else [named] if isinstance(named, int) else list(named)
     turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -169,7 +169,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1) -> tuple[list[int], list[float]]:
-    """(before, after) for each prompt of the last batch, in which it stood `beams` times in a row; see Generated."""
+    """(tokens_before, tokens_after) of Generated for the last batch, in which each prompt had `beams` adjacent rows."""
     before = (inputs["mm_token_type_ids"] > 0).sum(1).tolist()
     compression = getattr(model, "compression", None)
     if compression is None or compression.report is None:
@@ -183,15 +183,15 @@ def visual_tokens(model: Any, inputs: Mapping[str, torch.Tensor], beams: int = 1
 def prompt_kv_bytes(
     model: Any, inputs: Mapping[str, torch.Tensor], before: list[int], cache: Any, beams: int = 1
 ) -> list[int]:
-    """For each prompt of the last batch, of one beam; see Generated. How much a token takes in each layer, the layer's
-    cache tells."""
+    """Generated.prompt_kv_bytes for the last batch, for one beam of each prompt. Bytes per token in a layer are derived
+    from the layer's cache."""
     compression = getattr(model, "compression", None)
     spans = () if compression is None or compression.report is None else compression.report.spans
     spans = [span for span in spans if span.sample % beams == 0]
     prompts = inputs["attention_mask"].sum(1).tolist()
     found = [0] * len(prompts)
     for number, layer in enumerate(cache.layers):
-        if not hasattr(layer, "keys"):  # linear attention, whose state does not grow
+        if not hasattr(layer, "keys"):  # linear attention, whose state does not grow with the prompt
             continue
         token = sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in (layer.keys, layer.values))
         kept = [prompt - (visual if spans else 0) for prompt, visual in zip(prompts, before)]

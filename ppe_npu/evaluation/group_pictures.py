@@ -1,5 +1,5 @@
-"""Pictures of what a method made of a sample's tokens, drawn beside the results of a benchmark, for the HTML report: of
-a picture, of several, or of the frames of a video."""
+"""Pictures of the groups into which a method put a sample's tokens, stored beside a benchmark's results for the HTML
+report. A sample may have one picture, several, or the frames of a video."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ if TYPE_CHECKING:
 
 FOLDER = "groups"  # in the folder of a benchmark
 _SIDE = 512
-_DIFFERING = 16  # samples on which methods differ that are drawn
-_PANELS, _COLUMNS = 8, 2  # of a strip: several pictures, or steps of a video
+_DIFFERING = 16  # how many samples on which methods differ are drawn
+_PANELS, _COLUMNS = 8, 2  # of a strip of several pictures or temporal steps of a video
 
-# Which picture or video of the sample, which temporal step of it, and what is seen there.
+# (number of the picture or video in the sample, its temporal step, the image there)
 Panel = tuple[int, int, Image.Image]
 
 
 def differing(
     benchmark: Any, runs: Sequence[Path], known: Sequence[Mapping[str, Any]], most: int = _DIFFERING
 ) -> list[Mapping[str, Any]]:
-    """Samples whose scores differ between runs, evenly over all such; those that can be drawn. Each is read once.
+    """At most `most` samples whose scores differ between runs and that can be drawn, evenly spread over all of them.
+    Each sample is read once.
 
     Args:
-        runs: folders with predictions.jsonl. known: samples that are drawn anyhow.
+        runs: folders with predictions.jsonl. known: samples that are drawn anyway.
     """
     scores = [read_scores(run / "predictions.jsonl") for run in runs]
     drawn_anyhow = {sample["index"] for sample in known}
     told = {index for own in scores for index in own if len({one.get(index) for one in scores}) > 1} - drawn_anyhow
-    found: dict[int, Mapping[str, Any]] = {}  # by part; no other is kept: they may be more than memory holds
+    found: dict[int, Mapping[str, Any]] = {}  # one sample per part, as all of them might not fit into memory
     for place, sample in enumerate(_those(benchmark, told)):
         part = place * most // len(told)
         if part not in found and _has_panels(sample):
@@ -52,7 +53,7 @@ def differing(
 
 
 def _those(benchmark: Any, told: set[Any]) -> Iterator[Mapping[str, Any]]:
-    """The samples of these indices, in the benchmark's order."""
+    """The samples with these indices, in the benchmark's order."""
     for number in range(len(benchmark)) if told else ():
         sample = read_sample(benchmark, number)
         if sample["index"] in told:
@@ -64,7 +65,7 @@ def _has_panels(sample: Mapping[str, Any]) -> bool:
         return False
     try:
         shown = visuals(sample)
-    except FAULTS:  # a path that is none, or a picture that a user's own code does not give; its answer says so
+    except FAULTS:  # an invalid path, or an error of the benchmark's own code, which the sample's row reports
         return False
     return len(shown["video"]) == 1 if shown["video"] else bool(shown["image"])
 
@@ -76,12 +77,13 @@ def draw(
     samples: Sequence[Mapping[str, Any]],
     seen: MutableMapping[Any, list[Panel]] | None = None,
 ) -> int:
-    """Draw the groups of samples that show something; how many were drawn. The model is given each once.
+    """Draw the groups of each sample that has visuals, and return how many samples were drawn. The model runs once per
+    sample.
 
     Args:
-        folder: of the benchmark. name: of the method; "" draws what is shown itself.
+        folder: of the benchmark. name: of the method; "" draws the pictures without groups.
         answers: ModelAnswers of the compressed model.
-        seen: what earlier calls have read of the samples; more is added.
+        seen: index -> panels that earlier calls have read; those of further samples are added.
     """
     count, seen = 0, {} if seen is None else seen
     for sample in samples:
@@ -94,7 +96,7 @@ def draw(
             if name and groups is None:
                 continue
             picture = _drawing(seen[sample["index"]], groups)
-        except FAULTS:  # a picture that cannot be drawn takes nothing from the numbers
+        except FAULTS:  # the numbers of the report do not need this picture
             continue
         drawn = io.BytesIO()
         picture.save(drawn, "JPEG", quality=85)
@@ -104,7 +106,7 @@ def draw(
 
 
 def _panels(sample: Mapping[str, Any], answers: Any) -> Iterator[Panel]:
-    """What a sample shows, at most _PANELS parts of it, evenly over all."""
+    """A sample's pictures, or the temporal steps of its video: at most _PANELS, evenly spread."""
     from ppe_npu.data.pictures import load_image
     from ppe_npu.data.videos import VideoFrame, load_video
 
@@ -124,13 +126,13 @@ def _panels(sample: Mapping[str, Any], answers: Any) -> Iterator[Panel]:
 
 
 def _evenly(count: int) -> list[int]:
-    """At most _PANELS of so many numbers, the first and the last among them."""
+    """At most _PANELS of the numbers below `count`, evenly spread, including the first and the last."""
     few = min(count, _PANELS)
     return [number * (count - 1) // max(few - 1, 1) for number in range(few)]
 
 
 def _small(frames: int, height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Makes a frame [3, H, W] as large as it is shown: all of a video's are held until some are chosen."""
+    """A function that shrinks a frame [3, H, W] to the size of a panel, because all frames are in memory at first."""
     from torch.nn.functional import interpolate
 
     share = min(_SIDE / _COLUMNS / max(height, width), 1.0)
@@ -139,7 +141,7 @@ def _small(frames: int, height: int, width: int) -> Callable[[torch.Tensor], tor
 
 
 def _drawing(panels: Sequence[Panel], groups: Sequence[Groups] | None) -> Image.Image:
-    """What is seen, with its groups if there are some."""
+    """The panels in one image, shaded by their groups if there are some."""
     from ppe_npu.inspect.show import draw_shaded, side_by_side
 
     side, pictures = _SIDE if len(panels) == 1 else _SIDE // _COLUMNS, []
@@ -152,12 +154,12 @@ def _drawing(panels: Sequence[Panel], groups: Sequence[Groups] | None) -> Image.
 
 
 def _groups(answers: Any, sample: Mapping[str, Any]) -> list[Groups] | None:
-    """Of each picture or video the groups of the last stage; None where nothing was compressed."""
+    """The groups of the last stage for each picture or video; None if nothing was compressed."""
     compression = getattr(answers.model, "compression", None)
     if compression is None or answers.config.is_dense:
         return None
     short = copy.copy(answers)
-    short.max_new_tokens = 1  # the groups are there before the first
+    short.max_new_tokens = 1  # the groups are known before the first token
     compression.keep_groups = True
     try:
         short.answer(short.prepare([sample]))
@@ -168,7 +170,7 @@ def _groups(answers: Any, sample: Mapping[str, Any]) -> list[Groups] | None:
 
 
 def drawn(folder: Path, index: str) -> dict[str, Path]:
-    """{name of a method, "" for the picture itself: file} of a sample."""
+    """{name of a method, or "" for the picture itself: file} of the drawings of a sample."""
     stem, names = _stem(index), folder / FOLDER / "names.txt"
     if not names.is_file():
         return {}
@@ -178,7 +180,7 @@ def drawn(folder: Path, index: str) -> dict[str, Path]:
 
 
 def list_names(folder: Path, names: Sequence[str]) -> None:
-    """Write down which methods were drawn."""
+    """Write the names of the methods that were drawn to names.txt, where drawn() finds them."""
     write_text(folder / FOLDER / "names.txt", "".join(f"{name}\n" for name in names))
 
 
@@ -188,5 +190,5 @@ def _path(folder: Path, name: str, index: Any) -> Path:
 
 
 def _stem(index: Any) -> str:
-    """A sample's index may be any text; its file has a name of letters."""
+    """File name of a sample, without its extension: a hash of the index, which may be any text."""
     return hashlib.sha256(str(index).encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,5 +1,7 @@
-"""What makes a run the same run: short hashes of data and weights, and the comparison with an earlier run's; and what
-stands for a sample that a benchmark's own code does not give."""
+"""What identifies a run: settings with short hashes of data and weights, and their comparison with an earlier run's.
+
+Also reads a benchmark's samples, with a substitute for one that the benchmark's own code fails to give.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,17 @@ _FILES = ("image_path", "video_path")
 
 
 class Unreadable(dict):
-    """Stands for a sample whose row cannot be read: {"index", "prompt": "", "error"}, and its type and GT where they
-    can be: metrics over all samples ask every row for them."""
+    """Substitute for a sample that cannot be read: {"index", "prompt": "", "error"}, and "type" and "GT" if they can be
+    read, because metrics over all samples need them in every row."""
 
 
 def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> Any:
-    """benchmark[number], or an Unreadable if that raises, has no index or prompt, or holds what no file of results can.
+    """benchmark[number], or an Unreadable if that raises, lacks index or prompt, or cannot be written as JSON.
 
     Args:
-        key: the index that the row is known by; a sample with another one is Unreadable under this one. None: not known
-            yet; an Unreadable is then known by its own index, by which metrics put samples together, half characters
-            spelt out; or as "row <number>" where that cannot be read either.
+        key: the index that the sample must have; if it has another one, an Unreadable with this index is returned.
+            None: the index is not known yet. An Unreadable then has the sample's own index, by which metrics group
+            samples, with lone surrogates escaped; or "row <number>" if the index cannot be read either.
     """
     known, kept = f"row {number}" if key is None else key, {}
     try:
@@ -43,7 +45,7 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
             known = _spelt(index) if isinstance(index, str) else int(index)
         kept = {name: _spelt(sample.get(name)) for name in ("type", "GT")}
         question(sample)
-    except FAULTS as error:  # a benchmark's own code: its other samples are still to be asked
+    except FAULTS as error:  # raised by the benchmark's own code; its other samples must still be answered
         return Unreadable(**kept, index=known, prompt="", error=fault_of(error))
     if key is not None and index != key:
         return Unreadable(index=key, prompt="", error=f"row {number} now has the index {index!r}")
@@ -51,26 +53,26 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
 
 
 def _spelt(value: Any) -> Any:
-    """A text, or a list of texts, with half characters spelt out; None of anything else."""
+    """A text, or a list of texts, with lone surrogates escaped; None for anything else."""
     if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
         return [_spelt(part) for part in value]
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else None
 
 
 def data_fingerprints(benchmark: Any) -> dict[str, str]:
-    """Short hashes of every sample's question, answer and files (their paths and sizes): other data, other benchmark.
+    """Short hashes over all samples' questions, answers and files (their paths and sizes), which identify the data.
 
     Returns:
-        {"data": by paths as they are spelled; "places": by the places that they lead to}: data is the same if one is.
+        {"data": with paths as they are spelled, "places": with the resolved paths}; data is the same if either is.
 
     Raises:
-        InputError: no sample can be read, or two have one index.
+        InputError: no sample can be read, or two have the same index.
     """
     digests, seen, unreadable = {"data": hashlib.sha256(), "places": hashlib.sha256()}, {}, []
     for number in range(len(benchmark)):
         sample = read_sample(benchmark, number)
         index = sample["index"]
-        if isinstance(sample, Unreadable):  # its type and answer are for metrics alone
+        if isinstance(sample, Unreadable):  # its type and GT are only there for metrics
             unreadable.append(sample["error"])
             sample = {**sample, "type": None, "GT": None}
         if index in seen:
@@ -89,12 +91,12 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
 
 
 def _sizes(sample: Any) -> list[str]:
-    """Bytes of a sample's files, and width and height of its pictures in memory."""
+    """Sizes of a sample's files in bytes, and the shapes of its pictures in memory, as texts."""
     sizes = []
     for key in (*_FILES, "image"):
         try:
             value = sample.get(key)
-        except FAULTS as error:  # an image that cannot be decoded: answering will say so
+        except FAULTS as error:  # an image that cannot be decoded; answering the sample reports the error
             value, sizes = None, [*sizes, type(error).__name__]
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, (str, Path)):
@@ -104,12 +106,12 @@ def _sizes(sample: Any) -> list[str]:
     return sizes
 
 
-PROCESSOR_MARKS = ("processor", "image_processor", "video_processor")  # marks of it, see processor_marks
+PROCESSOR_MARKS = ("processor", "image_processor", "video_processor")  # the keys of processor_marks()
 
 
 def processor_identity(processor: Any) -> dict[str, Any]:
     """The settings of a processor that decide what the model sees."""
-    from ppe_npu.models.fingerprint import processor_marks  # it loads torch, which the runner does without
+    from ppe_npu.models.fingerprint import processor_marks  # imports torch, which the runner itself does not need
 
     template = hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:16]
     size = dict(processor.image_processor.size)
@@ -117,20 +119,20 @@ def processor_identity(processor: Any) -> dict[str, Any]:
 
 
 def benchmark_identity(benchmark: Any) -> dict[str, Any]:
-    """The settings of a benchmark that decide what is asked."""
+    """The settings of a benchmark that decide what is asked, and the edition of its scoring."""
     identity = {"benchmark": benchmark.name, "samples": len(benchmark), **data_fingerprints(benchmark)}
-    edition = getattr(benchmark, "edition", 1)  # of its scoring; the first wrote none down
+    edition = getattr(benchmark, "edition", 1)  # of its scoring; the first edition is not recorded
     return identity if edition == 1 else {**identity, "edition": edition}
 
 
 def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, Any] | None = None) -> None:
-    """Compare with the settings.json of an earlier run in the folder, if there is one.
+    """Compare a run's settings with the settings.json in its folder, if there is one.
 
     Args:
-        unsaid: what an earlier edition went by and did not write down.
+        unsaid: settings that an earlier edition used without recording them.
 
     Raises:
-        InputError: it is another run's, or no settings; answers are there without any; or the folder is a file.
+        InputError: settings.json is another run's or damaged; there are answers without it; or the folder is a file.
     """
     if output.is_file():
         raise InputError(f"output {output} is a file: name a folder")
@@ -145,7 +147,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
             )
         return
     written, now = _settings(file), json.loads(json.dumps(settings))
-    unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # to earlier editions, which wrote none down
+    unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # not recorded by earlier editions
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
     changed = differing(compared(before), compared(now))
     if not changed:
@@ -157,7 +159,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
             f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
         )
     values = {key: (before.get(key), now[key]) for key in changed}
-    if "protocol" in values:  # by its name: its numbers fill a screen
+    if "protocol" in values:  # only its name is printed, because its numbers would fill a screen
         values["protocol"] = (label(before), label(now))
     named = {"edition": "edition of the scoring rule, whose scores do not mix"}
     told = ", ".join(f"{named.get(key, key)} ({shown(a)}, now {shown(b)})" for key, (a, b) in values.items())
@@ -169,8 +171,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
 
 
 def marks(settings: Mapping[str, Any]) -> list[str]:
-    """Sums by which a pass of costs knows a run: today's, which paths do not touch however they are spelled; then those
-    that earlier editions wrote down, which had neither places nor a processor in their settings."""
+    """Checksums by which a pass of costs recognizes a run: first today's, which does not depend on how paths are
+    spelled; then those of earlier editions, whose settings had neither places nor a processor."""
     own = compared(settings)
     same = {**own, "data": own.get("places", own.get("data")), "places": None}
     same["model"] = None if "weights" in own else own.get("model")
@@ -180,8 +182,8 @@ def marks(settings: Mapping[str, Any]) -> list[str]:
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Keys of `now` that had another value. Of paths what they lead to counts; of a model that is called the same its
-    weights, which are compared where they are known."""
+    """Keys of `now` whose values differ in `before`. Paths are compared by the places they lead to. A model's path does
+    not count if its last part is the same and `before` has a hash of the weights, which is compared instead."""
     free = {"places"} | ({"data"} if same_data(before, now) else set())
     models = [str(settings.get("model")) for settings in (before, now)]
     called = Path(models[0]).name == Path(models[1]).name and "weights" in before
@@ -190,13 +192,13 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Keys in which the settings of two runs differ, whichever of them has more."""
+    """Keys in which the settings of two runs differ, in whichever of the two they occur."""
     both = compared(one), compared(other)
     return list(dict.fromkeys((*differing(*both), *differing(*both[::-1]))))
 
 
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the settings of two runs are of the same data."""
+    """Whether two runs' settings belong to the same data."""
     return one.get("data") == other.get("data") or ("places" in one and one["places"] == other.get("places"))
 
 

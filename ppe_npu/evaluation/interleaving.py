@@ -1,8 +1,8 @@
-"""What methods cost, measured in turns: A B C, B C A, ... on the same prompts, so that an hour that is slow is slow for
-all of them; and what may be said of the numbers.
+"""The cost of methods, measured interleaved: A B C, B C A, ... on the same prompts, so that a slow hour of the machine
+slows all of them alike; and the statistics that decide which differences are reported.
 
-Runs that follow each other measure the hour. Here a method is compared with the reference prompt by prompt and round by
-round, by the median of the ratios, which a few disturbed rounds do not move.
+Times of runs made one after the other depend on the hour of each. Here a method is compared with the reference prompt
+by prompt and round by round, by the median of the ratios, which a few disturbed rounds do not change.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.statistics import interval, resamples
 
-ROUNDS, PROMPTS = 5, 8  # of a pass, where the user says nothing
-MOST = 12  # times the rounds asked for, on a machine that is too busy for fewer
-LONG = 120.0  # seconds: a pass that has taken as long, and three times what the rounds asked for took, has no more
-_CLOSE = 0.03  # how near the ratio of two methods is to be known
-_ERRORS = 2.5  # of its standard errors: of a hundred ratios one is further off
+ROUNDS, PROMPTS = 5, 8  # defaults of a pass
+MOST = 12  # times the requested rounds, at most, on a busy machine
+LONG = 120.0  # seconds; no further rounds after this time and three times that of the requested rounds
+_CLOSE = 0.03  # relative error within which the ratio of two methods must be known
+_ERRORS = 2.5  # standard errors of the ratio that must fit into _CLOSE: one ratio in a hundred is further off
 _DRAWS = 2000
 Times = Sequence[Sequence[float]]  # [rounds][prompts], seconds
 
@@ -34,17 +34,17 @@ def in_turns(
     least: int | None = None,
     warm: bool = False,
 ) -> dict[str, list[list[Any]]]:
-    """{name: [rounds][prompts] of what its runner gave}, after one round that is not counted (it loads kernels).
+    """{name: [rounds][prompts] results of its runner}, after one round that is not counted (it loads kernels).
 
-    Within a round every prompt is answered by all methods, one right after the other; who begins moves on by one.
+    Within a round all methods answer each prompt, one right after the other; the first one changes with every prompt.
 
     Args:
         runners: name -> a function that answers prompt number 0, 1, ... once.
         bar: called after each round.
-        enough: of what there is after so many rounds, whether it will do; else there are more, at most MOST times,
-            and none once they have taken LONG seconds and three times as long as the rounds asked for.
-        least: rounds after which there are no more once LONG seconds are over; None: as many as were asked for.
-        warm: whether every prompt was answered by all methods before, so that the first round counts.
+        enough: called with the results after `rounds` rounds; while it returns False there are further rounds, at most
+            MOST * rounds in all, and none after LONG seconds and three times as long as the first `rounds` took.
+        least: the fewest rounds: after these no round begins once LONG seconds have passed; None: `rounds`.
+        warm: whether all methods have answered every prompt before, so that the first round counts.
 
     Raises:
         InputError: no prompts, or no rounds.
@@ -73,16 +73,16 @@ def in_turns(
 
 
 def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
-    """How long a method takes beside a reference that was measured in turns with it.
+    """Compare a method's times with those of a reference that was interleaved with it.
 
     Returns:
         {"median" (seconds), "quartiles" [2], "ratio" (the median of own / reference over rounds and prompts), "low",
         "high" (95 %: bootstrap over prompts and, within them, rounds), "scatter" (half the distance between the
-        quartiles of the ratios), "told" (whether the difference from 1 is larger than the scatter and 1 outside of the
-        interval)}.
+        quartiles of the ratios), "told" (whether the ratio's difference from 1 is reported: it is larger than the
+        scatter, and 1 lies outside the interval)}.
 
     Raises:
-        InputError: not the same rounds and prompts.
+        InputError: the two do not have the same rounds and prompts.
     """
     times, others = np.asarray(own, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if times.shape != others.shape or times.ndim != 2 or not times.size:
@@ -97,27 +97,27 @@ def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
 
 
 def middle(times: Times) -> dict[str, Any]:
-    """{"median", "quartiles" [2]} of all rounds and prompts."""
+    """{"median", "quartiles" [2]} of the times over all rounds and prompts."""
     low, median, high = (float(value) for value in np.quantile(np.asarray(times), [0.25, 0.5, 0.75]))
     return {"median": median, "quartiles": [low, high]}
 
 
 def settled(own: Times, reference: Times) -> bool:
-    """Whether so many rounds tell a method's ratio to within 3 %: by the standard error of its median, from how the
-    ratios of one prompt scatter between rounds."""
+    """Whether these rounds determine a method's ratio to within 3 %, judged by the standard error of its median, which
+    is estimated from the scatter of each prompt's ratios between rounds."""
     ratios = np.log(np.asarray(own, dtype=np.float64) / np.asarray(reference, dtype=np.float64))
     rounds = len(ratios)
     if rounds < 2:
         return True
-    # 1.349 deviations lie between the quartiles of normal numbers; the prompts' own medians are taken off.
+    # The quartiles of a normal distribution are 1.349 standard deviations apart; each prompt's median is subtracted.
     below, above = np.quantile(ratios - np.median(ratios, axis=0), [0.25, 0.75])
     deviation = (above - below) / 1.349 * np.sqrt(rounds / (rounds - 1))
     return bool(_ERRORS * np.sqrt(np.pi / 2) * deviation / np.sqrt(ratios.size) <= _CLOSE)
 
 
 def _medians(ratios: np.ndarray, seed: int) -> np.ndarray:
-    """[_DRAWS] medians of resampled ratios [rounds, prompts]: prompts are drawn, and of each drawn one its rounds, as
-    rounds of one prompt are more alike than prompts."""
+    """[_DRAWS] medians of resampled `ratios` [rounds, prompts]: prompts are drawn, then rounds within each drawn one,
+    because rounds of one prompt are more alike than prompts."""
     rounds, prompts = ratios.shape
     columns = np.concatenate(list(resamples(prompts, _DRAWS, seed)))
     rows = np.concatenate(list(resamples(prompts * rounds, _DRAWS, seed + 1))) % rounds
@@ -125,6 +125,6 @@ def _medians(ratios: np.ndarray, seed: int) -> np.ndarray:
 
 
 def summed_up(measured: Mapping[str, Mapping[str, Times]], reference: str) -> dict[str, dict[str, Any]]:
-    """{name: {quantity: against()}} of {name: {quantity: times}}; the reference beside itself has ratio 1."""
+    """{name: {quantity: times}} -> {name: {quantity: against()}}; the reference itself has ratio 1."""
     base = measured[reference]
     return {name: {key: against(times[key], base[key]) for key in times} for name, times in measured.items()}

@@ -1,6 +1,6 @@
-"""What lmms-eval asks of a model, answered by a compressed one with this package's own preprocessing.
+"""Answers lmms-eval's requests with a compressed model and this package's own preprocessing.
 
-This half knows lmms-eval's requests and nothing of its classes; lmms_models.py puts it behind them.
+This module handles lmms-eval's requests but uses none of its classes; lmms_models.py wraps it in those.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from ppe_npu.training.args import as_compression
 from ppe_npu.utils.memory import ran_out
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp")
-_CLIP = "clip"  # of a video: (start, end) in seconds, either of them None
-_DEFAULT_TOKENS = 128  # new ones, where a task does not say
-_PARAGRAPH = "\n\n"  # lmms-eval's own stop where a task names none; its Qwen models do not stop there either
+_CLIP = "clip"  # key of a video's (start, end) in seconds; either may be None
+_DEFAULT_TOKENS = 128  # new tokens if a task does not say how many
+_PARAGRAPH = "\n\n"  # lmms-eval's default stop, which its own Qwen models ignore, too
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Answerer:
 
     Attributes:
         batch_size: how many conversations go through the model together.
-        sampling: the frames that are taken of a video.
-        done: what every generated batch cost. new_tokens: of every answer, in the order in which they were given.
+        sampling: the rule that chooses a video's frames.
+        done: a Generated, with its cost, of every batch. new_tokens: numbers of tokens of all answers, in their order.
     """
 
     model: Any
@@ -84,19 +84,19 @@ class Answerer:
         protocol: str = protocols.CHECKPOINT,
         **fields: Any,
     ) -> Answerer:
-        """From lmms-eval's --model_args, --device and --batch_size.
+        """Make an Answerer from lmms-eval's --model_args, --device and --batch_size.
 
         Args:
             pretrained: checkpoint folder or hub id.
             compression: a preset, a method or a JSON file; None: the checkpoint's own, else ppe.
-            ratio, positions, k, fields: instead of its own; fields are a method's settings.
-            dtype: fp32 or bf16; else the protocol's, else fp32.
-            min_pixels, max_pixels, nframes, fps: as of `ppe-npu eval`.
+            ratio, positions, k, fields: override those of the compression; `fields` are a method's settings.
+            dtype: fp32 or bf16; None: the protocol's, else fp32.
+            min_pixels, max_pixels, nframes, fps: as for `ppe-npu eval`.
             max_num_frames, total_pixels: lmms-eval's names for the most frames of a video and Qwen's budget of pixels.
-            protocol: whose sizes, frames and dtype count where none are asked for; prompts and rules are the tasks'.
+            protocol: gives the sizes, frames and dtype that are not asked for; prompts and rules are the task's.
 
         Raises:
-            InputError: what cannot be, before the weights are read.
+            InputError: an argument is impossible; this is raised before the weights are read.
         """
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InputError(f"batch_size={batch_size}: give a whole number, at least 1")
@@ -112,14 +112,14 @@ class Answerer:
         return cls(compress(load_model(pretrained, where, dtype), config), processor, int(batch_size), sampling)
 
     def answers(self, conversations: Sequence[Sequence[Mapping]], options: Mapping[str, Any]) -> list[str]:
-        """Greedy answers to one batch, each cut before the first of the task's stops; in halves where the device's
-        memory does not hold it, as later batches then are.
+        """Greedy answers to one batch, each cut before the first of the task's stops. A batch that does not fit into
+        the device's memory is halved, and later batches have the smaller size.
 
         Args:
-            options: a task's generation_kwargs; of them max_new_tokens and until are read.
+            options: a task's generation_kwargs, of which max_new_tokens and until are used.
 
         Raises:
-            InputError: a task that samples or searches beams.
+            InputError: the task asks for sampling or beam search.
         """
         stops, most = _stops(options), int(options.get("max_new_tokens") or _DEFAULT_TOKENS)
 
@@ -134,20 +134,20 @@ class Answerer:
         return self._fitting(answered, conversations)
 
     def _fitting(self, work: Callable[..., list], *lists: Sequence[Any]) -> list:
-        """What work(*lists) gives, an item each; in halves where the device's memory does not hold all."""
+        """work(*lists), a list with a result per item; the lists are halved if they do not fit into memory."""
         try:
             return work(*lists)
-        except Exception as error:  # a lack of memory has a class of its own on each device
+        except Exception as error:  # out-of-memory errors have a different class on each device
             if len(lists[0]) == 1 or not ran_out(error):
                 raise
-        # Here the error is gone, and with it the tensors that its traceback held.
+        # Outside the except clause the error is freed, and with it the tensors that its traceback held.
         devices.release_memory(self.model.device)
         half = self.batch_size = len(lists[0]) // 2
         first = self._fitting(work, *(part[:half] for part in lists))
         return [*first, *self._fitting(work, *(part[half:] for part in lists))]
 
     def _opened(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message whose clips are read: each has bounds of its own, and a batch one rule of frames."""
+        """A message with its clips loaded, because each has its own bounds, while a batch has one rule for frames."""
         maker = self.processor.video_processor
         items = [
             {"type": "video", "video": load_video(item["video"], self._clip(item), maker.temporal_patch_size)}
@@ -164,10 +164,10 @@ class Answerer:
     def losses(
         self, conversations: Sequence[Sequence[Mapping]], continuations: Sequence[str]
     ) -> list[tuple[float, bool]]:
-        """Of one batch the mean cross-entropy per token of each continuation as the assistant's answer, in nats, and
-        whether it is what greedy decoding would say; in halves as answers().
+        """(mean cross-entropy per token in nats, whether greedy decoding would give the same) of each continuation as
+        the assistant's answer, for one batch; halved like answers().
 
-        lmms-eval names this loglikelihood, but takes the answer with the least of these numbers.
+        lmms-eval calls this loglikelihood, but chooses the answer with the lowest of these numbers.
         """
         return self._fitting(self._losses, conversations, continuations)
 
@@ -176,7 +176,7 @@ class Answerer:
         self, conversations: Sequence[Sequence[Mapping]], continuations: Sequence[str]
     ) -> list[tuple[float, bool]]:
         encoded = encode(self.processor, conversations, True, self.sampling, self.cache)
-        # The turn's beginning is a line of its own: a blank that joins the answer to a text has nothing to join here.
+        # The assistant's turn starts on a new line, so the blank that would join the answer to a text is removed.
         ends = self.processor.tokenizer([text.lstrip() for text in continuations], add_special_tokens=False)[
             "input_ids"
         ]
@@ -197,7 +197,7 @@ class Answerer:
         return list(zip(means.tolist(), greedy.tolist()))
 
     def summary(self) -> str:
-        """What the generated answers cost, in one line."""
+        """The cost of the generated answers, in one line."""
         before = sum(sum(part.tokens_before) for part in self.done)
         after = sum(sum(part.tokens_after) for part in self.done)
         answers, seconds = sum(len(part.answers) for part in self.done), sum(part.seconds for part in self.done)
@@ -206,7 +206,7 @@ class Answerer:
 
 
 def _dtype(asked: str | None, rules: protocols.Protocol, where: torch.device) -> str:
-    """As asked; else the protocol's, on an accelerator; else fp32."""
+    """The dtype that was asked for; else, on an accelerator, the protocol's; else fp32."""
     dtype = asked or (None if devices.on_cpu(where) else rules.dtype) or "fp32"
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: use one of {', '.join(DTYPES)}")
@@ -214,8 +214,8 @@ def _dtype(asked: str | None, rules: protocols.Protocol, where: torch.device) ->
 
 
 def _frames(most: int | None, rules: protocols.Protocol, fps: float | None, nframes: int | None) -> dict[str, Any]:
-    """fps and nframes as asked for, with the bounds where the most frames are: under lmms-eval's protocol as many are
-    taken, unless fps or nframes are asked for."""
+    """{"fps", "nframes"} as asked for, and the bounds that max_num_frames (`most`) sets, if given; under a protocol
+    with nframes, `most` frames are taken unless fps or nframes is asked for."""
     if most is None:
         return {"fps": fps, "nframes": nframes}
     if rules.video.get("nframes") and fps is None:
@@ -224,7 +224,7 @@ def _frames(most: int | None, rules: protocols.Protocol, fps: float | None, nfra
 
 
 def _own(pretrained: str) -> str:
-    """The compression that a checkpoint was trained with, else ppe."""
+    """The compression file of a checkpoint, written by its training; "ppe" if there is none."""
     own = Path(pretrained) / "compression.json"
     return str(own) if own.is_file() else "ppe"
 
@@ -240,10 +240,10 @@ def in_batches(
     size: int | Callable[[], int],
     length: Callable[[Any], int] = lambda request: 0,
 ) -> Iterator[list[int]]:
-    """Which requests go through the model together: those with the same options, the longest first, in their order
-    where they are alike, `size` at a time (a function: as many as it says then).
+    """Numbers of the requests of each batch: those with the same options, the longest first (in their order if equally
+    long), `size` at a time; a function `size` is called for each batch.
 
-    What fits in memory shows at once, and little of a batch is padding.
+    So a lack of memory shows at once, and a batch has little padding.
     """
     alike: dict[str, list[int]] = {}
     for number, request in enumerate(requests):
@@ -257,10 +257,10 @@ def in_batches(
 
 
 def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lmms-eval's chat messages as this package's: pictures as they are, videos by their files.
+    """lmms-eval's chat messages as this package's messages: pictures as they are, videos as paths or lists of frames.
 
     Raises:
-        InputError: audio.
+        InputError: a message has audio, or a visual of another type.
     """
     out = []
     for message in messages:
@@ -271,7 +271,8 @@ def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def question(text: str, visuals: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """A simple model's question as a conversation: pictures where the text has <image> for each, else before it."""
+    """A question of lmms-eval's simple interface as a conversation: pictures replace the text's <image> placeholders if
+    there is one for each; else the visuals precede the text."""
     parts = [_part({"type": _kind(visual), "url": visual}) for visual in visuals or ()]
     images = [part["image"] for part in parts if part["type"] == "image"]
     if images and len(images) == len(parts) == text.count(PLACEHOLDERS["image"]):
@@ -302,7 +303,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "image" and isinstance(value, Image.Image):
         return {"type": kind, kind: value}
     if kind == "video" and isinstance(value, (list, tuple)) and len(value):
-        return {"type": kind, kind: list(value)}  # frames, as some tasks have them
+        return {"type": kind, kind: list(value)}  # some tasks give a list of frames
     if not isinstance(value, (str, Path)):
         raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
     clip = (part.get("start_time"), part.get("end_time"))
@@ -310,8 +311,8 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stops(options: Mapping[str, Any]) -> list[str]:
-    """Where an answer ends; see answers() for errors."""
-    # lmms-eval's own Qwen models sample wherever a temperature is named, with or without do_sample.
+    """The texts before which an answer is cut; raises as answers() does."""
+    # lmms-eval's own Qwen models sample whenever a temperature is given, with or without do_sample.
     temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
     if temperature not in (0, None):
         if options.get("do_sample") is not False:

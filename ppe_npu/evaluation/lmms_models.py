@@ -1,9 +1,9 @@
-"""Compressed models as lmms-eval models, found by its entry-point group `lmms_eval.models`:
+"""Compressed models as lmms-eval models, found through its entry-point group `lmms_eval.models`:
 
     lmms-eval --model ppe_npu --model_args pretrained=PATH,compression=ppe,ratio=0.25 --tasks textvqa_val --batch_size 8
 
-Generation tasks take the chat interface. lmms-eval gives tasks by loglikelihood (multiple_choice) to simple models
-only: add --force_simple. Tasks of several rounds, with audio and with sampling are refused.
+Generation tasks use the chat interface. lmms-eval runs loglikelihood tasks (multiple_choice) only on simple models: add
+--force_simple for them. Tasks with several rounds, audio or sampling are refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ppe_npu.methods.base import published
 
 
 def manifest() -> ModelManifest:
-    """The entry point's payload."""
+    """The manifest that the entry point loads."""
     return ModelManifest(
         "ppe_npu",
         simple_class_path=f"{__name__}.SimpleModel",
@@ -33,19 +33,19 @@ def manifest() -> ModelManifest:
     )
 
 
-# What lmms-eval's own Qwen models take and these do without: devices, kernels and caches are chosen here otherwise.
+# Arguments of lmms-eval's own Qwen models that have no effect here: devices, kernels and caches are chosen otherwise.
 _UNUSED = ("device_map", "use_cache", "attn_implementation", "use_flash_attention_2", "interleave_visuals")
 
 
 def _counted(answer: str, tokens: int) -> Any:
-    """An answer with its number of tokens, from which lmms-eval makes its table of throughput; of a version that has
-    none, the answer."""
+    """An answer with its number of tokens, which lmms-eval's table of throughput needs; the bare answer in versions
+    without token counts."""
     counts = getattr(instance, "TokenCounts", None)
     return answer if counts is None else GenerationResult(answer, token_counts=counts(output_tokens=tokens))
 
 
 class _Model(lmms):
-    """What both interfaces share. Arguments as of Answerer.load; max_batch_size, which lmms-eval passes, is unused."""
+    """Base of both interfaces. Arguments as for Answerer.load; max_batch_size, which lmms-eval passes, is unused."""
 
     def __init__(self, max_batch_size: int | None = None, **arguments: Any) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Model(lmms):
             logger.warning(f"ppe_npu: model_args {', '.join(unused)} change nothing here")
         arguments = {name: value for name, value in arguments.items() if name not in _UNUSED}
         known = [name for name in inspect.signature(Answerer.load).parameters if name != "fields"]
-        # What is not known here is a setting of the method that is asked for, if it has one.
+        # If the compression is a method with settings, an unknown argument is taken for one of them.
         unknown = sorted(set(arguments) - set(known)) if arguments.get("compression") not in published() else []
         if unknown or "pretrained" not in arguments:
             wrong = f"unknown model_args {', '.join(unknown)}" if unknown else "model_args without pretrained"
@@ -63,13 +63,13 @@ class _Model(lmms):
         self.batch_size, self.device = self.answerer.batch_size, self.answerer.model.device
 
     def _generated(self, requests: Sequence[Any], options: int, conversation_of: Any) -> list[str]:
-        """Answers in the requests' order. options: which argument of a request its generation_kwargs are."""
+        """Answers in the requests' order. options: number of the request's argument that holds generation_kwargs."""
         answers: list[Any] = [""] * len(requests)
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="ppe_npu")
         batches = in_batches(
             requests,
             lambda request: request.args[options],
-            lambda: self.answerer.batch_size,  # smaller after a lack of memory
+            lambda: self.answerer.batch_size,  # it shrinks after a lack of memory
             lambda request: len(str(request.args[0])),
         )
         for numbers in batches:
@@ -89,13 +89,13 @@ class _Model(lmms):
         raise InputError("tasks of several rounds are not supported: choose one with output_type generate_until")
 
     def clean(self) -> None:
-        """Free the device, perhaps for a judge."""
+        """Free the device, for example for a judge model."""
         self.answerer = None
         super().clean()
 
 
 class ChatModel(_Model):
-    """Questions as messages."""
+    """lmms-eval's chat interface: questions are messages."""
 
     is_simple = False
 
@@ -110,7 +110,7 @@ class ChatModel(_Model):
 
 
 class SimpleModel(_Model):
-    """Questions as a text and a list of visuals; continuations scored by their loss."""
+    """lmms-eval's simple interface: questions are a text and a list of visuals; continuations are scored by loss."""
 
     is_simple = True
 
@@ -125,7 +125,7 @@ class SimpleModel(_Model):
         bar = tqdm(total=len(requests), disable=self.rank != 0, desc="ppe_npu")
         while len(scores) < len(requests):
             asked, wanted = [], []
-            for request in requests[len(scores) : len(scores) + self.answerer.batch_size]:  # smaller after a lack
+            for request in requests[len(scores) : len(scores) + self.answerer.batch_size]:  # which may shrink
                 if len(request.args) != 6:
                     raise InputError("acc_mutual_info asks about answers without their question: choose another metric")
                 context, target, visuals_of, number, task, split = request.args
@@ -135,5 +135,5 @@ class SimpleModel(_Model):
             scores += self.answerer.losses(asked, wanted)
             bar.update(len(asked))
         bar.close()
-        # lmms-eval 0.7.3 makes a text of a bare pair, and then fails to read it; what is wrapped it leaves as it is.
+        # lmms-eval 0.7.3 turns a bare pair into a text that it then fails to read; a wrapped pair it leaves as it is.
         return [GenerationResult(score) for score in scores]

@@ -1,4 +1,4 @@
-"""The report's picture: score against the kept share of tokens, one curve per method, one panel per benchmark."""
+"""The report's picture: score against the share of tokens kept, a curve per method, a panel per benchmark."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ppe_npu.utils.optional import optional
 _MARKERS = "osD^vP*Xhd"
 _COLUMNS = 4
 _LONGEST = 60  # characters of a name
-_MOST_TYPES = 12  # that a panel of bars has room for
+_MOST_TYPES = 12  # question types that fit into a panel of bars
 
 
 def check_plotting() -> None:
-    """Raise InputError unless a report can be drawn; to be called before any long work."""
+    """Raise InputError unless matplotlib is installed; call this before any long work."""
     optional("matplotlib.figure", "drawing a report", "matplotlib")
 
 
@@ -27,7 +27,7 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     """Write the picture (.png) of a comparison (ppe_npu.evaluation.comparison)."""
     import matplotlib
 
-    # Names are other people's: a "$" in one is no formula, whatever the user's own matplotlib does about it.
+    # Names come from outside the package: a "$" in one starts no formula, whatever the user's matplotlibrc says.
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
         return _draw(comparison, path, title)
 
@@ -55,14 +55,14 @@ def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     entries = {}
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # over no curve
+    figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # covers no curve
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=130)
     return write_bytes(path, drawn.getvalue())
 
 
 def _text(value: Any, most: int = _LONGEST) -> str:
-    """A name as it stands in the picture: one line, and no longer than there is room for."""
+    """A name as the picture shows it: one line of at most `most` characters."""
     text = printable(value)
     text = f" {text}" if text.startswith("_") else text  # matplotlib leaves such labels out of a legend
     return text if len(text) <= most else f"{text[: most - 3]}..."
@@ -73,14 +73,14 @@ def _colour(number: int) -> str:
 
 
 def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """One benchmark: points with their 95 % intervals, those of a method joined; dense is a line across."""
+    """One benchmark: points with their 95 % intervals, joined for each method; dense is a horizontal line."""
     scale, rows = found["scale"]["factor"], found["rows"]
     for number, method in enumerate(methods):
         points = sorted(
             (r for r in rows if r["method"] == method and r["retention"] is not None), key=lambda row: row["retention"]
         )
         if points:
-            # Methods of one budget stand side by side, or their bars would hide each other.
+            # Methods with the same budget are shifted sideways so that their error bars do not hide each other.
             at = [100 * row["retention"] + 1.2 * (number - (len(methods) - 1) / 2) for row in points]
             values = [scale * row["score"] for row in points]
             errors = [[scale * side for side in sides] for sides in zip(*map(_errors, points))]
@@ -96,22 +96,22 @@ def _curves(axes: Any, name: str, found: Mapping[str, Any], methods: Sequence[st
 
 
 def _errors(row: Mapping[str, Any]) -> tuple[float, float]:
-    """How far the interval reaches below and above the score."""
+    """(distance below, distance above) that the interval reaches from the score."""
     if row["low"] is None:
         return 0.0, 0.0
     return max(row["score"] - row["low"], 0.0), max(row["high"] - row["score"], 0.0)
 
 
 def _averaged(comparison: Mapping[str, Any]) -> str | None:
-    """What the panel of all benchmarks shows: the share of dense's scores; the mean score where there is no dense run
-    at all; else nothing, as in the table."""
+    """The key that the panel of all benchmarks shows: "of_dense" or, if there is no dense run at all, "average"; None
+    if no row has a value for it."""
     rows = comparison["overview"]
     key = "average" if not any(row["dense"] for row in rows) else "of_dense"
     return key if any(row[key] is not None for row in rows) else None
 
 
 def _average(axes: Any, rows: Sequence[Mapping[str, Any]], methods: Sequence[str], key: str) -> None:
-    """All benchmarks: `key` of each method against the share of tokens that it keeps."""
+    """All benchmarks: `key` of each method against the share of tokens it keeps."""
     for number, method in enumerate(methods):
         points = [row for row in rows if row["method"] == method and None not in (row[key], row["retention"])]
         points.sort(key=lambda row: row["retention"])
@@ -132,7 +132,7 @@ def _kept_axis(axes: Any) -> None:
 
 
 def _bars(axes: Any, found: Mapping[str, Any]) -> None:
-    """One benchmark's question types: grouped bars, one colour per method; with several runs, from least to most."""
+    """One benchmark's question types: grouped bars, a colour per method; error bars span the range of several runs."""
     rows, kinds = found["rows"], found["types"]
     width = 0.8 / len(rows)
     curves = list(dict.fromkeys(row["method"] for row in rows if not row["dense"]))
@@ -142,7 +142,7 @@ def _bars(axes: Any, found: Mapping[str, Any]) -> None:
         alike = [other["retention"] or 0.0 for other in rows if other["method"] == row["method"]]
         style["alpha"] = 1 - 0.6 * sum(kept > (row["retention"] or 0.0) for kept in alike) / len(
             alike
-        )  # less kept, paler
+        )  # the fewer tokens kept, the paler
         if spreads:
             ends = [[100 * end for end in spreads.get(kind, (0.0, 0.0))] for kind in kinds]
             sides = [[v - low for v, (low, _) in zip(values, ends)], [high - v for v, (_, high) in zip(values, ends)]]

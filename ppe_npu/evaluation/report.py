@@ -1,4 +1,4 @@
-"""Results of several runs -> a report: Markdown, the same numbers as JSON, and a picture."""
+"""Results of several runs -> a report: Markdown, the same numbers as JSON, a picture and, on request, an HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ppe_npu.utils.reading import UnreadableError, json_or_none, read_text
 __all__ = ["check_place", "check_plotting", "collect", "unfinished", "write_report"]
 
 _FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
-_COLUMNS, _FIRST_EDITIONS = "## What the columns are", "![accuracy per question type]("  # by which a report is known
+_COLUMNS, _FIRST_EDITIONS = "## What the columns are", "![accuracy per question type]("  # text that marks a report
 _SCORES = (
     "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
     "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
@@ -41,10 +41,12 @@ _COSTS = (
 
 
 def collect(folder: str | Path) -> list[dict[str, Any]]:
-    """The results of all finished runs in a folder and below, dense first, then by method; each with its "folder".
+    """The results of all finished runs in a folder and below, by benchmark; each with its "folder".
+
+    Within a benchmark dense comes first, then the methods of _FIRST, then the others by name.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no results, or a file is damaged.
     """
     found = []
     for file in _below(folder, "results.json"):
@@ -56,7 +58,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         ours = isinstance(result, dict) and {"settings", "costs", "types", "samples"} <= result.keys()
         if ours or all(
             file.with_name(name).exists() for name in ("predictions.jsonl", "settings.json")
-        ):  # other programs name their files so, too
+        ):  # other programs write files of this name, too
             wrong = stored.fault(result)
             if wrong:
                 remedy = "delete it and run the evaluation again, which keeps its answers"
@@ -74,8 +76,8 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _below(folder: str | Path, name: str) -> list[Path]:
-    """All files of a name in a folder and below; of a link to a folder, a benchmark's or a run's, what stands there. A
-    link to what the folder itself lies in is not followed: others' runs stand there."""
+    """All files of this name in a folder and below. A link to a run's or a benchmark's folder is followed, unless it
+    leads to a folder that contains `folder` itself, because that may hold unrelated runs."""
     found, links, seen, own = [], [], set(), Path(folder).resolve()
     for here, folders, files in os.walk(folder):
         seen.add(os.path.realpath(here))
@@ -102,7 +104,7 @@ def unfinished(folder: str | Path) -> list[str]:
 
 
 def _samples(settings: Path) -> Any:
-    """How many samples a run has, by its settings.json; "?" if it does not say."""
+    """The number of a run's samples according to its settings.json; "?" if that does not say."""
     try:
         return json.loads(settings.read_text(encoding="utf-8-sig"))["samples"]
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
@@ -110,22 +112,22 @@ def _samples(settings: Path) -> Any:
 
 
 def check_place(path: Path, html: bool = False) -> None:
-    """Whether write_report could write here now, over nothing but an earlier report.
+    """Check that write_report could write here now and would overwrite nothing but an earlier report.
 
     Raises:
-        InputError: a file that has one of its names is no report's.
-        FileError: one of its files cannot be written.
+        InputError: a file that would be overwritten is not part of a report.
+        FileError: a file of the report cannot be written.
     """
     files = [path.with_suffix(ending) for ending in (".json", ".md", ".png", *((".html",) if html else ()))]
-    further = (path.with_name(f"{path.stem}-{number}.png") for number in itertools.count(2))  # of other protocols
+    further = (path.with_name(f"{path.stem}-{number}.png") for number in itertools.count(2))  # of further protocols
     files += itertools.takewhile(os.path.exists, further)
     for file in files:
         check_writable(file, file=True)
     there = [file for file in files if file.exists()]
-    # In an evaluation's own folder a picture alone, or half a file, is its report's.
+    # In an evaluation's own folder, a picture alone or a half-written file counts as part of its report.
     own = any(path.parent.glob("*/*/settings.json"))
     if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0], own):
-        return  # by it the others are known
+        return  # the first file decides for the others, too
     raise InputError(f"{there[0]} is no report's, and could be written over: move it away, or name another place")
 
 
@@ -158,20 +160,20 @@ def write_report(
     """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
     Args:
-        results: of evaluate() or collect(), in the order of the rows. Several of one name on one benchmark (seeds, say)
-            become one row: their mean.
+        results: of evaluate() or collect(), in the order of the rows. Several results with one name on one benchmark,
+            such as those of several seeds, become one row: their mean.
         path: of the Markdown file.
-        title: its heading.
+        title: heading of the report.
         notes: paragraphs under the tables, in Markdown.
-        html: whether to write the same as one page, too (.html).
-        papers: whose published tables are set beside ours: published.names(), or "all".
+        html: whether to write an HTML page (.html), too.
+        papers: names of papers (published.names(), or "all") whose published tables are added.
         missing: lines of plain text that say what is not shown, and why; those that the comparison finds follow.
 
     Returns:
-        (path, the table of all benchmarks).
+        (path, the overview table of each protocol as Markdown).
 
     Raises:
-        InputError: no results, or no such paper.
+        InputError: there are no results, or a paper is unknown.
     """
     notes = [*notes, *published.paragraphs(papers)]
     if not results:
@@ -188,7 +190,7 @@ def write_report(
 def _sections(
     found: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], path: Path, title: str
 ) -> tuple[list[str], list[str]]:
-    """(all parts of the Markdown but the notes, the overviews among them); pictures are drawn beside `path`."""
+    """(all parts of the Markdown except the notes, the overview tables among them); draws pictures beside `path`."""
     parts, overviews = [f"# {escape.markdown(title)}"], []
     parted = by_protocol(results)
     for number, comparison in enumerate(found):
@@ -210,7 +212,7 @@ def _sections(
 
 
 def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A comparison for each protocol: tables of different ones are never joined. What is missing is the first's."""
+    """A comparison per protocol, as tables of different protocols are never joined; `missing` goes to the first one."""
     found = [compare(own, protocol) for protocol, own in by_protocol(results).items()]
     found[0]["missing"] = [*missing, *found[0]["missing"]]
     if len(found) > 1:
@@ -220,7 +222,7 @@ def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) 
 
 
 def _benchmarks(comparison: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The section of each benchmark."""
+    """The parts of all benchmarks' sections, in Markdown."""
     parts, protocol = [], comparison["protocol"]
     for name, found in comparison["benchmarks"].items():
         parts += [f"## {escape.markdown(name)}", escape.markdown(facts.sentence(name, found, results, protocol))]

@@ -1,4 +1,4 @@
-"""Prediction rows -> what results.json holds: scores with intervals, costs, failures."""
+"""Prediction rows -> the contents of results.json: scores with intervals, costs, failures."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from ppe_npu.methods import as_method
 from ppe_npu.shorthand import step_label
 
 Row = Mapping[str, Any]
-SMALLER = "smaller input"  # the control: a dense model, its input made smaller (downsampling.py)
+SMALLER = "smaller input"  # the control: a dense model with a smaller input (downsampling.py)
 PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
-PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # of which every sample of a batch bears an equal share
-_DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and those below which it has no interval
-_SECONDS = 30.0  # that they may take
-_ROUNDING = 1e-9  # by which a mean of shares may miss [0, 1]
+PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # divided evenly among the samples of a batch
+_DRAWS, _FEWEST = 1000, 200  # bootstrap draws of a metric over all samples, and the fewest that give an interval
+_SECONDS = 30.0  # that these draws may take
+_ROUNDING = 1e-9  # rounding error by which a mean may lie outside [0, 1]
 
 
 def score(benchmark: Any, answer: str, sample: Row) -> float | None:
-    """A single answer's score in [0, 1]: the benchmark's, else exact match with any of the right answers.
+    """A single answer's score in [0, 1] by the benchmark's rule, else by exact match with any of the right answers.
+
+    Returns:
+        None if the benchmark does not score single answers.
 
     Raises:
-        InputError: the benchmark gives another number, or none.
+        InputError: the benchmark gives a number outside [0, 1].
     """
     judge = getattr(benchmark, "judged", None) or getattr(benchmark, "score", None)
     if judge is not None:
@@ -47,7 +50,7 @@ def score(benchmark: Any, answer: str, sample: Row) -> float | None:
 
 
 def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """All rows of a run, in the benchmark's order -> results.json but for names, settings and versions."""
+    """All rows of a run, in the benchmark's order -> results.json without names, settings and versions."""
     answered = [row for row in rows if "error" not in row]
     return {
         "accuracy": summary([row["score"] for row in rows]),
@@ -61,7 +64,7 @@ def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _units(benchmark: Any, rows: Sequence[Row]) -> dict[str, int]:
-    """{"units": how many groups are judged together}, where samples are not judged each by itself."""
+    """{"units": number of groups} if the benchmark judges samples in groups; {} if each is judged by itself."""
     if not hasattr(benchmark, "unit"):
         return {}
     count = len({benchmark.unit(row) for row in rows})
@@ -70,10 +73,10 @@ def _units(benchmark: Any, rows: Sequence[Row]) -> dict[str, int]:
 
 def costs(rows: Sequence[Row]) -> dict[str, float | None]:
     """Means per sample of PER_SAMPLE and PER_BATCH; retention; ttft_seconds, the time until a batch had its first
-    tokens; tokens_per_second after the first; peak_memory in bytes; batch, the mean size. None: not measured, as all
-    are without rows.
+    tokens; tokens_per_second after the first token; peak_memory in bytes; batch, the mean batch size. A value that was
+    not measured is None; without rows all are.
 
-    Times leave out each process's first batch, which also loads kernels, where there is another one.
+    Times leave out each process's first batch, which also loads kernels, unless there is no other batch.
     """
     warm = [row for row in rows if row["warm"]] or list(rows)
     found: dict[str, float | None] = {key: _mean(rows, key) for key in (*PER_SAMPLE, "kv_bytes", "batch")}
@@ -90,12 +93,12 @@ def costs(rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """{"metrics", "scale" (theirs), "headline"} of a benchmark that has metrics over all samples; {} of another one.
+    """{"metrics", "scale" (of the metrics), "headline"} if the benchmark has metrics over all samples; otherwise {}.
 
-    headline (where the benchmark names one, or single answers have no score): name, value, low, high and the
-    bootstrap's replicates, which pair with those of another method on the same samples; without replicates "why" says
-    why there are none. What is drawn is what benchmark.unit(row) names: rows of one unit come together, and a unit that
-    is drawn again has another row["copy"].
+    The headline is there if the benchmark names one, or if single answers have no score. It has a name, a value, low,
+    high and the bootstrap's replicates, which pair with those of another method on the same samples; if there are no
+    replicates, "why" gives the reason. The bootstrap draws units (benchmark.unit(row)): all rows of a unit are drawn
+    together, and each repetition of a unit has its own row["copy"].
     """
     if not hasattr(benchmark, "metrics"):
         return {}
@@ -105,7 +108,7 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
     name = getattr(benchmark, "headline", None)
     found = {"metrics": metrics, "scale": scale.declared(benchmark)}
     if name is None and metrics and all(row["score"] is None for row in rows if "error" not in row):
-        name = next(iter(metrics))  # there is nothing else to call the score
+        name = next(iter(metrics))  # single answers have no score, so the first metric is the headline
     if name is None:
         return found
     if name not in metrics:
@@ -117,7 +120,7 @@ def _metrics(benchmark: Any, rows: Sequence[Row]) -> dict[str, float]:
     """The benchmark's metrics.
 
     Raises:
-        InputError: they are no names and finite numbers.
+        InputError: they are not names with finite numbers.
     """
     given = benchmark.metrics(rows)
     if not isinstance(given, Mapping):
@@ -129,7 +132,7 @@ def _metrics(benchmark: Any, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """{"low", "high", "replicates"} of a metric over all samples, or {"why"} there are none."""
+    """{"low", "high", "replicates"} of a metric over all samples, or {"why": the reason that there are none}."""
     if not hasattr(benchmark, "unit"):
         return {"why": "the benchmark does not say what may be resampled"}
     try:
@@ -140,7 +143,7 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
             replicates = _recomputed(benchmark, name, rows)
         if not np.isfinite(np.array(replicates, dtype=np.float64).reshape(len(replicates))).all():
             raise InputError("it is not finite")
-    except FAULTS as error:  # a metric need not be defined on resampled rows
+    except FAULTS as error:  # a metric may be undefined on resampled rows
         return {"why": f"{name} of a resample: {first_line(error)}"}
     if len(replicates) < _FEWEST:
         return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}
@@ -149,7 +152,7 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
-    """The metric of resampled rows, of so many resamples as _SECONDS allow."""
+    """The metric on _DRAWS resamples of the rows, or on as many as _SECONDS allow."""
     units: dict[Any, list[Row]] = {}
     for row in rows:
         units.setdefault(benchmark.unit(row), []).append(row)
@@ -163,23 +166,23 @@ def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
 
 
 def _mean(rows: Sequence[Row], key: str) -> float | None:
-    known = [row[key] for row in rows if key in row]  # rows of an earlier version may have fewer
+    known = [row[key] for row in rows if key in row]  # rows of an earlier version may lack some keys
     return float(np.mean(known)) if known else None
 
 
 def run_title(settings: Mapping[str, Any]) -> str:
-    """How reports call a run: its compression's title; of the control, the share of the tokens that its input has."""
+    """A run's name in reports: its compression's title; for the control, SMALLER and the share of tokens it gets."""
     share = settings.get("smaller_input")
     return title(settings["compression"]) if share is None else f"{SMALLER} {_ratio(share)}"
 
 
 def run_method(settings: Mapping[str, Any]) -> str:
-    """run_title without the ratio."""
+    """run_title() without the ratio."""
     return method(settings["compression"]) if settings.get("smaller_input") is None else SMALLER
 
 
 def runs_dense(settings: Mapping[str, Any]) -> bool:
-    """Whether a run is what others are compared with: nothing compressed, whole input."""
+    """Whether a run is the reference for others: nothing compressed, and the whole input."""
     return settings.get("smaller_input") is None and is_dense(settings["compression"])
 
 
@@ -189,7 +192,7 @@ def is_dense(compression: Mapping[str, Any]) -> bool:
 
 
 def title(compression: Mapping[str, Any]) -> str:
-    """How reports call a compression, its ratio included."""
+    """A compression's name in reports, including its ratio."""
     if is_dense(compression):
         return "dense"
     if "steps" in compression:
@@ -199,7 +202,7 @@ def title(compression: Mapping[str, Any]) -> str:
 
 
 def method(compression: Mapping[str, Any]) -> str:
-    """A compression's name without its ratio: points of one name make one curve."""
+    """A compression's name without its ratio; plots join results of one name into a curve."""
     if is_dense(compression):
         return "dense"
     counted = ["sizes counted"] if compression.get("proportional_attention") else []

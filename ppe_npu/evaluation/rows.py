@@ -1,8 +1,8 @@
 """A line of predictions.jsonl: made of a sample and its answer, and checked when it is read again.
 
-Lines outlive the process that wrote them: they are cut by kills and full disks, edited, copied from other runs. Each
-carries a sum of what it says, and what a line says is compared with what the benchmark asks. The first edition wrote no
-sums: its files, in which no line has one, can be read, and are given sums where a run goes on with them.
+Lines outlive the process that wrote them: they are cut by kills and full disks, edited, copied from other runs. So each
+line carries a checksum of its content, and its question is compared with the benchmark's. The first edition wrote no
+sums: a file in which no line has one can be read, and gets sums when its run is continued.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ppe_npu.files import check_regular
 from ppe_npu.utils.reading import checksum, is_number, json_or_none
 
 Row = dict[str, Any]
-FAULTS = (Exception, SystemExit)  # what a benchmark's own code may raise, to be recorded as its sample's failure
+FAULTS = (Exception, SystemExit)  # raised by a benchmark's own code, these are recorded as failures of a sample
 QUESTION = ("index", "type", "prompt", "GT")
-BOM = b"\xef\xbb\xbf"  # some editors put it before a text; it belongs to no line
+BOM = b"\xef\xbb\xbf"  # byte order mark, which some editors put before a text; it belongs to no line
 _SUM = "sum"
 _NO_SUM = "was changed since it was written (its sum is gone)"
 _MEASURED = ("prefill_seconds", "seconds", "new_tokens", "batch")
-_MAYBE = ("tokens_before", "tokens_after", "prompt_kv_bytes", "kv_bytes")  # rows of an earlier version may have fewer
+_MAYBE = ("tokens_before", "tokens_after", "prompt_kv_bytes", "kv_bytes")  # rows of an earlier version may lack these
 
 
 def question(sample: Any) -> Row:
-    """What a line says of the question, as JSON holds it: a tuple is a list, a number of numpy's is Python's.
+    """The QUESTION fields of a sample as JSON values: a tuple becomes a list, a NumPy number becomes a Python number.
 
     Raises:
-        InputError: an index that is neither text nor whole number; or what no JSON file in UTF-8 can hold.
+        InputError: the index is neither text nor whole number; or a value cannot be written as JSON in UTF-8.
     """
     index = sample.get("index")
     if not is_key(index):
@@ -50,31 +50,31 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """A number of numpy's or torch's as Python's."""
+    """A scalar of NumPy or torch as a Python number."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def fault_of(error: BaseException) -> str:
-    """A benchmark's own fault, in one line."""
+    """An error in one line: its class and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 def signed(row: Mapping[str, Any]) -> Row:
-    """A line with the sum of what it says."""
+    """A row with the checksum of its content."""
     plain = json.loads(json.dumps(row, default=_scalar))
     return {**plain, _SUM: checksum(plain)}
 
 
 def encode(rows: Any) -> bytes:
-    """Rows as lines. Half a character, which UTF-8 has no bytes for, is written as JSON's own escape."""
+    """Rows as lines of JSON. A lone surrogate, which UTF-8 cannot encode, is written as a JSON escape."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace")
 
 
 def parse(line: bytes) -> tuple[Row, None] | tuple[None, str]:
-    """(row, None) of a line's bytes, or (None, what is wrong with it)."""
+    """(row, None) for a line's bytes, or (None, what is wrong with the line)."""
     try:
         row = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -85,13 +85,13 @@ def parse(line: bytes) -> tuple[Row, None] | tuple[None, str]:
 
 
 def has_sums(folder: Path) -> bool:
-    """Whether all lines of a run have sums, by its settings: the first edition wrote neither sums nor a protocol."""
+    """Whether all lines of a run must have sums: if its settings name a protocol, which the first edition did not."""
     settings = json_or_none(folder / "settings.json")
     return isinstance(settings, dict) and "protocol" in settings
 
 
 def with_sums(data: bytes) -> bytes:
-    """A file of the first edition with a sum on every line; one in which a line has a sum as it is."""
+    """Add a sum to every line of the first edition's file; a file in which any line has a sum is returned unchanged."""
     lines = data.removeprefix(BOM).split(b"\n")
     rows = [parse(line)[0] for line in lines]
     if any(row is not None and _SUM in row for row in rows):
@@ -102,13 +102,13 @@ def with_sums(data: bytes) -> bytes:
 
 
 def stored_rows(path: Path, wrong: Callable[[Row], str | None]) -> Iterator[Row]:
-    """The lines of a predictions.jsonl, in order. Nothing is changed.
+    """The rows of a predictions.jsonl, in order. The file is not changed.
 
     Args:
-        wrong: what keeps a line from being used, beside its sum.
+        wrong: returns what keeps a row from being used, or None; the sum is checked here.
 
     Raises:
-        InputError: a line that is wrong, or is not what was written; file and line are named.
+        InputError: a line is wrong, or was changed since it was written; the message names file and line.
     """
     check_regular(path)
     summed, bare = has_sums(path.parent), None
@@ -129,7 +129,7 @@ def stored_rows(path: Path, wrong: Callable[[Row], str | None]) -> Iterator[Row]
 
 
 def read_scores(path: Path) -> dict[int | str, float | None]:
-    """{index: score} of a predictions.jsonl; of two lines of one sample the first counts.
+    """{index: score} of a predictions.jsonl; if a sample has two lines, the first counts.
 
     Raises:
         InputError: as stored_rows; or a line has no score.
@@ -141,7 +141,7 @@ def read_scores(path: Path) -> dict[int | str, float | None]:
 
 
 def is_key(value: Any) -> bool:
-    """Whether it can be a sample's index."""
+    """Whether a value can be a sample's index."""
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
@@ -153,7 +153,7 @@ def _unscored(row: Row) -> str | None:
 
 
 def unshowable(row: Row) -> str | None:
-    """What keeps a line, also an earlier edition's, from being shown; None if nothing does."""
+    """What keeps a row, even one of an earlier edition, from being shown; None if nothing does."""
     lacking = [key for key in ("index", "answer", "score", "GT") if key not in row]
     if lacking:
         return f"has no {', '.join(lacking)}"
@@ -163,7 +163,7 @@ def unshowable(row: Row) -> str | None:
 
 
 def fault(row: Row) -> str | None:
-    """What keeps a line from being counted; None if nothing does."""
+    """What keeps a row from being counted; None if nothing does."""
     lacking = [key for key in (*QUESTION, "answer", "score") if key not in row]
     if lacking:
         return f"has no {', '.join(lacking)}"

@@ -1,4 +1,4 @@
-"""The protocol that a run went by: how tables call it, and which of its numbers touch what its benchmark shows."""
+"""The protocol that a run used: its label in tables, and which of its numbers affect the run's benchmark."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.protocols import CHECKPOINT, load, names
 from ppe_npu.utils.reading import checksum
 
-# Of a medium, the settings that do not touch it, and what may be asked for beside a protocol that does not.
+# For each medium: the settings that do not affect it, and the options beside a protocol that do not.
 _IDLE = {"image": ("video", "video_processor"), "video": ("image", "image_size", "image_processor")}
 _IDLE_ASKED = {"image": ("fps", "nframes")}
 
 
 def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a run, and the protocol in them, without the numbers of the medium that its benchmark does not show;
-    all of them where the benchmark is none of ours."""
+    """A run's settings and protocol without the numbers of the medium that its benchmark does not show; unchanged if
+    the benchmark is not one of this package."""
     medium = registry.modality(settings.get("benchmark")) or ""
     idle, asked = _IDLE.get(medium, ()), _IDLE_ASKED.get(medium, ())
     found = {key: value for key, value in settings.items() if key not in idle}
@@ -29,9 +29,9 @@ def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """touching(), by which a run is told from another: without words on a protocol's version; and of "checkpoint"
-    without what was asked for in its place, which earlier editions did not write down there: the sizes, frames and
-    lengths are settings of their own."""
+    """The part of touching() by which two runs are compared: without the protocol's version and, for "checkpoint",
+    without "changed", which earlier editions did not record; the sizes, frames and lengths that it would name are
+    settings of their own."""
     found = touching(settings)
     if isinstance(protocol := found.get("protocol"), Mapping):
         unsaid = ("version", "changed") if protocol.get("name") == CHECKPOINT else ("version",)
@@ -40,24 +40,24 @@ def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label(settings: Mapping[str, Any], asked: Mapping[str, Any] | None = None) -> str:
-    """How tables call the protocol of a run's settings: its name, what was asked for otherwise, whether options were
-    drawn, and whether it had other numbers then that touch the run, or the benchmark another rule. Runs of the first
-    edition, which named none, went by "checkpoint".
+    """The label of a run's protocol in tables: its name, the options that were changed, whether options were drawn, and
+    whether the protocol's numbers or the benchmark's scoring rule differed from today's when the run was made. Runs of
+    the first edition, which named no protocol, used "checkpoint".
 
     Args:
-        asked: {option: value} that was asked for otherwise, where that is known better than the settings say.
+        asked: {option: value} that was changed, if the caller knows it better than the settings do.
     """
     found = _protocol(settings)
     changed = _changed(settings) if asked is None else asked
     told = [f"{key} {value}" for key, value in sorted(changed.items())]
-    told += ["options drawn"] if found.get("draws") is not None else []  # by whatever seed: several make one mean
+    told += ["options drawn"] if found.get("draws") is not None else []  # without the seed: several seeds are averaged
     told += ["of another edition"] if _is_of_another_edition(found, settings) else []
     return f"{found['name']} ({', '.join(told)})" if told else found["name"]
 
 
 def labels(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """label() of the settings of several runs. Earlier editions did not write down what was asked for beside
-    "checkpoint": where another run of the benchmark says it and has the same numbers, it was asked of all of them."""
+    """label() for the settings of several runs. Earlier editions did not record the options changed beside
+    "checkpoint": they are taken from another run of the benchmark that records them and has the same numbers."""
     asked: dict[str, dict[str, Any]] = {}
     numbers = [_numbers(settings) for settings in runs]
     for key, settings in zip(numbers, runs):
@@ -76,18 +76,18 @@ def _changed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unsaid(settings: Mapping[str, Any]) -> bool:
-    """Whether settings need not tell what was asked for in the protocol's place."""
+    """Whether a run's settings may lack the options that were changed, as those of earlier editions do."""
     return _protocol(settings)["name"] == CHECKPOINT
 
 
 def _numbers(settings: Mapping[str, Any]) -> str:
-    """A sum of what may be asked for in a protocol's place, as it was in force."""
+    """Checksum of the values, as the run used them, of the settings that options may change beside a protocol."""
     own = touching(settings)
     return checksum([own.get(key) for key in ("benchmark", "max_new_tokens", "image_size", "video")])
 
 
 def _is_of_another_edition(found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a recorded protocol differs from the one of this name today, or the benchmark's rule under it."""
+    """Whether a recorded protocol, or the benchmark's scoring rule at the time, differs from today's."""
     if found["name"] not in names():
         return False
     benchmark = str(settings.get("benchmark"))

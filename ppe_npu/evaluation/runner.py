@@ -1,7 +1,9 @@
-"""evaluate(): a model's answers to a benchmark, and their cost; by any number of processes, killed at any point.
+"""evaluate() answers a benchmark with a model and measures the cost; any number of processes may share the work, and
+each may be killed at any point.
 
-In the output folder: settings.json (what is evaluated), predictions.jsonl (one line per sample, as they come),
-results.json (written when all samples are there) and .work (which process answers which samples: see sharing.py).
+The output folder holds settings.json (what is evaluated), predictions.jsonl (one line per sample, in the order of
+answering), results.json (written once all samples are answered) and .work (which process answers which samples: see
+sharing.py).
 """
 
 from __future__ import annotations
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from ppe_npu.evaluation.decoding import Asked
 
 Sample = dict[str, Any]
-NEW_TOKENS = 16  # of an answer, where neither the user nor the benchmark says
-_UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # what the first edition went by
-_BAR_AFTER = 3.0  # seconds of reading lengths after which a bar shows
-_UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # of what cannot be measured
+NEW_TOKENS = 16  # the longest answer if neither the user nor the benchmark sets a length
+_UNSAID = {"protocol": protocols.load(protocols.CHECKPOINT).recorded()}  # used, but not recorded, by the first edition
+_BAR_AFTER = 3.0  # seconds of reading lengths after which a progress bar appears
+_UNKNOWN = SimpleNamespace(bucket="unreadable", before=0, after=0, source="")  # for samples that cannot be measured
 BATCH_TOKENS = 65_536  # prompt tokens of a batch before compression, padding included: 1.2 GB of pixels
 
 
@@ -53,26 +55,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer every sample once, score the answers and write the results.
 
-    Other processes that call this with the same arguments take part in the work; all return when all of it is done.
+    Other processes that call this with the same arguments share the work; every call returns when all of it is done.
 
     Args:
         model: on its device, compressed or not.
         processor: the model's.
-        benchmark: what is asked.
-        output: folder of this run; one that holds a part of the same run is completed.
+        benchmark: the benchmark to answer.
+        output: folder of this run; if it holds a part of the same run, that run is completed.
         batch_size: prompts per generate(), at most.
-        max_new_tokens: at most so many tokens per answer; None: as the benchmark says, else 16.
-        sampling: which frames of videos, where a sample has no rule of its own.
-        name: how reports call this run; None: from its compression.
+        max_new_tokens: tokens per answer, at most; None: the benchmark's number, or 16 if it has none.
+        sampling: which frames of a video are taken if the sample has no rule of its own.
+        name: the run's name in reports; None: derived from its compression.
         seed: set before every batch.
-        generation: beside greedy search: "checkpoint" for what the checkpoint's generation_config.json says, or names
-            and values ({"repetition_penalty": 1.05}); None: nothing, whatever the checkpoint says.
+        generation: settings beside greedy search: "checkpoint" for those of the checkpoint's generation_config.json, or
+            names and values ({"repetition_penalty": 1.05}); None: greedy search alone, whatever the checkpoint says.
 
     Returns:
-        What results.json holds: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
-        high}, "types" {type: the same}, "metrics" and "headline" of a benchmark that has them (results.corpus) or
-        "metrics_error", why its metrics() gave none, "costs" (results.costs), "samples", "errors", "settings",
-        "versions", "ignored" (what the checkpoint says about generate() and was not used)}; and "folder", where it is.
+        The contents of results.json: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
+        high}, "types" {type: the same}, "metrics" and "headline" if the benchmark has them (results.corpus) or
+        "metrics_error" (why its metrics() failed), "costs" (results.costs), "samples", "errors", "settings",
+        "versions", "ignored" (the checkpoint's generation settings that were not used)}; and "folder", the output path.
 
     Raises:
         InputError: the folder holds another run or a damaged file, a file cannot be written, a size is not positive.
@@ -87,7 +89,7 @@ def evaluate(
 
 
 def new_tokens(benchmark: Any, asked: int | None) -> int:
-    """How long an answer may be: as asked, else as the benchmark says, else NEW_TOKENS.
+    """The most tokens of an answer: `asked` if given, else the benchmark's number, else NEW_TOKENS.
 
     Raises:
         InputError: not positive.
@@ -99,14 +101,14 @@ def new_tokens(benchmark: Any, asked: int | None) -> int:
 
 
 class Evaluation:
-    """One benchmark, one model: this process's part of the work. A context manager, see Share.
+    """This process's part in evaluating one model on one benchmark. A context manager, as Share is.
 
     Args:
-        answers: the model, as ModelAnswers has it.
+        answers: the model, wrapped in ModelAnswers or a class with the same methods.
         benchmark, output, batch_size, name: as in evaluate().
-        identity: benchmark_identity(benchmark), where it is known already.
-        batch_tokens: prompt tokens of a batch before compression, at most; a longer prompt is alone.
-        poll: seconds between looks at what other processes have left to do.
+        identity: benchmark_identity(benchmark), if the caller has computed it already.
+        batch_tokens: prompt tokens of a batch before compression, at most; a longer prompt is a batch of its own.
+        poll: seconds between checks whether other processes have finished or left samples to answer.
         bar: whether to show a progress bar.
     """
 
@@ -125,7 +127,7 @@ class Evaluation:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size} must be at least 1")
         if hasattr(benchmark, "meet"):
-            benchmark.meet(answers)  # a box is read as the model's family writes it
+            benchmark.meet(answers)  # how a box is written depends on the model's family
         self.answers, self.benchmark, self.output = answers, benchmark, Path(output)
         self.batch_size, self.batch_tokens, self.poll, self._bar = batch_size, batch_tokens, poll, bar
         self.settings = {**(identity or benchmark_identity(benchmark)), **answers.settings()}
@@ -138,7 +140,7 @@ class Evaluation:
         write_json(self.output / "settings.json", self.settings)
         self._numbers: dict[int | str, int] = {}
         self._asked: dict[int | str, str | None] = {}
-        for number in range(len(benchmark)):  # one at a time: a sample may hold its picture
+        for number in range(len(benchmark)):  # one at a time, because a sample may hold its picture
             sample = read_sample(benchmark, number)
             self._numbers[sample["index"]], self._asked[sample["index"]] = number, _digest(sample)
         self._measures = self._measured()
@@ -149,7 +151,7 @@ class Evaluation:
         return read_sample(self.benchmark, self._numbers[key], key)
 
     def _measured(self) -> dict[int | str, Any]:
-        """Lengths of all samples, by index: of a step at the pixels they are known from pictures that are read now."""
+        """The Measure of every sample, by index. If a step at the pixels decides lengths, the pictures are read now."""
         found = {}
         with Progress(
             len(self._numbers), f"{self.title}: lengths", "sample", delay=_BAR_AFTER, leave=False, hidden=not self._bar
@@ -163,19 +165,20 @@ class Evaluation:
         sample = self._sample(key)
         try:
             return _UNKNOWN if isinstance(sample, Unreadable) else self.answers.measure(sample)
-        except FAULTS:  # an image that cannot be decoded, say: answering it will say so
+        except FAULTS:  # for example an image that cannot be decoded; answering the sample reports the error
             return _UNKNOWN
 
     def _wrong(self, row: dict[str, Any]) -> str | None:
-        """What is wrong with a line that another process wrote; None if nothing is."""
+        """What is wrong with a prediction that another process wrote; None if nothing is."""
         reason, digest = fault(row), self._asked[row["index"]]
         if reason or "error" in row or digest is None or checksum([row[key] for key in QUESTION]) == digest:
             return reason
         return f"answers another question than the benchmark's {row['index']!r}"
 
     def _order(self) -> list[int | str]:
-        """All indices, samples of like length together, the longest first: what does not fit shows at once, and the
-        last batches, for which other processes wait, are short."""
+        """All indices, longest samples first within a bucket, so that similar lengths are batched together. A sample
+        that does not fit in memory then fails early, and the last batches, for which other processes wait, are short.
+        """
 
         def place(key: int | str) -> tuple:
             found = self._measures[key]
@@ -191,11 +194,11 @@ class Evaluation:
         self._share.__exit__(*exc)
 
     def run(self, wait: bool = True) -> dict[str, Any] | None:
-        """Answer what nobody has answered until all is done; gives the results.
+        """Answer samples that no process has taken until all are answered, then return the results.
 
         Args:
-            wait: for samples that other processes are answering (and take them over from one that dies); without it
-                None is given where only such samples are left.
+            wait: whether to wait for samples that other processes are answering, and to take over those of a process
+                that dies; if False, None is returned once only such samples are left.
         """
         with ThreadPoolExecutor(1) as reader, self._progress() as bar:
             ahead = None
@@ -203,7 +206,7 @@ class Evaluation:
                 batch = ahead or self._next(reader)
                 bar.update(self._share.progress() - bar.n)
                 if batch:
-                    ahead = self._next(reader)  # is decoded while the model answers this one
+                    ahead = self._next(reader)  # decoded while the model answers the current batch
                     self._share.give(self._answer(*batch, reader))
                     continue
                 results = self._share.results(self._sum_up)
@@ -217,7 +220,7 @@ class Evaluation:
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def _next(self, reader: ThreadPoolExecutor) -> tuple[list[Sample], Future] | None:
-        """A batch for this process, being prepared; None if other processes have all that is left."""
+        """(samples, future of their prepared inputs) of this process's next batch; None if no sample is free."""
         while keys := self._share.take(self._choose):
             samples = [self._sample(key) for key in keys]
             lost = [_failure(sample, sample["error"]) for sample in samples if isinstance(sample, Unreadable)]
@@ -229,7 +232,7 @@ class Evaluation:
         return None
 
     def _choose(self, keys: Iterator[int | str]) -> list[int | str]:
-        """The next batch from the front of what is left: of one bucket, within both bounds."""
+        """The next batch from the front of `keys`: one bucket, within batch_size and batch_tokens."""
         chosen: list[int | str] = []
         longest, bucket = 0, None
         for key in keys:
@@ -242,20 +245,20 @@ class Evaluation:
         return chosen
 
     def _answer(self, samples: Sequence[Sample], prepared: Future, reader: ThreadPoolExecutor) -> list[dict[str, Any]]:
-        """Prediction rows of a batch. One that fails is asked again in halves; of a single sample the error is kept."""
+        """Prediction rows of a batch. A batch that fails is retried in halves; a single sample's error is recorded."""
         try:
             done = self.answers.answer(prepared.result())
-        except FAULTS as error:  # whatever it is, the other samples are still to be answered
+        except FAULTS as error:  # whatever the error is, the other samples must still be answered
             reason, memory = fault_of(error), self.answers.out_of_memory(error)
             ours = not (self._told or memory or isinstance(error, UserError))
             told = "".join(traceback.format_exception(error)) if ours else ""
         else:
             return self._predictions(samples, done)
-        # Here the error is gone, and with it the tensors that its traceback held.
+        # Outside the except clause the error is freed, and with it the tensors that its traceback held.
         if len(samples) == 1:
             self._tell(told, samples[0])
             return [_failure(samples[0], reason)]
-        if memory:  # batches of as many tokens would fail again
+        if memory:  # other batches with as many tokens would fail, too
             longest = max(self._measures[sample["index"]].before for sample in samples)
             self.batch_tokens = min(self.batch_tokens, len(samples) * longest // 2)
             self.answers.release_memory()
@@ -264,14 +267,14 @@ class Evaluation:
         return [row for part in parts for row in self._answer(part, reader.submit(self.answers.prepare, part), reader)]
 
     def _tell(self, told: str, sample: Sample) -> None:
-        """Print the first traceback that is no user's to mend: the line of results has its last line alone."""
+        """Print the first traceback that a user cannot fix, because the sample's row holds only its last line."""
         if told:
             self._told = True
             whose = f"ppe-npu: sample {printable(sample['index'])} failed by no fault of yours"
             print(f"{told}{whose}: please report all of this", file=sys.stderr)
 
     def _predictions(self, samples: Sequence[Sample], done: Any) -> list[dict[str, Any]]:
-        """The lines of a batch; what only the batch knows is shared evenly."""
+        """The prediction rows of a batch; costs that are measured per batch are divided evenly among its samples."""
         shared = {key: getattr(done, key) / len(samples) for key in PER_BATCH}
         shared |= {"batch": len(samples), "warm": self._warm, "peak_memory": done.peak_memory}
         self._warm = True
@@ -280,7 +283,7 @@ class Evaluation:
             row = {**_row(sample), "answer": done.answers[number]}
             try:
                 judged = {"score": score(self.benchmark, row["answer"], sample)}
-            except FAULTS as error:  # a benchmark's own code: its other samples are still to be judged
+            except FAULTS as error:  # raised by the benchmark's own code; its other samples must still be judged
                 judged = {"score": 0.0, "error": fault_of(error)}
             costs = {key: getattr(done, key)[number] for key in PER_SAMPLE}
             rows.append(signed({**row, **judged, **costs, **shared}))
@@ -299,24 +302,24 @@ class Evaluation:
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """summarise(); where the benchmark's metrics() raises, without them, and the reason as "metrics_error"."""
+        """summarise(); if the benchmark's metrics() raises, the result has no metrics and a "metrics_error"."""
         try:
             return summarise(self.benchmark, rows)
-        except FAULTS as error:  # a benchmark's own code, after all answers are there
-            # Nothing of the benchmark's is asked again: unit() may have been it.
+        except FAULTS as error:  # raised by the benchmark's own code; the answers must not be lost for it
+            # The second call gets no benchmark, because any of its methods, such as unit(), may have raised.
             return {**summarise(None, rows), "metrics_error": fault_of(error)}
 
 
 def _digest(sample: Sample) -> str | None:
-    """The type of the question; None where it cannot be read."""
+    """Checksum of the sample's question; None if the sample cannot be read."""
     return None if isinstance(sample, Unreadable) else checksum(list(question(sample).values()))
 
 
 def _failure(sample: Sample, reason: str) -> dict[str, Any]:
-    """The line of a sample without an answer."""
+    """The prediction row of a sample that could not be answered."""
     return signed({**_row(sample), "answer": "", "score": 0.0, "error": reason})
 
 
 def _row(sample: Sample) -> dict[str, Any]:
-    """What a line says of the question."""
+    """The QUESTION fields of a prediction row."""
     return {key: sample.get(key) for key in QUESTION} if isinstance(sample, Unreadable) else question(sample)

@@ -1,4 +1,4 @@
-"""A benchmark's sample as a conversation, and how long it will be: told from headers, before anything is decoded."""
+"""A benchmark's sample as a conversation, and an estimate of its length from file headers, before any decoding."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ppe_npu.errors import InputError, shown
 from ppe_npu.utils.paths import existing_file
 
 Sample = Mapping[str, Any]
-_CHARACTERS = 4  # of a token of text, roughly
-_SCREEN = (448, 448)  # of a visual that does not say how large it is
-_FRAMES = 16  # likewise, of a video
-_TICKS = 10**6  # a second, of what FFmpeg says of a whole file
+_CHARACTERS = 4  # per text token, roughly
+_SCREEN = (448, 448)  # (height, width) assumed for a visual whose size is not known
+_FRAMES = 16  # assumed for a video whose header cannot be read
+_TICKS = 10**6  # per second: FFmpeg gives the duration of a file in microseconds
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What decides which samples are answered together.
+    """The properties of a sample that decide with which others it is batched.
 
     Attributes:
         bucket: samples of different buckets are never in one batch.
         before, after: about how many tokens the prompt has before compression, and in the first decoder layer.
-        source: the file that is looked at; samples of equal length about one file follow each other.
+        source: the sample's file; samples of equal length about the same file are answered consecutively.
     """
 
     bucket: str
@@ -49,7 +49,7 @@ def visuals(sample: Sample) -> dict[str, list[Any]]:
     """{"image": pictures or paths, "video": paths} of a sample.
 
     Raises:
-        InputError: a path that is none: a number, say, which the system would take for an open file.
+        InputError: a path that is no path, such as a number, which the system would take for an open file.
     """
     found: dict[str, list[Any]] = {"image": [], "video": []}
     for key, kind in (("image", "image"), ("image_path", "image"), ("video_path", "video")):
@@ -64,7 +64,7 @@ def visuals(sample: Sample) -> dict[str, list[Any]]:
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    """A sample as one user turn: its visuals where the prompt has a placeholder for each, else before the prompt."""
+    """A sample as one user turn: visuals replace the prompt's placeholders if it has one for each, else precede it."""
     found, prompt = visuals(sample), sample["prompt"]
     if any(found.values()) and all(prompt.count(PLACEHOLDERS[kind]) == len(found[kind]) for kind in found):
         return [{"role": "user", "content": split_placeholders(prompt, found["image"], found["video"])}]
@@ -73,7 +73,7 @@ def conversation(sample: Sample) -> list[dict[str, Any]]:
 
 
 def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
-    """Which frames: of the sample's own rule, with the number of frames and the sizes that were asked for, if any."""
+    """The rule that chooses a sample's frames: its own, overridden by the settings that `asked` changes."""
     return (asked or VideoSampling()).within(sample.get("sampling"))
 
 
@@ -84,10 +84,10 @@ def measure(
     asked: VideoSampling | None = None,
     showings: int = 1,
 ) -> Measure:
-    """A sample's Measure. A file that cannot be looked at counts as one of middling size: answering it will tell.
+    """A sample's Measure. A file that cannot be read gets a typical size here; answering the sample reports the error.
 
     Args:
-        showings: how often every image is shown, as PVC's models have it.
+        showings: how often every image is shown; more than once only for PVC's models.
     """
     found, sampling = visuals(sample), sampling_of(sample, asked)
     text = len(sample["prompt"]) // _CHARACTERS
@@ -98,14 +98,14 @@ def measure(
     after = text + sum(
         config.span_tokens(frames, tokens, 0, is_video, own) for (frames, tokens, is_video), own in zip(grids, cells)
     )
-    # One call of build_inputs has one sampling, which matters to videos alone.
+    # build_inputs takes one sampling per call, so only videos with the same sampling share a batch.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
     return Measure(bucket, before, after, source)
 
 
 def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bool]:
-    """(showings, or tiles of all showings; tokens of each; whether they count as a video's)."""
+    """(number of showings, or of tiles in all showings; tokens of each; whether they count as a video's frames)."""
     height, width = _image_size(image) if isinstance(image, (str, Path)) else _size_or_screen(image)
     moving = showings > 1
     if is_tiled(processor):
@@ -115,7 +115,7 @@ def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bo
 
 
 def _cells(config: CompressionConfig, processor: Any, image: Any, showings: int) -> torch.Tensor | None:
-    """Of a picture of which they say how many tokens stay; None also of one that cannot be read."""
+    """telling_cells() of a picture; None also if the picture cannot be read."""
     try:
         return telling_cells(config, processor, image, showings)
     except InputError:
@@ -123,7 +123,7 @@ def _cells(config: CompressionConfig, processor: Any, image: Any, showings: int)
 
 
 def _size_or_screen(image: Any) -> tuple[int, int]:
-    """(height, width)."""
+    """(height, width) of a picture; _SCREEN if its size cannot be read."""
     try:
         return image.size[::-1] if isinstance(image, VideoFrame) else image_size(image)
     except InputError:
@@ -134,20 +134,20 @@ _image_size = functools.lru_cache(maxsize=2**16)(_size_or_screen)
 
 
 def frames_taken(video: Any, sampling: VideoSampling, multiple: int) -> tuple[int, int, int]:
-    """(how many frames are taken of a video, their height, their width), by its header.
+    """(number of frames that are taken from a video, their height, their width), according to its header.
 
     Args:
-        multiple: frames of a temporal step.
+        multiple: frames per temporal step.
     """
     total, fps, width, height = _video_facts(str(video)) if isinstance(video, (str, Path)) else (_FRAMES, 1.0, *_SCREEN)
     try:
         return len(sampling.indices(total, fps, multiple)[0]), height, width
-    except InputError:  # a clip that is not in the video: answering it will say so
+    except InputError:  # a clip outside the video; answering the sample reports the error
         return sampling.count(total, fps, multiple), height, width
 
 
 def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
-    """(temporal steps, tokens of each)."""
+    """(number of temporal steps, tokens of each)."""
     if is_tiled(processor):
         return frames_taken(video, sampling, 1)[0], processor.image_seq_length
     maker = processor.video_processor
@@ -170,15 +170,15 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
             fps = float(stream.average_rate or stream.guessed_rate or 1)
             seconds = (video.container.duration or 0) / _TICKS
             return max(stream.frames or int(seconds * fps), 1), fps, stream.width or 1, stream.height or 1
-    except (InputError, OSError):  # answering it will say so
+    except (InputError, OSError):  # answering the sample reports the error
         return _FRAMES, 1.0, *_SCREEN
 
 
 def _tokens(processor: Any, width: int, height: int, least: int, most: int) -> int:
-    """Visual tokens of a picture that is resized to between `least` and `most` pixels."""
+    """Number of visual tokens of a picture that is resized to between `least` and `most` pixels."""
     maker = processor.image_processor
     try:
         patches = maker.get_number_of_image_patches(height, width, {"min_pixels": least, "max_pixels": most})
-    except ValueError:  # a picture that is too narrow: answering it will say so
+    except ValueError:  # a picture that is too narrow; answering the sample reports the error
         patches = least // maker.patch_size**2
     return max(patches // maker.merge_size**2, 1)

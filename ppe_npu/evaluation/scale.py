@@ -1,4 +1,4 @@
-"""How a benchmark's scores are shown: as it declares, never as the scores at hand would suggest."""
+"""How a benchmark's scores are shown. The benchmark declares it; the scores themselves never decide."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ UNDECLARED: Scale = {"maximum": None, "factor": 1.0, "decimals": 2}
 
 
 def declared(benchmark: Any) -> Scale:
-    """{"maximum": the best score, or None, "factor": by which scores are shown, "decimals"} of a benchmark's metrics.
+    """The Scale of a benchmark's metrics: {"maximum": the best score or None, "factor": scores are shown times it,
+    "decimals"}.
 
-    A benchmark that declares no `maximum` has metrics in a unit of its own: they are shown as they are.
+    If a benchmark declares no `maximum`, its metrics have a unit of their own and are shown raw.
     """
     maximum = getattr(benchmark, "maximum", None)
     if maximum is None:
@@ -24,7 +25,7 @@ def declared(benchmark: Any) -> Scale:
 
 
 def is_percent(scale: Mapping[str, Any]) -> bool:
-    """Whether what is shown goes from 0 to 100: such scores have a mean over benchmarks."""
+    """Whether the scores shown range from 0 to 100; only such scores are averaged over benchmarks."""
     return scale["maximum"] is not None and scale["maximum"] * scale["factor"] == 100
 
 
@@ -38,5 +39,5 @@ def named(score: str, scale: Mapping[str, Any]) -> str:
 
 
 def shown(value: float | None, scale: Mapping[str, Any], sign: str = "") -> str:
-    """A score as text; a dash for none."""
+    """A score as text; a dash for None."""
     return "-" if value is None else f"{scale['factor'] * value:{sign}.{scale['decimals']}f}"

@@ -1,11 +1,12 @@
 """Processes share the samples of a run through its folder: no sample is left out, none is answered twice.
 
-A process takes samples under a lock of the folder and notes them in claims.jsonl; answers are appended to
-predictions.jsonl under the same lock. While it works a process holds a lock of its own, which the kernel releases when
-the process ends, however it ends: samples that a dead process had taken are then taken by another one. Nobody has to
-know how many processes there are; one may join or die at any time, on this machine or on another one that sees the
-folder. Files are only appended to and opened anew at every look, as NFS needs it; names that others must find are
-read from claims.jsonl, not from the folder's listing, which NFS may give as it was a minute ago.
+A process takes samples under a lock of the folder and records them in claims.jsonl; answers are appended to
+predictions.jsonl under the same lock. While it works, a process also holds a lock of its own, which the kernel releases
+when the process ends, however it ends: another process then takes the samples that the dead one had taken. The number
+of processes need not be known; one may join or die at any time, on this machine or on another one that sees the folder.
+
+NFS dictates two rules: files are only appended to, and are reopened for every read; and the names of processes are read
+from claims.jsonl, because the folder's listing may be a minute old.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from ppe_npu.evaluation.rows import BOM, Row, encode, has_sums, is_key, parse, w
 from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
 from ppe_npu.utils.launched import environment_number
 
-Check = Callable[[Row], str | None]  # what is wrong with a row; None: nothing
-_PATIENCE = 120.0  # seconds until a shared folder shows another machine's file: NFS keeps its listings for up to 60
+Check = Callable[[Row], str | None]  # returns what is wrong with a row; None: nothing
+_PATIENCE = 120.0  # seconds to wait for another machine's file; NFS caches listings for up to 60
 
 
 def check_shared(output: Path, patience: float = _PATIENCE) -> None:
-    """Make the output folder, and check, in a job that torchrun started on several machines, that all of them see it.
+    """Make the output folder; if torchrun started the job on several machines, check that all of them see the folder.
 
     Raises:
-        InputError: the first machine's mark does not appear here within `patience` seconds.
-        FileError: it cannot be made.
+        InputError: the first machine's mark file does not appear here within `patience` seconds.
+        FileError: the folder cannot be made.
     """
     node = environment_number("GROUP_RANK", 0)
     if node == 0:
@@ -61,11 +62,13 @@ def check_shared(output: Path, patience: float = _PATIENCE) -> None:
 
 
 def add_sums(folder: Path) -> None:
-    """Give the answers that the first edition left in a folder sums. Call it before settings.json says that they have.
+    """Add checksums to answers that the first edition wrote without them.
+
+    Call it before a new settings.json is written: its "protocol" marks a folder whose answers have sums (has_sums).
 
     Raises:
         InputError: the folder's file system has no locks.
-        FileError: they cannot be written.
+        FileError: the answers cannot be written.
     """
     file, work = folder / "predictions.jsonl", folder / ".work"
     if has_sums(folder) or not file.exists():
@@ -79,17 +82,17 @@ def add_sums(folder: Path) -> None:
 
 
 class Lines:
-    """A file of JSON lines that processes append to, all under one lock.
+    """A file of JSON lines to which processes append under a common lock.
 
     Args:
         path: of the file.
-        check: says what is wrong with a line.
-        remedy: what to do about one that is wrong.
+        check: returns what is wrong with a row, or None.
+        remedy: what an error message advises for a wrong line.
     """
 
     def __init__(self, path: Path, check: Check, remedy: str) -> None:
         self.path, self._check, self._remedy = path, check, remedy
-        self._read, self._count = 0, 0  # bytes and lines that were seen
+        self._read, self._count = 0, 0  # bytes and lines read so far
 
     def new(self) -> list[Row]:
         """The lines that were added since the last call; see pairs()."""
@@ -98,14 +101,14 @@ class Lines:
     def pairs(self) -> list[tuple[Row, bytes]]:
         """(row, its bytes) of the lines that were added since the last call.
 
-        A last line that a kill cut off is taken away; whole lines stay as they are, also if they are wrong.
+        A last line that was cut off by a kill is removed from the file; whole lines are never changed, even wrong ones.
 
         Raises:
-            InputError: a line is wrong; file and line are named.
+            InputError: a line is wrong; the message names file and line.
         """
         check_regular(self.path)
         with writing(self.path), open(self.path, "a+b") as file:
-            # Creating asks the file server, where looking might ask a stale cache.
+            # "a+" may create the file, so NFS asks the server; opening for reading might consult a stale cache.
             file.seek(self._read)
             data = file.read()
         if self._read == 0 and data.startswith(BOM):
@@ -121,7 +124,7 @@ class Lines:
         return kept
 
     def _row(self, line: bytes, number: int) -> tuple[Row, bytes] | None:
-        """None of a blank line."""
+        """(row, line), or None for a blank line."""
         if not line.strip():
             return None
         row, reason = parse(line)
@@ -131,7 +134,7 @@ class Lines:
         return row, line
 
     def _finish(self, last: bytes, at: int) -> tuple[Row, bytes] | None:
-        """A last line without its end: one that is whole is ended, one that was cut off is taken away (None)."""
+        """Complete a last line that lacks its newline; one that was cut off is removed from the file instead (None)."""
         cut = last.lstrip().startswith(b"{") and parse(last)[0] is None
         blank = not last.strip(b"\0 \t\r\n")  # after a power cut a file may end in zeros
         found = None if cut or blank else self._row(last, self._count + 1)
@@ -144,10 +147,12 @@ class Lines:
         return found
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add lines. The last line must be whole: call new() first. Closing makes them visible on other machines.
+        """Append lines. The file's last line must be whole, so call new() first.
+
+        Closing the file makes the lines visible on other machines.
 
         Raises:
-            InputError: the disk is full, say: lines that were written whole stay, and no half one.
+            InputError: writing failed, for example because the disk is full; lines that were written whole stay.
         """
         data = encode(rows)
         with writing(self.path), open(self.path, "ab", buffering=0) as file:
@@ -156,12 +161,12 @@ class Lines:
                 write_whole(file, data)
             except OSError:
                 written = os.fstat(file.fileno()).st_size - start
-                with contextlib.suppress(OSError):  # else whoever comes next takes the half line away
+                with contextlib.suppress(OSError):  # if this fails, the next reader removes the half line
                     os.truncate(self.path, start + data[:written].rfind(b"\n") + 1)
                 raise
 
     def sync(self) -> None:
-        """Wait until what was added is on the disk. Needs no lock."""
+        """Wait until appended lines are on the disk. This needs no lock."""
         with writing(self.path), open(self.path, "ab") as file:
             os.fsync(file.fileno())
 
@@ -171,17 +176,17 @@ class Share:
 
     Args:
         folder: of the run.
-        keys: every sample's index, in the order in which they are best taken.
-        check: says what is wrong with a line of predictions.jsonl that another process wrote, beside its index.
+        keys: every sample's index, in the order in which samples are to be taken.
+        check: returns what is wrong with a row that another process wrote, or None; the index is checked here.
 
     Raises:
-        InputError: the folder's file system has no locks, or its files hold something else; file and line are named.
+        InputError: the folder's file system has no locks, or a line of its files is wrong; the message names it.
     """
 
     def __init__(self, folder: str | Path, keys: Sequence[int | str], check: Check | None = None) -> None:
         self.folder, self._keys, self._check = Path(folder), keys, check
         self._known: frozenset[int | str] = frozenset(keys)
-        self._given: set[int | str] = set()  # by this process
+        self._given: set[int | str] = set()  # indices that this process answered
         self._work = self.folder / ".work"
         self._name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._lock, self._alive = FileLock(self._work / "lock"), self._life(self._name)
@@ -192,7 +197,7 @@ class Share:
         remedy = f"delete {self._work} while no process works on this run; it holds no answers"
         self._claims = Lines(self._work / "claims.jsonl", _wrong_claim, remedy)
         self._open: OrderedDict[int | str, None] = OrderedDict.fromkeys(self._keys)
-        self._taken: dict[int | str, str] = {}  # and the process that has it
+        self._taken: dict[int | str, str] = {}  # index -> name of the process that is answering it
         self._workers: dict[str, None] = {}
 
     def _answers(self) -> Lines:
@@ -224,13 +229,13 @@ class Share:
         self._alive.release()
 
     def _tidy(self) -> None:
-        """What earlier processes left: failed samples are to be asked again, and everything is summed up anew."""
+        """Remove what earlier processes left: results, claims, and rows of failed samples, which are answered again."""
         pairs = self._answers().pairs()
-        whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # of two, the first
+        whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # the first of an index
         with writing(self.folder):
             (self.folder / "results.json").unlink(missing_ok=True)
             lines = b"".join(line + b"\n" for line in reversed(whole.values()))
-            if len(lines) != self._predictions.path.stat().st_size:  # or blank lines, or a mark before the first
+            if len(lines) != self._predictions.path.stat().st_size:  # blank lines and a byte order mark go, too
                 write_bytes(self._predictions.path, lines)
             for old in self._work.glob("*.alive"):
                 old.unlink()
@@ -241,9 +246,9 @@ class Share:
     # -- taking and giving -------------------------------------------------------------------------------------------
 
     def take(self, choose: Callable[[Iterator[int | str]], Sequence[int | str]]) -> list[int | str]:
-        """Samples for this process: those that `choose` picks from the front of those that nobody has; [] if none is.
+        """Take the samples that `choose` picks from the front of the free ones; [] if no sample is free.
 
-        Where all are taken, those of dead processes are free again.
+        Once all samples are taken, those of dead processes become free again.
         """
         with self._locked():
             if not self._open:
@@ -258,7 +263,7 @@ class Share:
             return keys
 
     def give(self, rows: Sequence[Row]) -> None:
-        """Append answers of samples that were taken."""
+        """Append the rows of samples that this process took."""
         with self._locked():
             self._given.update(row["index"] for row in rows)
             self._predictions.append(rows)
@@ -266,22 +271,22 @@ class Share:
         self._predictions.sync()
 
     def progress(self) -> int:
-        """How many samples are answered, as far as this process has seen."""
+        """Number of samples answered by all processes, as of the last read."""
         return len(self._keys) - len(self._open) - len(self._taken)
 
     def results(self, sum_up: Callable[[list[Row]], Row]) -> Row | None:
-        """results.json, written by the process that first sees all samples answered; None while some are not."""
+        """The content of results.json, which the first process to see all samples answered writes; None until then."""
         with self._locked():
             if self._open or self._taken:
                 return None
             file = self.folder / "results.json"
             if not file.exists():
-                rows = {row["index"]: row for row in reversed(self._answers().new())}  # of two, the first
+                rows = {row["index"]: row for row in reversed(self._answers().new())}  # the first of an index
                 write_json(file, sum_up(list(rows.values())))
             check_regular(file)
             return json.loads(file.read_text(encoding="utf-8"))
 
-    # -- what others did ---------------------------------------------------------------------------------------------
+    # -- reading what others wrote -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -290,7 +295,7 @@ class Share:
             yield
 
     def _look(self) -> None:
-        """Read what was added since the last look."""
+        """Read the claims and answers that were added since the last read."""
         for claim in self._claims.new():
             self._workers[claim["worker"]] = None
             for key in claim.get("take", ()):
@@ -308,7 +313,7 @@ class Share:
         if name == self._name:
             return self._alive.is_locked
         file = self._work / f"{name}.alive"
-        if file.is_symlink() or not file.is_file():  # no process makes anything else
+        if file.is_symlink() or not file.is_file():  # a process's own lock is always a regular file
             return False
         probe = self._life(name)
         try:
@@ -321,7 +326,7 @@ class Share:
 
 
 def _wrong_claim(row: Row) -> str | None:
-    """What is wrong with a line of claims.jsonl."""
+    """What is wrong with a row of claims.jsonl; None if nothing is."""
     name, keys = row.get("worker"), row.get("take", [])
     if not isinstance(name, str) or not name.isprintable() or "/" in name or not 0 < len(name) < 200:
         return "names no process"

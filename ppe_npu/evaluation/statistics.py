@@ -1,4 +1,4 @@
-"""What is said of many scores: means with intervals, and whether two methods differ on the same samples."""
+"""Statistics of scores: means with intervals, and tests whether two methods differ on the same samples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 2000  # bootstrap resamples of a mean
-_FLIPS = 9999  # sign flips of a permutation test; with the one that was seen 10,000
-_CHUNK = 2**22  # random numbers that are held at once
-_ENUMERATED = 12  # up to so many samples that differ, all 2^n sign flips are looked at
+_FLIPS = 9999  # random sign flips of a permutation test; with the observed signs 10,000
+_CHUNK = 2**22  # random numbers in memory at once
+_ENUMERATED = 12  # if at most this many samples differ, all 2^n sign flips are enumerated
 
 
 def wilson(mean: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (of right answers, say).
+    """Wilson's score interval of a proportion, such as the fraction of right answers.
 
     Args:
-        mean: the share found, in [0, 1].
-        count: of how many.
+        mean: the observed proportion, in [0, 1].
+        count: number of observations.
         z: quantile of the normal distribution; the default gives 95 %.
 
     Returns:
@@ -43,9 +43,9 @@ def by_type(scored: Iterable[tuple[str, float | None]]) -> dict[str, dict[str, f
 
 
 def summary(scores: Sequence[float | None]) -> dict[str, float]:
-    """Scores in [0, 1] -> {"accuracy", "count", "low", "high"}; low and high are Wilson's at 95 %.
+    """Scores in [0, 1] -> {"accuracy", "count", "low", "high"}; low and high are Wilson's interval at 95 %.
 
-    None stands for a sample that only a metric over all samples judges; it is not counted.
+    None is the score of a sample that only a metric over all samples judges; it is not counted.
     """
     known = [score for score in scores if score is not None]
     accuracy = sum(known) / len(known) if known else 0.0
@@ -54,7 +54,7 @@ def summary(scores: Sequence[float | None]) -> dict[str, float]:
 
 
 def resamples(count: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Bootstrap resamples: blocks [some draws, count] of sample numbers, `draws` rows in all.
+    """Bootstrap resamples as blocks of sample numbers, each of shape [rows, count]; `draws` rows in all.
 
     The same count and seed give the same rows, so that statistics of two methods on the same samples are paired.
     """
@@ -71,26 +71,26 @@ def bootstrap_means(scores: Sequence[float], draws: int = DRAWS, seed: int = 0) 
 
 
 def bootstrap_sums(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """values [units, C] -> [draws, C], sums over the units of each resample."""
+    """[draws, C] sums of `values` [units, C] over the units of each resample."""
     count = len(values)
     drawn = itertools.chain.from_iterable(resamples(count, draws, seed))
     return np.stack([np.bincount(rows, minlength=count) @ values for rows in drawn])
 
 
 def interval(replicates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap replicates: (lower, upper)."""
+    """(lower, upper) bounds of the percentile interval of bootstrap replicates."""
     low, high = np.quantile(np.asarray(replicates), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods on the same samples.
+    """Comparison of a method with a reference on the same samples.
 
     Attributes:
-        mean: of the differences, method minus reference. low, high: its bootstrap interval at 95 %.
-        p: two-sided, of no difference. test: by which test.
-        count: samples.
+        mean: mean difference, method minus reference. low, high: its bootstrap interval at 95 %.
+        p: two-sided p-value of the hypothesis of no difference. test: name of the test.
+        count: number of samples.
     """
 
     mean: float
@@ -102,13 +102,13 @@ class Paired:
 
 
 def paired(scores: Sequence[float], reference: Sequence[float], seed: int = 0) -> Paired:
-    """Compare two methods' scores of the same samples, in the same order.
+    """Compare two methods' scores on the same samples, in the same order.
 
-    Right-or-wrong scores: McNemar's exact test (a sign test on the samples that only one method got right). All else:
-    a permutation test that flips the signs of the differences (Fisher 1935), exact where few samples differ.
+    If all scores are 0 or 1, the test is McNemar's exact one (a sign test on the samples that only one method got
+    right); else a permutation test that flips the signs of the differences (Fisher 1935), exact if few samples differ.
 
     Raises:
-        ValueError: not as many scores of one as of the other, or none.
+        ValueError: the two have different numbers of scores, or none.
     """
     if len(scores) != len(reference) or not len(scores):
         raise ValueError(f"{len(scores)} scores and {len(reference)} of the reference are no pairs")
@@ -123,7 +123,7 @@ def paired(scores: Sequence[float], reference: Sequence[float], seed: int = 0) -
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of so many wins and losses if both were equally likely; McNemar's exact test on pairs."""
+    """Two-sided p-value of these wins and losses if both were equally likely; on pairs this is McNemar's exact test."""
     total, fewer = wins + losses, min(wins, losses)
     term = tail = 1  # C(total, i), from i = 0
     for number in range(1, fewer + 1):
@@ -133,12 +133,12 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def permutation_test(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value of a mean of differences this far from 0 if each could as well have the other sign."""
+    """Two-sided p-value of a mean difference this far from 0, if each difference were as likely with either sign."""
     values = np.asarray(differences, dtype=np.float64)
     values = values[values != 0]
     if not len(values):
         return 1.0
-    seen = abs(values.sum()) * (1 - 1e-12)  # sums that are equal but for rounding count as equal
+    seen = abs(values.sum()) * (1 - 1e-12)  # sums that differ only by rounding count as equal
     if len(values) <= _ENUMERATED:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
         return float((abs(signs @ values) >= seen).mean())

@@ -1,4 +1,4 @@
-"""results.json and costs.json as they are read again: what a report goes by is checked, as settings are."""
+"""results.json and costs.json as they are read again: the fields that a report uses are checked like settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ P = TypeVar("P", bound="_Part")
 
 
 class _Part:
-    """A part of which a report reads these fields; what else stands in it is not looked at."""
+    """A part of a stored file with the fields that a report reads; other keys are ignored."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -154,7 +154,7 @@ class _Costs(_Part):
     reference: str = ""
     ratios_of: str = ""
     left_out: Mapping[str, Any] = setting(default_factory=dict)
-    of: Mapping[str, Any] | None = None  # method -> the mark of its settings; none in the demo and the first edition
+    of: Mapping[str, Any] | None = None  # method -> checksum of its settings; not in the demo and the first edition
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +169,7 @@ class _Costs(_Part):
 
 
 def fault(result: Any, costs: bool = False) -> str | None:
-    """What keeps results, or with `costs` those of a pass in turns, from being reported, in words; None if nothing."""
+    """What keeps a results.json (with `costs`: a costs.json) from being reported, in words; None if nothing does."""
     try:
         check_mapping(result, "it")
         (_Costs if costs else _Results).from_dict(result)

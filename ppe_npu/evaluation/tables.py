@@ -1,6 +1,7 @@
-"""The numbers of a comparison as Markdown tables. A number that is missing is a dash; the report says why.
+"""The numbers of a comparison as Markdown tables. A missing number is shown as a dash; the report says why.
 
-Names of benchmarks, question types and metrics are other people's: every cell is escaped, unless it is Markup of ours.
+Names of benchmarks, question types and metrics come from outside the package, so every cell that is not Markup is
+escaped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Markup(str):
     """A cell that is Markdown already."""
 
 
-_INLINE = 8  # question types that stand beside the methods; more of them get a table of their own
+_INLINE = 8  # at most this many question types become columns; more of them get a table of their own
 _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("visual tokens", "tokens_after", lambda value: f"{value:.1f}"),
     ("kept", "retention", lambda value: f"{100 * value:.0f} %"),
@@ -33,11 +34,11 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-_MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second")  # times, which a pass in turns tells
+_MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second")  # replaced by an interleaved pass
 
 
 def _named(what: str, protocol: str) -> str:
-    """The head of a table's first column; the protocol stands in every table."""
+    """The head of a table's first column, with the protocol, which every table names."""
     return f"{what}, by protocol {protocol}" if protocol else what
 
 
@@ -45,13 +46,13 @@ Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
 
 
 def overview(comparison: Mapping[str, Any]) -> str:
-    """overview_cells as Markdown."""
+    """overview_cells() as Markdown."""
     return markdown(*overview_cells(comparison))
 
 
 def overview_cells(comparison: Mapping[str, Any]) -> Cells:
-    """Rows grouped by kept share, one column per benchmark, then the average and the share of dense's scores. A line
-    that names a group begins with Markup."""
+    """Rows grouped by the share of tokens kept, a column per benchmark, then the average and the percentage of dense's
+    scores. A line that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
     shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
     units = [
@@ -71,9 +72,9 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
 
 
 def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
-    """One benchmark: the score of each method with its interval, and how it differs from dense's."""
+    """One benchmark: each method's score with its interval, and the difference from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
-    if found["headline"]:  # the mean of scores is another measure; its table is metrics()
+    if found["headline"]:  # accuracy by type is another measure than the headline; metrics_cells() shows metrics
         kinds = []
     score = named(found["score"], scale)
     head = [_named("method", protocol), *kinds, f"all: {score}" if kinds else score, "95 %", "minus dense", "95 %", "p"]
@@ -90,7 +91,7 @@ def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
 
 
 def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
-    """One benchmark's question types, one row each, where they are too many to stand beside the methods."""
+    """One benchmark's question types, a row each; None if they are few enough for columns of scores_cells()."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
     lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
@@ -98,7 +99,7 @@ def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
 
 
 def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
-    """What else the benchmark's own rules compute, one row per metric; no row for what another table shows."""
+    """The benchmark's other metrics, a row each; None if the other tables show all of them."""
     there = [found["score"]] if found["headline"] else found["types"]
     names = [name for name in found["metrics"] if name not in there]
     if not names:
@@ -110,8 +111,8 @@ def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
 
 
 def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
-    """One benchmark: what an answer costs with each method. Times of the runs stand there only where none were
-    measured in turns."""
+    """One benchmark: the cost of an answer with each method. The runs' own times are shown only if there is no
+    interleaved pass."""
     measured = found.get("interleaved")
     shown = [column for column in _COSTS if measured is None or column[1] not in _MEASURED]
     lines = [
@@ -122,7 +123,7 @@ def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
 
 
 def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
-    """What was measured in turns; None where nothing was."""
+    """The costs that an interleaved pass measured; None if there was none."""
     measured = found.get("interleaved")
     if measured is None:
         return None
@@ -136,14 +137,14 @@ def all_cells(found: Mapping[str, Any], protocol: str) -> list[Cells]:
 
 
 def one_benchmark(found: Mapping[str, Any], protocol: str) -> list[str]:
-    """all_cells as Markdown, and of what was measured in turns how."""
+    """all_cells() as Markdown, and a paragraph on the interleaved pass, if there is one."""
     parts = [markdown(*cells) for cells in all_cells(found, protocol)]
     words = turns(found)
     return [*parts, escape.markdown(words)] if words else parts
 
 
 def turns(found: Mapping[str, Any]) -> str | None:
-    """How costs were measured in turns, and which methods and samples were not in that pass."""
+    """How the interleaved pass measured costs, and which methods and samples were not in it; None without a pass."""
     measured = found.get("interleaved")
     if measured is None:
         return None
@@ -160,12 +161,12 @@ def turns(found: Mapping[str, Any]) -> str | None:
 
 
 def probability(p: float) -> str:
-    """A p-value; one that is 0 is merely too small for a float."""
+    """A p-value as text; one that is 0 is only too small for a float."""
     return f"{p:.2g}" if p else "<1e-300"
 
 
 def _spread(value: float | None, spread: Sequence[float] | None, scale: Row) -> str:
-    """A score; of several runs the mean, then the least and the most."""
+    """A score as text; for several runs the mean, then the least and the greatest score."""
     return shown(value, scale) + (f" ({shown(spread[0], scale)} to {shown(spread[1], scale)})" if spread else "")
 
 
@@ -174,7 +175,7 @@ def _interval(row: Row, scale: Row, sign: str = "") -> str:
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right; all cells but Markup are shown as they are."""
+    """A Markdown table, its numbers aligned to the right; all cells except Markup are escaped."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
     cells = ([cell if isinstance(cell, Markup) else escape.markdown(cell) for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,8 +1,8 @@
-"""Answers of an offline vLLM in place of transformers' generate(): the same rows and reports, from the same samples.
+"""Answers by an offline vLLM instead of transformers' generate(): the same rows and reports, from the same samples.
 
-The prompt's ids and the pictures are those that the transformers engine has; vLLM's own processor makes pixels of them,
-within the bounds that the processor here was given. The transformers model stays on the CPU: it says which weights,
-which end tokens and how many visual tokens there are before compression.
+vLLM gets the same prompt ids and pictures as the transformers engine; its own processor turns pictures into pixels,
+within the bounds that the processor here was given. The transformers model stays on the CPU: it provides the hash of
+the weights, the end tokens and the number of visual tokens before compression.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ppe_npu.serving.checkpoint import marks
 from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.utils.optional import named_for_pip
 
-_SAID = {  # arguments of vllm.LLM that others say
+_SAID = {  # arguments of vllm.LLM that other options set
     "model": "--model says it",
     "dtype": "--dtype says it",
     "hf_overrides": "--compression says it",
@@ -41,10 +41,10 @@ _SAID = {  # arguments of vllm.LLM that others say
 def check_engine(
     checkpoint: Checkpoint, configs: Sequence[CompressionConfig], options: Mapping[str, Any] | None = None
 ) -> None:
-    """Raise InputError unless vLLM is there and can serve the model with every compression; loads neither.
+    """Raise InputError unless vLLM is installed and can serve the model with every compression; loads neither of them.
 
     Args:
-        options: as Engines takes them.
+        options: as in Engines.
     """
     _check_options(options)
     if importlib.util.find_spec("vllm") is None:
@@ -68,15 +68,15 @@ def _check_options(options: Mapping[str, Any] | None) -> None:
 
 
 class Engines:
-    """The engine of one compression at a time: the next one that is asked for takes its place.
+    """Holds one engine at a time, for one compression; asking for another compression replaces it.
 
     Args:
-        checkpoint: of a whole model.
+        checkpoint: of a whole model, without an adapter.
         dtype: "float32" or "bfloat16".
-        options: more arguments of vllm.LLM.
+        options: further arguments of vllm.LLM.
 
     Raises:
-        InputError: options that others say.
+        InputError: `options` has an argument that other options set.
     """
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, options: Mapping[str, Any] | None = None):
@@ -89,10 +89,10 @@ class Engines:
         """A vllm.LLM with this compression.
 
         Args:
-            size: bounds of a picture's size, as an image processor has them.
+            size: bounds of a picture's size, as in an image processor's `size`.
 
         Raises:
-            InputError: it cannot be served, or what vLLM says of the options.
+            InputError: the compression cannot be served, or vLLM rejects the options.
         """
         asked = config, dict(size)
         if self._engine is not None and asked == self._held:
@@ -111,21 +111,21 @@ class Engines:
         except UserError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:
-            if not self._options:  # then nothing of it is the user's
+            if not self._options:  # then the user's options cannot be the cause
                 raise
             raise InputError(f"vLLM does not start ({first_line(error)}): change --engine-args") from error
         return self._engine
 
 
 class VLLMAnswers(ModelAnswers):
-    """ModelAnswers whose answers vLLM gives.
+    """ModelAnswers whose answers come from vLLM.
 
     Args:
-        engines: where the engine comes from.
-        others: as ModelAnswers; the model is on the CPU, and compressed as the engine shall be.
+        engines: gives the engine.
+        others: as ModelAnswers; the model is on the CPU, with the compression that the engine will use.
 
     Raises:
-        InputError: settings beside greedy search.
+        InputError: there are generation settings beside greedy search.
     """
 
     def __init__(self, *args: Any, engines: Engines, **more: Any) -> None:
@@ -141,7 +141,7 @@ class VLLMAnswers(ModelAnswers):
         return {**super().versions(), "vllm": _version()}
 
     def prepare(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What transformers would be given, for its numbers of tokens; and what vLLM is."""
+        """{"before": visual tokens per prompt, counted in transformers' inputs, "requests": vLLM's inputs}."""
         whole = super().prepare(samples)
         before = (whole["mm_token_type_ids"] > 0).sum(1).tolist()
         return {"before": before, "requests": [self._request(conversation(sample)) for sample in samples]}
@@ -184,14 +184,14 @@ class VLLMAnswers(ModelAnswers):
 
     @property
     def _kv_bytes(self) -> int:
-        """Of one token, in all layers that attend to it."""
+        """Bytes of the keys and values of one token, in all layers that have them."""
         text = self.model.config.get_text_config()
         layers = text.num_hidden_layers - (getattr(text, "layer_types", None) or []).count("linear_attention")
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         return 2 * layers * text.num_key_value_heads * width * self.model.dtype.itemsize
 
     def release_memory(self) -> None:
-        """vLLM holds what it has."""
+        """Does nothing, because vLLM manages its own memory."""
 
 
 def _version() -> str:

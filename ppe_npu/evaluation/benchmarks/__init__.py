@@ -1,4 +1,4 @@
-"""Benchmarks by name: each a small file that knows where its data lies, what it asks and how an answer is scored."""
+"""Benchmarks by name: each is a small file with the location of its data, its prompt and its scoring rule."""
 
 from __future__ import annotations
 

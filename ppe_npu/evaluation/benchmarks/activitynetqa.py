@@ -16,8 +16,8 @@ _FREE = _TYPES[3:]
 class ActivityNetQA(Dataset):
     """The type is the published one. Prompt: lmms-eval tasks/activitynetqa.
 
-    Recent papers let a GPT model judge the answers (0 to 5, and yes or no). No judge is here: these numbers are the
-    data set's own accuracy and lower than judged ones.
+    In recent papers a GPT model judges the answers (0 to 5, and yes or no). Here there is no judge: the numbers are the
+    data set's own accuracy, which is lower than judged ones.
     """
 
     name = "activitynetqa"
@@ -46,5 +46,5 @@ class ActivityNetQA(Dataset):
         return same_words(answer, sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy of the six free types together."""
+        """Accuracy over the six free types together."""
         return mean_by([row for row in rows if row["type"] in _FREE], lambda row: "free")

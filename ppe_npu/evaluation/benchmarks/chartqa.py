@@ -10,7 +10,7 @@ from ppe_npu.evaluation.metrics import relaxed_accuracy
 
 
 class ChartQA(Dataset):
-    """Questions by people (type human) and made from captions (augmented). Prompt: lmms-eval tasks/chartqa."""
+    """Questions by people (type human) or generated from captions (augmented). Prompt: lmms-eval tasks/chartqa."""
 
     name = "chartqa"
     modality = "image"

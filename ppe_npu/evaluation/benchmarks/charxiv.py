@@ -11,7 +11,7 @@ from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics import chart_number, chart_text, mean_by
 
 KINDS = {1: "text-in-chart", 2: "text-in-general", 3: "number-in-chart", 4: "number-in-general"}
-# What each kind of question adds (constants.py, REASONING_RESP_INST).
+# Instructions that follow each kind of question (constants.py, REASONING_RESP_INST).
 ASKED = {
     1: (
         "    * Your final answer must be grounded to some text that is explicitly written and relevant to the question "
@@ -35,11 +35,11 @@ ASKED = {
 
 
 class CharXivReasoning(Dataset):
-    """The type is where the answer stands and whether it is a number. Papers have GPT-4o judge all four kinds; the rule
-    here is that judge's for numbers, and stricter for texts, which must be the same words: a lower bound.
+    """The type says where the answer is found and whether it is a number. In papers GPT-4o judges all four kinds. For
+    numbers the rule here is the judge's; for texts it is stricter, as the words must be equal: a lower bound.
 
-    What a question adds goes by the kind of its answer, as in the authors' code (their inst_category). lmms-eval takes
-    it by who wrote the question (reasoning_q_source), and so does its protocol.
+    The instructions after a question depend on the kind of its answer, as in the authors' code (inst_category). In
+    lmms-eval, and under its protocol, they depend on the source of the question (reasoning_q_source).
     """
 
     name = "charxiv_reasoning"
@@ -52,7 +52,7 @@ class CharXivReasoning(Dataset):
     edition = 2
     max_new_tokens = 128
     headline = "numbers"
-    asked_by = "reasoning_a_type"  # the column whose number says what a question adds
+    asked_by = "reasoning_a_type"  # the column whose number chooses the instructions after a question
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
@@ -77,14 +77,14 @@ class CharXivReasoning(Dataset):
         return rule(answer, sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """numbers: accuracy of the kinds that the published rule decides; texts; then each kind."""
+        """Accuracy of "numbers", which the published rule decides, of "texts", and of each kind."""
         rows = list(rows)
         halves = mean_by(rows, lambda row: "numbers" if str(row["type"]).startswith("number") else "texts")
         return {"numbers": 0.0, **halves, **mean_by(rows, lambda row: str(row["type"]))}
 
 
 def _number_asked(truth: str) -> str:
-    """How a number is to be written: as the reference is."""
+    """The instruction to write a number with as many decimals as the reference."""
     _, point, decimals = truth.partition(".")
     if not point:
         return "* Your final answer must be an exact integer."

@@ -1,4 +1,4 @@
-"""What our benchmarks share: data below DATA_ROOT/<name>, checked when it is opened; samples made when asked for."""
+"""Base classes of our benchmarks: data below DATA_ROOT/<folder> is checked when opened; samples are made on demand."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-_NAMED = 20  # missing files that an error names; of the others it says how many
+_NAMED = 20  # missing files that an error names; the others are only counted
 _EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".MP4", ".mov")
 
 
 class Sample(dict):
-    """A sample whose image is loaded when it is first asked for: lists of samples cost no decoding.
+    """A sample whose image is loaded on first access, so that listing samples decodes nothing.
 
     sample["image"] and sample.get("image") load it; a copy made by dict(sample) before that has no image.
     """
@@ -44,25 +44,25 @@ class Sample(dict):
         return self["image"]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As of a dict, the image included."""
+        """dict.get(), but "image" is loaded if necessary."""
         return self[key] if key in self or (key == "image" and self._image is not None) else default
 
 
 class Dataset(ABC):
-    """A benchmark over files below data_root/<folder>; a subclass says what it needs and makes samples of rows.
+    """A benchmark over files below data_root/<folder>; a subclass declares what it needs and turns rows into samples.
 
     Class attributes:
-        name, modality, max_new_tokens, headline, maximum, factor, decimals: as the protocol has them.
+        name, modality, max_new_tokens, headline, maximum, factor, decimals: as in benchmarks/protocol.py.
         folder: below data_root; several benchmarks may share one.
-        needs: files and folders below `folder` that must be there, as glob patterns.
+        needs: files and folders below `folder` that must exist, as glob patterns.
         home: where to get them, in words.
         metric: what score() or metrics() compute, and where the rule was published.
         form: the prompt, with {names} that the subclass fills in.
-        edition: of the scoring, where it has changed since the first; results of another one are not gone on with.
-        scored_as: under which name metrics/official.py knows its rules; None: under its own.
+        edition: of the scoring rule, if it has changed since the first; runs of another edition are not continued.
+        scored_as: name of the benchmark's rules in metrics/official.py; None: its own name.
 
     Raises:
-        InputError: whatever is missing, all of it in one message that says where to get it; or rows of another form.
+        InputError: files are missing (one message names them and where to get them), or rows have another form.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Dataset(ABC):
     scored_as: str | None = None
     headline: str | None = None
     maximum, factor, decimals = 1.0, 100.0, 1
-    official: official.Rule | None = None  # of the protocol, from follow() on
+    official: official.Rule | None = None  # the protocol's rule, set by use()
 
     def __init__(self, data_root: str | Path) -> None:
         self.draws: int | None = None
@@ -89,7 +89,7 @@ class Dataset(ABC):
             self._check_rows()
 
     def use(self, protocol: Protocol) -> None:
-        """Ask and score as a protocol says: its prompt, its rule, its draws."""
+        """Ask and score by a protocol: its prompts, its rule, its draws, its length of answers."""
         for name, text in protocol.prompts.get(self.name, {}).items():
             setattr(self, name, text)
         self.protocol = protocol.of(self.name)
@@ -101,16 +101,16 @@ class Dataset(ABC):
 
     @classmethod
     def edition_by(cls, protocol: Protocol) -> int:
-        """The edition of its scoring under a protocol."""
+        """The edition of the scoring under a protocol."""
         return cls.edition + official.CHANGED.get((cls.scored_as or cls.name, protocol.rules or ""), 0)
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """An answer's score by the protocol's rule, else the benchmark's own."""
+        """An answer's score by the protocol's rule if it has one, else by the benchmark's own."""
         if self.official is None:
             return self.score(answer, sample)
         options = sample.get("options") or ()
         found = self.official(answer, sample["GT"], options)
-        if found is None:  # its script draws here
+        if found is None:  # the official script draws an option for this answer
             return 0.0 if self.draws is None else official.draw(sample["GT"], options, self.draws, sample["index"])
         return found
 
@@ -136,35 +136,35 @@ class Dataset(ABC):
         return (self.sample(row) for row in self.rows)
 
     def unit(self, row: Mapping[str, Any]) -> Any:
-        """What may be drawn anew when metrics() are resampled: the sample, unless several are scored together."""
+        """The unit that is drawn when metrics() are resampled: the sample, unless several are scored together."""
         return row["index"]
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The headline of a benchmark with addends(): unless it says otherwise a mean, of units that add (score, 1)."""
+        """The headline from sums of addends(); by default a mean, for units whose addends are (score, 1)."""
         return sums[..., 0] / sums[..., 1]
 
     def files(self, pattern: str) -> list[Path]:
-        """What lies below the folder under a pattern of `needs`, sorted; if nothing does, in letters of any case."""
+        """The paths below the folder that match a pattern of `needs`, sorted; if none does, case is ignored."""
         any_case = re.sub("[a-zA-Z]", lambda found: f"[{found[0].lower()}{found[0].upper()}]", pattern)
         return sorted(self.root.glob(pattern)) or sorted(self.root.glob(any_case))
 
     def file(self, pattern: str) -> Path:
-        """The first of files(), which the constructor has seen to be there."""
+        """The first of files(); the constructor has checked that it exists."""
         return self.files(pattern)[0]
 
     def video(self, folder: str, name: str) -> str:
-        """Path of a video whose row names no extension: the one that is there, or .mp4, which is then missing."""
+        """Path of a video whose row names no extension: the file that exists, else NAME.mp4, reported as missing."""
         paths = [self.root / folder / f"{name}{extension}" for extension in _EXTENSIONS]
         return str(next((path for path in paths if path.is_file()), paths[0]))
 
     def room(self) -> Room:
-        """Where the files that rows name must be: below the folder, or below what `needs` names there, which may be
-        links of the user's to folders elsewhere."""
+        """The places where files named by rows may be: below the folder, or below folders of `needs` in it, which may
+        be the user's links to other places."""
         folders = [path for pattern in self.needs for path in self.files(pattern) if path.is_dir()]
         return Room(self.root, also=folders, remedy="download the data again")
 
     def _check_rows(self) -> None:
-        """Every sample can be made and asked, has an index of its own, and its files are there."""
+        """Check that every sample can be made and asked, has a unique index, and that its files exist."""
         missing: dict[str, None] = {}
         seen: set[Any] = set()
         room = self.room()
@@ -185,7 +185,7 @@ class Dataset(ABC):
 
     @contextlib.contextmanager
     def _of_its_form(self, where: str) -> Iterator[None]:
-        """Data that another program wrote, a half of a download, or an edition that is not ours to read: one line."""
+        """Turn errors that unexpected data raises (incomplete, of another edition) into an InputError of one line."""
         try:
             yield
         except InputError as error:
@@ -209,7 +209,7 @@ class Dataset(ABC):
 
 
 def mean_of_shares(sums: np.ndarray) -> np.ndarray:
-    """The mean, over pairs (sum, count) in the last axis, of sum / count, of those that have a count."""
+    """The mean of sum / count over the pairs (sum, count) in the last axis, leaving out pairs with count 0."""
     scores, counts = sums[..., 0::2], sums[..., 1::2]
     counted = counts > 0
     means = np.divide(scores, counts, out=np.zeros_like(scores), where=counted)
@@ -217,13 +217,13 @@ def mean_of_shares(sums: np.ndarray) -> np.ndarray:
 
 
 def _paths(sample: Row) -> list[str]:
-    """Paths of pictures and videos that a sample names."""
+    """Paths of the pictures and videos that a sample names."""
     found = [sample[key] for key in ("image_path", "video_path") if sample.get(key) is not None]
     return [path for value in found for path in (value if isinstance(value, (list, tuple)) else [value])]
 
 
 class Choice(Dataset):
-    """A multiple-choice benchmark: the answer is right if letter() finds the letter that is GT."""
+    """A multiple-choice benchmark: an answer is right if letter() finds the letter in GT."""
 
     @abstractmethod
     def letter(self, answer: str, sample: Row) -> str:
@@ -235,17 +235,17 @@ class Choice(Dataset):
 
 
 def lettered(options: Any) -> str:
-    """Options as lines "A. ..."."""
+    """Options as lines of the form "A. ..."."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, several(options)))
 
 
 def bracketed(options: Any) -> str:
-    """Options as lines "(A) ..."."""
+    """Options as lines of the form "(A) ..."."""
     return "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, several(options)))
 
 
 def several(values: Any) -> Sequence[Any]:
-    """A list of the data; raises TypeError for a text in its place, whose letters would be its members."""
+    """A list in the data, unchanged; raises TypeError for anything else, such as a text, which is a sequence, too."""
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         return values
     raise TypeError(f"{shown(values)} is no list")

@@ -36,7 +36,7 @@ class DocVQA(Dataset):
 
 
 class InfoVQA(DocVQA):
-    """Questions about infographics; the type is where the answer comes from. Prompt: lmms-eval tasks/infovqa."""
+    """Questions about infographics; the type is the source of the answer. Prompt: lmms-eval tasks/infovqa."""
 
     name = "infovqa"
     folder = "infovqa"

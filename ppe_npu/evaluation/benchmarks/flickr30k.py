@@ -11,7 +11,7 @@ from ppe_npu.evaluation.metrics import cider
 
 
 class Flickr30k(Dataset):
-    """One caption per picture, five references. Prompt: lmms-eval tasks/flickr30k, which asks about all 31,783."""
+    """One caption per picture, five references. Prompt: lmms-eval tasks/flickr30k, which uses all 31,783 pictures."""
 
     name = "flickr30k"
     modality = "image"
@@ -23,7 +23,7 @@ class Flickr30k(Dataset):
     max_new_tokens = 64
     headline = "CIDEr"
     maximum = 10.0
-    edition = 2  # tokens as PTBTokenizer makes them
+    edition = 2  # the second edition tokenizes like PTBTokenizer
 
     def read(self) -> list[Row]:
         return [row for row in read_json(self.file("dataset_flickr30k.json"))["images"] if row["split"] == "test"]
@@ -37,10 +37,10 @@ class Flickr30k(Dataset):
         }
 
     def score(self, answer: str, sample: Row) -> None:
-        """No caption has a score of its own: what CIDEr counts depends on all references."""
+        """None, because CIDEr's weights depend on all references, so that no caption has a score of its own."""
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
-        """Each caption's CIDEr and a 1. How rare words are is told from all pictures at hand, not from a resample's."""
+        """Each caption's CIDEr and a 1. Document frequencies are those of all pictures, not of a resample's."""
         rows = list(rows)
         scores = cider([row["answer"] for row in rows], [row["GT"] for row in rows])
         return {row["index"]: [score, 1.0] for row, score in zip(rows, scores)}

@@ -1,7 +1,7 @@
 """Where something is in a picture: RefCOCO, RefCOCO+, RefCOCOg (Yu et al. 2016, arXiv 1608.00272; Mao et al. 2016,
 arXiv 1511.02283) and ScreenSpot-v2 and -Pro (Wu et al. 2024, arXiv 2410.23218; Li et al. 2025, arXiv 2504.07981).
 
-Here positions show: pruning that keeps 95 % of a VQA score keeps 7 to 47 % of these.
+These benchmarks are sensitive to positions: pruning that keeps 95 % of a VQA score keeps 7 to 47 % of these scores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppe_npu.evaluation.metrics import boxes, mean_by
 class Grounding(Dataset):
     """A benchmark whose answers are boxes, in the format of the model's family (metrics/boxes.py).
 
-    The family and what it sees of a picture are told by meet(); without it numbers are thousandths.
+    meet() provides the family and the size of a picture as the model sees it; before that, numbers are thousandths.
     """
 
     modality = "image"
@@ -30,17 +30,17 @@ class Grounding(Dataset):
     _answers: Any = None
 
     def meet(self, answers: Any) -> None:
-        """Told whose answers are scored: their family, and the size of a picture as the model sees it."""
+        """Use the family and seen_size() of the model whose answers will be scored."""
         self._answers = answers
 
     def said(self, answer: str, size: tuple[int, int]) -> tuple[float, ...]:
-        """The box or point of an answer about a picture of this width and height, in shares of its sides."""
+        """The box or point of an answer about a picture of size (width, height), as fractions of its sides."""
         family = getattr(self._answers, "family", "")
         seen = self._answers.seen_size(*size) if family in boxes.PIXELS else size
         return boxes.shares(boxes.written(answer), family, seen)
 
     def fields(self, index: str, expression: str, box: tuple[float, ...], size: tuple[int, int], kind: str) -> Row:
-        """A sample but for its picture. box: left, top, right, bottom in pixels."""
+        """A sample without its picture. box: left, top, right, bottom in pixels."""
         target = tuple(number / size[at % 2] for at, number in enumerate(box))
         prompt = self.form.format(expression=expression)
         return {"index": index, "prompt": prompt, "GT": str(list(box)), "type": kind, "box": target, "size": size}
@@ -53,8 +53,9 @@ class Grounding(Dataset):
 class RefCOCO(Grounding):
     """Every expression of every object; the type is the split (val, testA: people, testB: other things).
 
-    The data set's test, and 5,000 of the 8,811 objects of its val, are of Google's split of the same objects, which
-    papers do not report: test is left out, and its val is no paper's. So are 5,000 of RefCOCOg's 7,573 in val.
+    The data set's test, and 5,000 of the 8,811 objects of its val, belong to Google's split of the same objects, which
+    papers do not report. So test is left out, and numbers on val are not comparable with papers'. The same holds for
+    5,000 of RefCOCOg's 7,573 objects in val.
     """
 
     name = "refcoco"
@@ -95,19 +96,19 @@ class RefCOCO(Grounding):
 
 
 def _split(path: Path) -> str:
-    """Of a file called val-00000-of-00004.parquet, or val/0000.parquet as the hub converts it."""
+    """The split of a file named like val-00000-of-00004.parquet, or like val/0000.parquet as converted by the hub."""
     return path.parent.name if path.stem.isdigit() else path.stem.split("-")[0]
 
 
 class RefCOCOPlus(RefCOCO):
-    """Expressions without words for places."""
+    """RefCOCO+: expressions without words for locations."""
 
     name = folder = "refcoco_plus"
     home = "data set lmms-lab/RefCOCOplus of the Hugging Face hub (val, testA, testB)"
 
 
 class RefCOCOg(RefCOCO):
-    """Longer expressions; the splits are val and test."""
+    """RefCOCOg: longer expressions; the splits are val and test."""
 
     name = folder = "refcocog"
     splits = ("val", "test")

@@ -11,10 +11,10 @@ from ppe_npu.evaluation.metrics import mean_by, word_label
 
 
 class HallusionBench(Dataset):
-    """The type is the subcategory. Papers score it by GPT-4, or as here by VLMEvalKit's rule without a judge.
+    """The type is the subcategory. Papers score with GPT-4 or, as done here, by VLMEvalKit's rule without a judge.
 
-    aAcc: of questions; fAcc: of figures all whose questions are right; qAcc: of questions that are right on all their
-    figures. OpenCompass's leaderboard shows the mean of the three, "average".
+    aAcc is the fraction of right answers; fAcc of figures whose questions are all answered right; qAcc of questions
+    that are answered right for all their figures. OpenCompass's leaderboard shows the mean of the three, "average".
     """
 
     name = "hallusionbench"

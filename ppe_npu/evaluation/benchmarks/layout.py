@@ -1,8 +1,8 @@
-"""The embedded benchmarks: coloured figures on a grid (ppe_npu.demo.scenes draws and asks), and clips of a
-board whose squares change (ppe_npu.demo.clips); one-word answers.
+"""The embedded benchmarks, with one-word answers: coloured figures on a grid (drawn and asked about by
+ppe_npu.demo.scenes), and clips of a board whose squares change (ppe_npu.demo.clips).
 
-Data: a .jsonl split of packed records as training reads them, or a folder that holds test.jsonl. One sample a question;
-its type is the question's first word (shape, row, col, barlen, count; towards, times, changed).
+Data: a .jsonl split of packed records like those for training, or a folder with test.jsonl. There is one sample per
+question; its type is the question's first word (shape, row, col, barlen, count; towards, times, changed).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Layout:
     """Every question of every scene of a split.
 
     Args:
-        path: a .jsonl file, the folder of test.jsonl, or the data root that holds such a folder under this one's name.
+        path: a .jsonl file, a folder with test.jsonl, or a data root with such a folder of the benchmark's name.
 
     Raises:
-        InputError: no data there, or data of another form.
+        InputError: there is no data, or it has another form.
     """
 
     name = "layout"
@@ -67,7 +67,7 @@ class Layout:
 
 
 class Motion(Layout):
-    """Every question of every clip of a split; arguments as Layout."""
+    """Every question of every clip of a split; arguments as for Layout."""
 
     name = "motion"
     modality = "video"

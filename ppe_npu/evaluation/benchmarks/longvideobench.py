@@ -16,9 +16,9 @@ FRAMES = 16  # at most; a shorter video gives one per second
 class LongVideoBench(Choice):
     """The type is the group of durations in seconds (15, 60, 600, 3600).
 
-    Frames and subtitles are interleaved as in lmms-eval's longvideobench_val_i: a subtitle stands behind the frames up
-    to the middle of its time, if a frame lies in that time (widened to a second). Frames are pictures of the prompt:
-    what the run says of video sampling does not reach them.
+    Frames and subtitles are interleaved as in lmms-eval's longvideobench_val_i: a subtitle follows the frames up to the
+    middle of its time, if a frame lies within that time (widened to one second). Frames are pictures of the prompt, so
+    a run's settings for video sampling do not apply to them.
     """
 
     name = "longvideobench"
@@ -35,7 +35,7 @@ class LongVideoBench(Choice):
         return read_json(self.file("lvb_val.json"))
 
     def _check_rows(self) -> None:
-        room = self.room()  # asked before sample() reads subtitles; a row of another form is super()'s to refuse
+        room = self.room()  # checked before sample() reads subtitles; rows of another form are left to super()
         named = ((folder, row.get(key)) for row in self.rows if isinstance(row, dict) for folder, key in _FILES)
         for folder, name in named:
             if isinstance(name, str):
@@ -73,7 +73,7 @@ class LongVideoBench(Choice):
 
 
 class LongVideoBenchVideo(LongVideoBench):
-    """The same questions about the video itself, without subtitles, as papers report them (lmms-eval's val_v)."""
+    """The same questions about the video itself, without subtitles, as reported by papers (lmms-eval's val_v)."""
 
     name = "longvideobench_v"
     modality = "video"
@@ -94,20 +94,20 @@ _FILES = (("videos", "video_path"), ("subtitles", "subtitle_path"))
 
 
 def frame_times(duration: float) -> list[float]:
-    """Seconds of the frames: FRAMES evenly over the video, or every second of one that is shorter than that."""
+    """Times of the frames in seconds: FRAMES evenly spaced ones, or one per second if the video is not longer."""
     if duration > FRAMES:
         return [duration / FRAMES * number for number in range(FRAMES)]
     return [float(second) for second in range(max(int(duration), 1))]
 
 
 def interleave(times: list[float], subtitles: list[Row], offset: float, duration: float) -> str:
-    """Lines: <image> for each frame, and the texts of the subtitles that cover one, in order of time.
+    """Lines in order of time: <image> for each frame, and the text of each subtitle that covers a frame.
 
     Args:
         times: of the frames, in seconds, rising.
         subtitles: {"timestamp": [start, end], "text"} or {"start", "end" as h:m:s, "line"}.
         offset: seconds at which the video starts in the subtitles' time.
-        duration: of the video; the end of a subtitle that states none.
+        duration: of the video, in seconds; used as the end of a subtitle that has none.
     """
     lines, shown = [], 0
     for subtitle in subtitles:

@@ -12,8 +12,8 @@ from ppe_npu.evaluation.metrics.lmms import extracted_letter
 
 
 class LVBench(Choice):
-    """The type is the first of a question's. Options stand in the question, as published. Prompt and letter: lmms-eval
-    tasks/lvbench; the authors' own extraction of letters is not known here."""
+    """The type is the first of a question's types. Questions contain their options, as published. Prompt and letter:
+    lmms-eval tasks/lvbench, because the authors' own extraction of letters is not known."""
 
     name = "lvbench"
     modality = "video"
@@ -42,5 +42,5 @@ class LVBench(Choice):
         return extracted_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per question type, of which a question may have several: by the first."""
+        """Accuracy per question type; a question with several types counts for its first."""
         return mean_by(rows, lambda row: str(row["type"]))

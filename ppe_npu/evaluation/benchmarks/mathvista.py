@@ -14,7 +14,7 @@ PLACES = {1: "one decimal place", 2: "two decimal places"}
 
 
 class MathVista(Dataset):
-    """The type is the published task (FQA, GPS, MWP, TQA, VQA). Published numbers have GPT-4 extract the answer."""
+    """The type is the published task (FQA, GPS, MWP, TQA, VQA). For published numbers GPT-4 extracts the answers."""
 
     name = "mathvista"
     modality = "image"
@@ -62,7 +62,7 @@ class MathVista(Dataset):
 
 
 def _asked(row: Row) -> str:
-    """What a question without choices asks for (lmms-eval tasks/mathvista, format-prompt)."""
+    """The instruction after a question without choices (lmms-eval tasks/mathvista, format-prompt)."""
     kind = row["answer_type"]
     if kind == "integer":
         return "Answer the question using a single integer number."

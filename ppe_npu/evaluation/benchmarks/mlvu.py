@@ -13,7 +13,7 @@ _TASKS = ("1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco
 
 
 class MLVU(Choice):
-    """The type is the task. The two generation tasks, which a GPT model judges, are left out. Prompt: choice_bench."""
+    """The type is the task. The two generation tasks, judged by a GPT model, are left out. Prompt: choice_bench.py."""
 
     name = "mlvu"
     modality = "video"

@@ -10,14 +10,14 @@ from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, l
 from ppe_npu.evaluation.benchmarks.readers import decode_image, read_table
 from ppe_npu.evaluation.metrics import mean_by, mmbench_letter
 
-_TURN = 1_000_000  # a question's turned copies have its index plus a multiple of this, as in the published files
+_TURN = 1_000_000  # a question's rotated copies have its index plus a multiple of this, as in the published files
 
 
 class MMBench(Choice):
     """Every question once; the type is MMBench's fine category.
 
-    The prompt is lmms-eval's (tasks/mmbench). The letter is read by VLMEvalKit's rules without a judge: an answer that
-    needs one counts as wrong.
+    The prompt is lmms-eval's (tasks/mmbench). The letter is found by VLMEvalKit's rules without a judge; an answer that
+    would need the judge counts as wrong.
     """
 
     name = "mmbench_en"
@@ -66,7 +66,8 @@ class MMBench(Choice):
 
 
 class MMBenchCircular(MMBench):
-    """Every question once per option, options turned by one each time; right only if all turns are (section 4.2)."""
+    """Every question once per option, each time with the options rotated by one; right only if all rotations are
+    answered right (section 4.2)."""
 
     name = "mmbench_en_circular"
     metric = "circular accuracy: a question counts if all its turns are right; letters as in mmbench_en"
@@ -76,11 +77,11 @@ class MMBenchCircular(MMBench):
         return [turned for row in super().read() for turned in _turns(row)]
 
     def unit(self, row: Mapping[str, Any]) -> int:
-        """The question, with all its turns."""
+        """The question, with all its rotations."""
         return int(row["index"]) % _TURN
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """ "circular"; "vanilla", the accuracy of the questions as they stand; and circular accuracy per category."""
+        """ "circular" accuracy; "vanilla", the accuracy without rotations; and circular accuracy per category."""
         groups: dict[Any, list[Mapping[str, Any]]] = {}
         for row in rows:
             groups.setdefault((self.unit(row), row.get("copy")), []).append(row)
@@ -107,7 +108,7 @@ class MMBenchCNCircular(MMBenchCircular):
 
 
 def _turns(row: Row) -> list[Row]:
-    """A row and its copies whose options stand one, two ... places further on, the right letter with them."""
+    """A row and its copies with the options, and the right letter, rotated by one, two, ... places."""
     letters = [letter for letter in "ABCDE" if _given(row.get(letter))]
     right, out = letters.index(row["answer"]), []
     for turn in range(len(letters)):

@@ -13,14 +13,13 @@ from ppe_npu.evaluation.benchmarks.readers import read_text
 from ppe_npu.evaluation.metrics import COGNITION, PERCEPTION, mme_label, mme_scores
 
 _TASKS = (*PERCEPTION, *COGNITION)
-_ASKED = " Please answer yes or no."  # ends every published question; lmms-eval puts its own sentence there
+_ASKED = " Please answer yes or no."  # ends every published question; lmms-eval replaces it by its own sentence
 _PICTURES = (".jpg", ".png", ".jpeg")
 
 
 class MME(Dataset):
-    """A folder a task: texts beside pictures, or in questions_answers_YN beside images. Prompt: lmms-eval tasks/mme.
-
-    A failed sample's row makes its picture's acc+ wrong.
+    """One folder per task, with texts beside pictures, or folders questions_answers_YN and images. Prompt: lmms-eval
+    tasks/mme. For acc+, a picture with a failed sample counts as wrong.
     """
 
     name = "mme"
@@ -56,11 +55,11 @@ class MME(Dataset):
         return float(mme_label(answer) == sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Per task, and the totals."""
+        """mme_scores(): the score of each task, and the totals."""
         return mme_scores((row["type"], (self.unit(row), row.get("copy")), row["score"] or 0.0) for row in rows)
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
-        """Of a picture, for each task: right answers, questions, 1 if both are right, 1."""
+        """{picture: for each task, right answers, questions, 1 if all are right, 1}; zeros for other tasks."""
         pictures: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
             pictures.setdefault(self.unit(row), []).append(row)
@@ -72,7 +71,7 @@ class MME(Dataset):
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The total."""
+        """The total score."""
         right, questions, both, pictures = np.moveaxis(sums.reshape(*sums.shape[:-1], len(_TASKS), 4), -1, 0)
         return 100 * (right / np.maximum(questions, 1) + both / np.maximum(pictures, 1)).sum(-1)
 
@@ -82,6 +81,6 @@ class MME(Dataset):
 
 
 def _picture(folder: Path, stem: str) -> Path:
-    """The picture of a text; the first name that it may have if none is there."""
+    """The picture that belongs to a text file; if there is none, the first name that it may have."""
     paths = [folder / f"{stem}{extension}" for extension in _PICTURES]
     return next((path for path in paths if path.is_file()), paths[0])

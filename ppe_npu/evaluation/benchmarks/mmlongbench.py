@@ -18,9 +18,10 @@ MAX_PAGES = 120
 
 
 class MMLongBenchDoc(Dataset):
-    """Every page is shown, 120 at most (the authors' run_lvlm.py); the type is how many pages hold the answer.
+    """All pages are shown, 120 at most (the authors' run_lvlm.py). The type says how many pages contain the answer.
 
-    F1 is of "Not answerable" as a refusal: precision over answers that are none, recall over questions that have one.
+    F1 treats "Not answerable" as a refusal: precision is the mean score over the answers that are no refusals, recall
+    over the questions that have an answer.
     """
 
     name = "mmlongbench_doc"
@@ -60,14 +61,14 @@ class MMLongBenchDoc(Dataset):
         return Sample(fields, image=partial(self.pages, self._document(row), evidence))
 
     def pages(self, path: Path, evidence: list[int]) -> list[Any]:
-        """What is shown of a document."""
+        """Pictures of the pages that are shown."""
         return page_images(path, range(1, min(num_pages(path), MAX_PAGES) + 1))
 
     def score(self, answer: str, sample: Row) -> float:
         return document_score(answer, sample["GT"], sample["answer_format"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """acc, f1 and the accuracy per kind of question."""
+        """ "acc", "f1" and the accuracy per kind of question."""
         rows = [{**row, "score": row["score"] or 0.0} for row in rows]
 
         def mean(chosen: list[Mapping[str, Any]]) -> float:
@@ -80,7 +81,7 @@ class MMLongBenchDoc(Dataset):
 
 
 class MMLongBenchEvidence(MMLongBenchDoc):
-    """The pages that hold the answer, and none where none does: lmms-eval's task, which is much easier."""
+    """Only the pages that contain the answer are shown, if there are any: lmms-eval's task, which is much easier."""
 
     name = "mmlongbench_doc_evidence"
 
@@ -90,7 +91,7 @@ class MMLongBenchEvidence(MMLongBenchDoc):
 
 
 def _evidence(row: Row) -> list[int]:
-    """Numbers, from 1, of the pages that hold the answer, each once."""
+    """Numbers, from 1, of the pages that contain the answer, without duplicates."""
     value = row["evidence_pages"]
     try:
         found = ast.literal_eval(value) if isinstance(value, str) else value

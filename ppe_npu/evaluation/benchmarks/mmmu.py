@@ -31,8 +31,8 @@ DISCIPLINES = {
 
 
 class MMMU(Dataset):
-    """The type is the subject. A picture stands where the text first names it. lmms-eval's tasks/mmmu sorts them by
-    number first, which differs where a question names its second picture before its first."""
+    """The type is the subject. A picture is shown where the text first names it. lmms-eval's tasks/mmmu sorts pictures
+    by number, which differs if a question names its second picture before its first."""
 
     name = "mmmu"
     modality = "image"
@@ -40,10 +40,10 @@ class MMMU(Dataset):
     needs = ("*/validation-*.parquet",)
     home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files per subject)"
     metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
-    # Under the authors' rule an answer without a letter is drawn where a protocol has a seed for that, else wrong.
+    # By the authors' rule a letter is drawn for an answer without one; here only if the protocol has a seed for draws.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
-    shown = "first"  # a picture stands where it is named first; "every", "before": see place()
+    shown = "first"  # a picture is shown where it is first named; "every", "before": see place()
     max_new_tokens = 128
 
     def read(self) -> list[Row]:
@@ -71,7 +71,7 @@ class MMMU(Dataset):
         return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """An open question has the authors' rule, unless the protocol has one of its own."""
+        """An open question is scored by the authors' rule, unless the protocol has its own for open questions."""
         if sample["options"] is not None:
             return super().judged(answer, sample)
         source = self.protocol and self.protocol.rules
@@ -84,7 +84,7 @@ class MMMU(Dataset):
         return open_is_right(answer, sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per discipline, each question weighing the same, and per subject."""
+        """Accuracy per discipline, with equal weight for each question, and per subject."""
         rows = list(rows)
         discipline = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
         subjects = mean_by(rows, lambda row: str(row["type"]))
@@ -92,11 +92,11 @@ class MMMU(Dataset):
 
 
 def place(text: str, shown: str = "first") -> tuple[str, list[str]]:
-    """(text with <image> where a picture is first named, the numbers of the pictures in that order).
+    """(text with <image> placeholders, the numbers of the pictures in their order).
 
     Args:
-        shown: "every": wherever one is named, and its number as often, with line breaks kept; "before": all pictures,
-            in order of their numbers, before the text, in which their names stay.
+        shown: "first": a placeholder where a picture is first named; "every": wherever it is named, and its number as
+            often, with line breaks kept; "before": all pictures, by number, before the text, which keeps their names.
     """
     if shown == "every":
         return _PICTURE.sub(_between_line_breaks, text), _PICTURE.findall(text)
@@ -109,13 +109,13 @@ def place(text: str, shown: str = "first") -> tuple[str, list[str]]:
 
 
 def _between_line_breaks(name: re.Match[str]) -> str:
-    """<image>, and another line break for each one beside it, as one on either side goes with a placeholder."""
+    """<image>, with an extra line break for each adjacent one, because splitting removes one on either side."""
     text, (start, end) = name.string, name.span()
     return "\n" * text.endswith("\n", 0, start) + "<image>" + "\n" * text.startswith("\n", end)
 
 
 def listed(text: str) -> list[str]:
-    """A Python list that is written as text, as the data has them; other text is a list of itself."""
+    """The items of a Python list written as text, as in the data; any other text is the only item."""
     if not text.startswith("["):
         return [text]
     try:

@@ -12,8 +12,8 @@ from ppe_npu.evaluation.metrics import mmmu_pro_letter
 
 
 class MMMUPro(MMMU):
-    """Ten options, asked for the letter ("direct"). The paper's numbers are the better of direct and chain of thought,
-    and the mean of this and the vision setting."""
+    """Ten options; the prompt asks for the letter ("direct"). The paper's numbers are the better of direct and chain of
+    thought, averaged over this and the vision setting."""
 
     name = "mmmu_pro"
     folder = "mmmu_pro"
@@ -28,7 +28,7 @@ class MMMUPro(MMMU):
         return Sample(self.fields(row, prompt, options), image=partial(self._images, row["number"], pictures))
 
     def fields(self, row: Row, prompt: str, options: list[str]) -> Row:
-        """What a sample says beside its pictures."""
+        """The fields of a sample except its pictures."""
         kind = row.get("subject") or row["id"].split("_", 1)[1].rsplit("_", 1)[0]
         return {"index": row["id"], "prompt": prompt, "GT": row["answer"], "type": kind, "options": options}
 
@@ -37,7 +37,7 @@ class MMMUPro(MMMU):
 
 
 class MMMUProVision(MMMUPro):
-    """The picture holds question and options."""
+    """Question and options are inside the picture."""
 
     name = "mmmu_pro_vision"
     needs = ("vision/test-*.parquet",)

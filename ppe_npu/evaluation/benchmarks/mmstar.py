@@ -15,15 +15,15 @@ _OPTION = re.compile(r"\b([A-Z]): (.*?)(?=, [A-Z]: |\n|\Z)")
 
 
 def _parts(question: str) -> tuple[str, dict[str, str]]:
-    """(what is asked, letter -> text), of "Which? Options: A: red, B: blue"; of a question that names its options
-    otherwise all of it, and texts that nobody says."""
+    """(question, {letter: text}) of "Which? Options: A: red, B: blue"; if the options have another form, the whole
+    text, and option texts that occur in no answer."""
     asked, _, listed = question.rpartition("Options:")
     options = dict(_OPTION.findall(listed))
     return (asked.strip(), options) if options else (question, dict.fromkeys("ABCD", "\0"))
 
 
 class MMStar(Choice):
-    """The type is the ability; the question comes with its options. Prompt: lmms-eval tasks/mmstar."""
+    """The type is the ability; the question contains its options. Prompt: lmms-eval tasks/mmstar."""
 
     name = "mmstar"
     modality = "image"
@@ -32,7 +32,7 @@ class MMStar(Choice):
     home = "data set Lin-Chen/MMStar of the Hugging Face hub (mmstar.parquet)"
     metric = "accuracy; the letter first, in a bracket, or behind option or the answer is (MMStar eval.py)"
     form = "{question}\n" + LETTER
-    choice_form: str | None = None  # of questions that name their options as published, where a protocol has another
+    choice_form: str | None = None  # a protocol's own form for questions with options in the published format
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
@@ -58,7 +58,7 @@ class MMStar(Choice):
         return prefixed_letter(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per ability, then the mean over the finer classes, which lmms-eval calls MMStar's average."""
+        """Accuracy per ability, then the mean over the finer classes, which is MMStar's average in lmms-eval."""
         rows = list(rows)
         finer = {str(row["index"]): str(row.get("l2_category", row["category"])) for row in self.rows}
         classes = mean_by(rows, lambda row: finer[row["index"]]).values()

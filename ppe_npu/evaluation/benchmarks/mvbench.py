@@ -1,8 +1,8 @@
 """MVBench (Li et al. 2024, arXiv 2311.17005): 20 tasks of 200 questions each about short videos.
 
-Folders, clips and frames as OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb has them: the middles of 16 equal parts of
-the clip, or of the whole video, some of them several times where it has fewer frames. A run that asks for another
-number of frames (the notebook has 8, too) gets that many.
+Folders, clips and frames as in OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb: the middle frames of 16 equal parts of
+the clip or of the whole video, some of them repeatedly if it has fewer frames. A run that asks for another number of
+frames (the notebook also uses 8) gets that many.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ TASKS = {
     "episodic_reasoning": "tvqa/frames_fps3_hq",
     "counterfactual_inference": "clevrer/video_validation",
 }
-# Tasks that ask about the clip from start to end seconds; the others about the whole video.
+# Tasks that ask about the clip between "start" and "end" seconds; the others ask about the whole video.
 CLIPS = ("action_sequence", "action_prediction", "object_interaction", "action_localization", "episodic_reasoning")
 FRAMES = 16
 FRAME_RATE = 3.0  # of episodic_reasoning, whose videos are folders of frames
 
 
 class MVBench(Choice):
-    """The type is the task; the mean over questions is that over tasks, as all have 200."""
+    """The type is the task. The mean over questions equals that over tasks, because all tasks have 200 questions."""
 
     name = "mvbench"
     modality = "video"
@@ -62,7 +62,7 @@ class MVBench(Choice):
     )
 
     def use(self, protocol: Protocol) -> None:
-        """A protocol that says which frames of videos are taken has them evenly spaced, as those of any video."""
+        """Adopt a protocol; if it has a rule for frames, they are evenly spaced by it instead of the middle ones."""
         super().use(protocol)
         self.middles = not protocol.video
 

@@ -13,7 +13,7 @@ _GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 
 def _type(row: Row) -> str:
-    """The type of a row, of one of the groups; KeyError for another one."""
+    """The type of a row; raises KeyError if it belongs to none of the groups."""
     _ = _GROUPS[row["type"][:1]]
     return row["type"]
 
@@ -35,7 +35,7 @@ class NExTQA(Choice):
         return read_table(self.file(self.needs[0]))
 
     def path(self, row: Row) -> str:
-        """The video: where the map of the data set says, or directly in NExTVideo."""
+        """Path of the video, from the data set's map if it is there, else directly in NExTVideo."""
         return self.video("NExTVideo", self._places.get(row["video"], row["video"]))
 
     def sample(self, row: Row) -> Row:
@@ -58,7 +58,7 @@ class NExTQA(Choice):
 
 
 class NExTOE(NExTQA):
-    """Open answers, a second reference where there is one; WUPS needs NLTK's WordNet, which is asked for at once."""
+    """Open answers, with a second reference if there is one. NLTK's WordNet, which WUPS needs, is loaded at once."""
 
     name = "nextqa_oe"
     needs = ("OE/test.csv", "OE/add_reference_answer_test.json", "NExTVideo")
@@ -90,7 +90,7 @@ class NExTOE(NExTQA):
         return wups(answer, sample["GT"], sample["type"], self.taxonomy, threshold=0.0)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """WUPS@0 and WUPS@0.9 over all questions, and WUPS@0 of the three groups."""
+        """WUPS@0 and WUPS@0.9 over all questions, and WUPS@0 for each of the three groups."""
         rows = list(rows)
         strict = [wups(row["answer"], row["GT"], row["type"], self.taxonomy, threshold=0.9) for row in rows]
         groups = mean_by(rows, lambda row: f"WUPS@0 {_GROUPS[row['type'][0]]}")

@@ -43,14 +43,14 @@ class OCRBench(Dataset):
         }
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """Formulas have one rule."""
+        """Formulas are scored by the benchmark's own rule under all protocols."""
         return self.score(answer, sample) if sample["formula"] else super().judged(answer, sample)
 
     def score(self, answer: str, sample: Row) -> float:
         return contains(answer, sample["GT"], formula=sample["formula"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Right answers per category, of those whose name ends in "Recognition" but formulas, and of all."""
+        """Numbers of right answers: per category, over the categories of text recognition, and over all."""
         counts: dict[str, float] = {}
         for row in rows:
             counts[row["type"]] = counts.get(row["type"], 0.0) + (row["score"] or 0.0)

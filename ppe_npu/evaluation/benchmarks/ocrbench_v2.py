@@ -19,10 +19,10 @@ _SPOTTING = "text spotting en"
 
 
 class OCRBenchV2(Dataset):
-    """The questions in English; the score is the mean of eight abilities, of each the mean over its questions.
+    """The questions in English; the score is the mean of eight abilities, each the mean over its questions.
 
     Args:
-        reader: how readings of pages are compared; None: as published, through NLTK's WordNet.
+        reader: compares transcriptions of pages; None: as published, with NLTK's WordNet.
     """
 
     name = "ocrbench_v2_en"
@@ -83,7 +83,7 @@ class OCRBenchV2(Dataset):
         return ocrbench_v2_score(answer, sample, self.reader)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """overall, each ability and each kind of question."""
+        """The mean score "overall", of each ability and of each kind of question."""
         rows = [row for row in rows if self._counts(row)]
         abilities = mean_by(rows, lambda row: self._ability[row["type"]])
         overall = sum(abilities.values()) / len(abilities) if abilities else 0.0
@@ -91,11 +91,11 @@ class OCRBenchV2(Dataset):
 
     @staticmethod
     def _counts(row: Mapping[str, Any]) -> bool:
-        """A translation of nothing does not."""
+        """Whether a row counts; a translation whose reference is empty does not."""
         return row["type"] != "text translation cn" or bool(row["GT"][0])
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
-        """The scores and the numbers of questions of each ability."""
+        """{index: (score, count) for each ability}, which are 0 except for the row's own ability."""
         names = list(self.abilities)
         found = {}
         for row in rows:
@@ -106,7 +106,7 @@ class OCRBenchV2(Dataset):
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The mean of the abilities that were asked for."""
+        """The mean over the abilities that have questions."""
         return mean_of_shares(sums)
 
 
@@ -126,7 +126,7 @@ class OCRBenchV2Chinese(OCRBenchV2):
 
 
 def check_boxes(name: str, rows: Iterable[Row]) -> None:
-    """Raise InputError where a box of a word is not x, y, x, y, ... of corners."""
+    """Raise InputError if a word's box is not a list x, y, x, y, ... of corners."""
     for row in rows:
         if row["type"] == _SPOTTING and any(len(box) < 4 or len(box) % 2 for box in row["bbox_list"]):
             raise InputError(f"{name}: row {row['id']} has a box in bbox_list without corners: download it again")

@@ -16,16 +16,17 @@ from ppe_npu.evaluation.benchmarks.pdf import page_images
 from ppe_npu.evaluation.benchmarks.readers import read_jsonl
 from ppe_npu.evaluation.metrics.page_facts import fact_fault, keeps
 
-LONGEST = 2048  # pixels of a page's longer side, as the published runs of general models have it
+LONGEST = 2048  # pixels of a page's longer side, as in the published runs of general models
 _MATH = "math"
 _BASELINE = "baseline"
 
 
 class OlmOCRBench(Dataset):
-    """A sample is a page; its score is the share of its tests that pass, formulas not counted.
+    """A sample is a page; its score is the fraction of its tests that pass, without those of formulas.
 
-    The score of all is the mean over the files of tests, as published, of which those of formulas alone are left out:
-    a formula counts there if a browser draws it alike. `math, same characters` is a lower bound of these tests.
+    The overall score is, as published, the mean over the files of tests, but files with formulas alone are left out:
+    in the published rule a formula passes if a browser renders it alike. `math, same characters` is a lower bound for
+    these tests.
     """
 
     name = "olmocr_bench"
@@ -63,7 +64,7 @@ class OlmOCRBench(Dataset):
             pages.setdefault((fact["pdf"], (fact.get("page") or 1)), []).append(fact)
         asked = {fact["pdf"] for fact in facts if fact["type"] == _BASELINE}
         for pdf in dict.fromkeys(fact["pdf"] for fact in facts):
-            if pdf not in asked:  # every document has this test, of its first page
+            if pdf not in asked:  # every document has this test, for its first page
                 fact = {"pdf": pdf, "page": 1, "id": f"{pdf}_baseline", "type": _BASELINE, "file": _BASELINE}
                 pages.setdefault((pdf, 1), []).append(fact)
         self._files = sorted({fact["file"] for found in pages.values() for fact in found if fact["type"] != _MATH})
@@ -97,7 +98,7 @@ class OlmOCRBench(Dataset):
         return sum(passed) / len(passed)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """overall, each file of tests and each kind of test."""
+        """Fractions of tests passed: "overall", of each file of tests and of each kind of test."""
         files: dict[str, list[bool]] = {}
         kinds: dict[str, list[bool]] = {}
         for row in rows:
@@ -110,7 +111,7 @@ class OlmOCRBench(Dataset):
         return {"overall": overall, **shares, **{name: sum(kept) / len(kept) for name, kept in sorted(kinds.items())}}
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
-        """Tests passed and tests of each file."""
+        """{index: (tests passed, tests) for each file}."""
         found = {}
         for row in rows:
             sums = found.setdefault(row["index"], [0.0] * (2 * len(self._files)))
@@ -121,12 +122,12 @@ class OlmOCRBench(Dataset):
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The mean over the files whose tests were drawn."""
+        """The mean over the files that have tests in the resample."""
         return mean_of_shares(sums)
 
 
 def _tests(row: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """(kind, file, whether it passed) of every test of a page; none passes where the page could not be asked."""
+    """(kind, file, whether it passed) of every test of a page; none passes if the sample failed."""
     found = [_test(row["answer"], fact) for fact in row["GT"]]
     return [(kind, file, False) for kind, file, _ in found] if row.get("error") else found
 

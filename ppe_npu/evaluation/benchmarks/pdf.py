@@ -16,15 +16,15 @@ from ppe_npu.utils.optional import optional
 
 DPI = 144  # dots per inch; a point of a PDF is 1/72 of an inch
 LARGEST = 50_000_000  # pixels of a page; one of A0 at 144 dots per inch has 32 million
-_ONE_AT_A_TIME = threading.RLock()  # PDFium is not made for threads
-# Nor is it left amid its work in a forked child, where the thread that holds the lock would be missing.
+_ONE_AT_A_TIME = threading.RLock()  # PDFium is not thread-safe
+# Forking waits for the lock; otherwise a child might inherit PDFium amid its work, and a lock that is never released.
 os.register_at_fork(
     before=_ONE_AT_A_TIME.acquire, after_in_parent=_ONE_AT_A_TIME.release, after_in_child=_ONE_AT_A_TIME.release
 )
 
 
 def num_pages(path: Path) -> int:
-    """How many pages a document has.
+    """Number of pages of a document.
 
     Raises:
         InputError: pypdfium2 is not installed, or the file is no PDF.
@@ -40,7 +40,7 @@ def page_images(path: Path, numbers: Iterable[int], longest: int | None = None) 
         longest: pixels of a page's longer side; None: 144 dots per inch.
 
     Raises:
-        InputError: as num_pages(); or a page is not there, cannot be drawn, or has more than 50 million pixels.
+        InputError: as num_pages(); or a page does not exist, cannot be drawn, or has more than 50 million pixels.
     """
     with _ONE_AT_A_TIME, _opened(path) as document:
         return [_drawn(document, number, longest, path) for number in numbers]

@@ -31,7 +31,7 @@ class POPE(Dataset):
     form = "{question}\n" + SHORT
     max_new_tokens = 128
     headline = "f1"
-    together = False  # whether all splits' questions are counted as one's
+    together = False  # whether the questions of all splits are counted together
     as_lmms_eval = False  # see pope_scores()
 
     def use(self, protocol: Protocol) -> None:
@@ -56,8 +56,8 @@ class POPE(Dataset):
         return float(pope_label(answer) == sample["GT"])
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """The five numbers of each split, and their means over the splits (LLaVA reports the mean F1); or those of all
-        questions together, as lmms-eval and VLMEvalKit have them."""
+        """The five numbers of pope_scores() for each split, and their means over the splits (LLaVA reports the mean F1)
+        or, as in lmms-eval and VLMEvalKit, those of all questions together."""
         splits: dict[str, list[tuple[str, str]]] = {}
         for row in rows:
             splits.setdefault(row["type"], []).append((self.said(row), row["GT"]))
@@ -68,7 +68,7 @@ class POPE(Dataset):
         return {**means, **{f"{split} {name}": value for split in found for name, value in found[split].items()}}
 
     def said(self, row: Mapping[str, Any]) -> str:
-        """ "yes", "no" or another word; of a sample without an answer "failed": an empty answer would say yes."""
+        """The label of an answer: "yes", "no", another word, or "failed" for a failed sample, as "" would mean yes."""
         if row.get("error"):
             return "failed"
         if self.official is None:
@@ -76,7 +76,7 @@ class POPE(Dataset):
         return next((word for word in ("yes", "no") if self.official(row["answer"], word, ()) == 1.0), "other")
 
     def addends(self, rows: Iterable[Mapping[str, Any]]) -> dict[Any, list[float]]:
-        """Of a row, for each split: hits, said yes, counted by recall, rows."""
+        """{index: for each split, hits, said yes, counted by recall, rows}; zeros for other splits."""
         found = {}
         for row in rows:
             said, true = self.said(row), row["GT"]
@@ -86,7 +86,7 @@ class POPE(Dataset):
         return found
 
     def from_sums(self, sums: np.ndarray) -> np.ndarray:
-        """The mean over the splits of F1 = 2 hits / (said yes + recalled), or that of all together."""
+        """The mean over the splits of F1 = 2 hits / (said yes + recalled), or the F1 of all questions together."""
         counts = sums.reshape(*sums.shape[:-1], len(_SPLITS), 4)
         counts = counts.sum(-2, keepdims=True) if self.together else counts
         hits, said, recalled, rows = np.moveaxis(counts, -1, 0)

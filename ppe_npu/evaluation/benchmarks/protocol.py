@@ -1,4 +1,4 @@
-"""What a benchmark is: the three things that every class must have, and what it may have beside them."""
+"""The interface of a benchmark: three members that every class must have, and others that are optional."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VISUALS = ("image", "image_path", "video_path")
 
 
 class Benchmark(Protocol):
-    """What the runner needs of a benchmark: modality, __len__ and __getitem__. A minimal one is
+    """The members of a benchmark that the runner needs: modality, __len__ and __getitem__. A minimal one is
 
         class Mine:
             modality = "image"
@@ -20,27 +20,28 @@ class Benchmark(Protocol):
             def __getitem__(self, number):
                 return {"index": number, "prompt": "What is it?", "GT": "a cat", "image_path": "cat.png"}
 
-    It may have more, which is used where it is there:
+    All attributes but modality, and all of these methods, are optional:
 
     Attributes:
         modality: "image", "video" or "text".
-        name: as reports show it; without it the name by which it was loaded.
+        name: the name in reports; by default the name under which the benchmark was loaded.
         max_new_tokens: int, the official length of an answer.
-        headline: name of the corpus metric that reports call the score; None or not there: the mean of score().
-        maximum: the best value of metrics() (1.0: shares, shown in percent); without it they are shown as they are.
-        factor, decimals: metrics() are shown times factor (100 without it), with so many decimals (1).
+        headline: name of the corpus metric that reports call the score; None (the default): the mean of score().
+        maximum: the best value of metrics(); with 1.0 they are shown in percent, without a maximum they are shown raw.
+        factor, decimals: metrics() are shown times factor (default 100), with this many decimals (default 1).
 
     Methods:
-        score(answer, sample) -> float in [0, 1], or None where only a corpus metric exists. Without the method an
+        score(answer, sample) -> float in [0, 1], or None if only a corpus metric exists. Without the method an
             answer is scored by exact match.
         metrics(rows) -> {name: float}, corpus metrics. A row holds index, type, prompt, GT, answer and score of one
-            sample, as it stands in the file of predictions; rows come in any order. A failed sample's row has an
-            empty answer, a score of 0.0 and its "error".
-        unit(row) -> what is drawn when metrics() are resampled for an interval: rows of one unit come together; one
-            that is drawn again has another row["copy"]. Without it they have no interval.
-        addends(rows) -> {unit: numbers} and from_sums(sums [..., numbers]) -> [...]: the headline from the numbers'
-            sums over units. Resamples are then sums of what is computed once; without them metrics() is called a
-            thousand times, of which those of 30 seconds count.
+            sample, as written in predictions.jsonl; rows come in any order. A failed sample's row has an empty answer,
+            a score of 0.0 and its "error".
+        unit(row) -> the unit of resampling that a row belongs to: the bootstrap that gives metrics() an interval draws
+            all rows of a unit together, and each repetition of a unit has its own row["copy"]. Without the method
+            metrics have no interval.
+        addends(rows) -> {unit: numbers} and from_sums(sums [..., numbers]) -> [...]: the headline computed from sums of
+            the numbers over units, so that a resample only sums numbers that are computed once. Without the two,
+            metrics() is called on up to a thousand resamples, for at most 30 seconds.
     """
 
     modality: str
@@ -48,14 +49,14 @@ class Benchmark(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """One sample.
+        """One sample, as a dict.
 
         index: str or int, unique; prompt: str; GT: str or list of str; type: str, the subset or category (optional);
-        and what is looked at: image (a Pillow picture, or whatever ppe_npu.data.pictures.load_image takes, or a list),
-        image_path (path or list), video_path (path of a file or of a folder of frames, or list), or none for a
-        question in text alone. Where the prompt holds <image> or <video>, one for each, the visuals stand there; else
-        before the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample (optional: clip bounds, a
-        frame rule).
+        and at most one kind of visual: image (a Pillow picture, or anything else that ppe_npu.data.pictures.load_image
+        takes, or a list), image_path (path or list), video_path (path of a file or of a folder of frames, or list). A
+        question in text alone has none. If the prompt holds one <image> or <video> for each visual, the visuals replace
+        them; else they precede the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample, with clip
+        bounds or a rule for frames (optional).
         """
 
 
@@ -70,7 +71,7 @@ def check_sample(sample: Any, where: str) -> None:
 
 
 def check_question(sample: Mapping[str, Any], where: str) -> None:
-    """check_sample of index, prompt and GT alone, for which no picture is read."""
+    """check_sample() for index, prompt and GT alone, which reads no picture."""
     lacking = [key for key in ("index", "prompt", "GT") if sample.get(key) is None]
     if lacking:
         raise InputError(f"{where} has no {', '.join(lacking)}: a sample needs index, prompt and GT")

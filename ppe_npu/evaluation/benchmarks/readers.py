@@ -1,4 +1,4 @@
-"""Files of published data sets -> rows: json, jsonl, csv, tsv, parquet; pictures that stand in them as bytes."""
+"""Files of published data sets -> rows: json, jsonl, csv, tsv, parquet; and pictures stored in them as bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """One row per line; blank lines are passed over. JSON ends a line at a line feed alone, and holds other ends."""
+    """One row per line, skipping blank lines. Only a line feed ends a line; JSON may contain other line separators."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
@@ -46,7 +46,7 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def read_table(path: Path) -> list[Row]:
-    """Rows of a .tsv or .csv file with a header line, all values text; cells may hold whole pictures in base64."""
+    """Rows of a .tsv or .csv file with a header line; all values are texts, including whole pictures in base64."""
     check_regular(path)
     csv.field_size_limit(sys.maxsize)
     try:
@@ -56,15 +56,15 @@ def read_table(path: Path) -> list[Row]:
             return list(rows)
     except InputError:
         raise
-    except (ValueError, csv.Error) as error:  # no UTF-8; a line that is no row
+    except (ValueError, csv.Error) as error:  # not UTF-8, or a line that is no row
         raise InputError(f"{path} is no table ({first_line(error)}): download it again") from error
 
 
 def read_text(path: Path) -> str:
-    """A whole file of UTF-8, without the mark of its byte order that some editors put before it.
+    """The text of a UTF-8 file, without the byte order mark that some editors put before it.
 
     Raises:
-        InputError: no file, or no UTF-8.
+        InputError: it is no regular file, or not UTF-8.
     """
     check_regular(path)
     try:
@@ -74,18 +74,18 @@ def read_text(path: Path) -> str:
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
-    """Of two columns of one name a row would hold one alone, and nobody could say which was meant."""
+    """Raise InputError if a column occurs twice, because a row could hold only one of the two."""
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     if twice:
         raise InputError(f"{path} has the column {shown(twice[0])} twice: download it again")
 
 
 class Parquet:
-    """Rows of parquet files; large columns (pictures) stay on disk until one of their cells is asked for.
+    """Rows of parquet files; large columns, such as pictures, stay on disk until one of their cells is read.
 
     Args:
-        paths: read as one table.
-        large: columns that rows leave out; cell() reads them.
+        paths: files that are read as one table.
+        large: columns that are not in rows; cell() reads them.
 
     Raises:
         InputError: pyarrow is not installed, or a file is not parquet.
@@ -94,7 +94,7 @@ class Parquet:
     def __init__(self, paths: Iterable[Path], large: Sequence[str] = ()) -> None:
         pyarrow, parquet = (optional(m, "reading parquet", "ppe-npu[eval]") for m in ("pyarrow", "pyarrow.parquet"))
         self.rows: list[Row] = []
-        self._places: list[tuple[Path, int, int]] = []  # of each row: file, row group, row in it
+        self._places: list[tuple[Path, int, int]] = []  # (file, row group, row in the group) of each row
         self._held: tuple[Any, Any] = (None, None)
         for path in paths:
             check_regular(path)
@@ -108,17 +108,17 @@ class Parquet:
                     self._places += [(path, group, at) for at in range(len(rows))]
             except InputError:
                 raise
-            except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is no UTF-8
+            except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
                 raise InputError(
                     f"{path} cannot be read as parquet ({first_line(error)}): download it again"
                 ) from error
 
     def path(self, number: int) -> Path:
-        """The file that a row stands in."""
+        """The file that contains a row."""
         return self._places[number][0]
 
     def cell(self, number: int, column: str) -> Any:
-        """One value of a large column; neighbours are read with it, so that rows in order cost one read a group."""
+        """One value of a large column. Its whole row group is read, so that rows in order cost one read per group."""
         import pyarrow.parquet as parquet
 
         path, group, at = self._places[number]
@@ -132,11 +132,11 @@ class Parquet:
 
 
 def decode_image(value: Any, where: str) -> Image.Image:
-    """A picture that stands in a row, as upright RGB: {"bytes": ...} as the datasets library writes it, bytes, or
+    """A picture in a row as upright RGB; the value may be {"bytes": ...} as written by the datasets library, bytes, or
     base64 text. Only its header is read here; pixels are decoded when they are used.
 
     Raises:
-        InputError: no picture, here or when it is decoded, by `where`.
+        InputError: the value is no picture; this may show only when it is decoded. `where` names it in the message.
     """
     name = f"the image of {where}"
     if isinstance(value, str):
@@ -150,7 +150,7 @@ def decode_image(value: Any, where: str) -> Image.Image:
 
 
 def read_srt(path: Path) -> list[str]:
-    """The texts of a SubRip file, one a subtitle, without times and markup."""
+    """The texts of a SubRip file, one per subtitle, without times and markup."""
     check_regular(path)
     texts = []
     for block in path.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n").split("\n\n"):

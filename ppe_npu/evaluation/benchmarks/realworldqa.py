@@ -14,11 +14,11 @@ _OPTION = re.compile(r"^([A-Z])\. *([^\n]*)$", re.M)
 
 
 class RealWorldQA(Dataset):
-    """Letters, numbers or words. Prompt: the data's own question, as lmms-eval tasks/realworldqa asks it; VLMEvalKit,
-    whose table has options in columns of their own, has a form for what names options.
+    """Answers are letters, numbers or words. Prompt: the question in the data, as in lmms-eval tasks/realworldqa;
+    VLMEvalKit, whose table has separate columns for options, has its own form for questions with options.
 
-    The rule here is that of lmms-eval's filters of numbers' words and options' texts, which its task names no more:
-    0.7.3's, and so that of the protocol lmms-eval, is lmms.realworldqa.
+    The rule here is that of lmms-eval's filters for number words and texts of options, which its task no longer uses;
+    the rule of 0.7.3, and so of the protocol lmms-eval, is lmms.realworldqa.
     """
 
     name = "realworldqa"
@@ -29,7 +29,7 @@ class RealWorldQA(Dataset):
     metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter"
     form = "{question}"
     edition = 2
-    choice_form: str | None = None  # of questions with options, where a protocol has another
+    choice_form: str | None = None  # a protocol's own form for questions with options
 
     def read(self) -> list[Row]:
         self._table = Parquet(self.files(self.needs[0]), large=["image"])
@@ -51,7 +51,7 @@ class RealWorldQA(Dataset):
         return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
 
     def judged(self, answer: str, sample: Row) -> float | None:
-        """VLMEvalKit's rule is of choices alone."""
+        """Score a question without options by the benchmark's own rule if VLMEvalKit's, for choices only, is in use."""
         own = self.protocol is not None and self.protocol.rules == "vlmevalkit" and not sample["options"]
         return self.score(answer, sample) if own else super().judged(answer, sample)
 
@@ -60,7 +60,7 @@ class RealWorldQA(Dataset):
 
 
 def _parts(question: str) -> tuple[str, list[str]]:
-    """(what is asked, the options) of a question with lines "A. Left", "B. Right"; (all of it, []) of one without."""
+    """(question, options) of a text with lines "A. Left", "B. Right"; (whole text, []) if it has no such lines."""
     found = list(_OPTION.finditer(question))
     if len(found) < 2 or [one[1] for one in found] != list(LETTERS[: len(found)]):
         return question, []

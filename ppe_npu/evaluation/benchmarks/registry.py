@@ -1,4 +1,4 @@
-"""Which benchmarks there are: ours by name, a user's by entry point or by the path of its file."""
+"""Finds benchmarks: those of this package by name, a user's by entry point or by the path of its file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.utils.escape import brief
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
-TRIED = 8  # samples, until one can be read
+TRIED = 8  # samples that are tried until one can be read
 _LONGEST = 100  # bytes of a benchmark's name
 _HERE = "ppe_npu.evaluation.benchmarks"
 
-# name -> module:class; ours are modules of this package. Imported when asked for.
+# name -> module:class, of modules in this package, which are imported on demand.
 OURS = {
     "layout": "layout:Layout",
     "motion": "layout:Motion",
@@ -79,23 +79,23 @@ OURS = {
     "mmlongbench_doc": "mmlongbench:MMLongBenchDoc",
     "mmlongbench_doc_evidence": "mmlongbench:MMLongBenchEvidence",
 }
-EMBEDDED = ("layout", "motion")  # whose data the demo draws
+EMBEDDED = ("layout", "motion")  # their data is drawn by the demo
 CIRCULAR = {name: f"{name}_circular" for name in ("mmbench_en", "mmbench_cn")}
 _REGISTERED = {name: f"{_HERE}.{location}" for name, location in OURS.items()}
 
 
 def names() -> list[str]:
-    """The names that load() knows: ours, registered ones and those of installed packages' entry points."""
+    """The names that load() accepts: ours, registered ones and those of installed packages' entry points."""
     return sorted({*_REGISTERED, *(point.name for point in entry_points(group=GROUP))})
 
 
 def modality(name: Any) -> str | None:
-    """ "image" or "video", of a benchmark of ours by its name; None of any other, which is not imported for that."""
+    """ "image" or "video" for one of our benchmarks by name; None for any other, which is not imported."""
     return _find(name).modality if isinstance(name, str) and name in OURS else None
 
 
 def edition(name: str, protocol: Protocol) -> int | None:
-    """The edition of its scoring under a protocol, of a benchmark of ours by its name; None of any other."""
+    """The edition of the scoring of one of our benchmarks under a protocol; None for any other benchmark."""
     if name not in OURS:
         return None
     found = _find(name)
@@ -110,16 +110,16 @@ def register(name: str, location: str) -> None:
 
 
 def load(name: str, data_root: str | Path, protocol: Protocol | None = None) -> Benchmark:
-    """A benchmark over the data below data_root (each says in its file what it expects there).
+    """Open a benchmark over the data below data_root (each benchmark's file documents what it expects there).
 
     Args:
         name: a registered name, an entry point's name, or "path/to/file.py:Class".
-        data_root: given to the class unless its constructor takes nothing.
-        protocol: asked and scored as it says, which a benchmark takes by use(protocol), MMBench with all turns where it
-            says so; None: by the benchmark's own rules.
+        data_root: passed to the class unless its constructor takes nothing.
+        protocol: given to the benchmark's use(), which adopts its prompts and rules; a circular protocol also replaces
+            MMBench by its circular variant. None: the benchmark's own rules.
 
     Raises:
-        InputError: an unknown name, a class that is no benchmark, or data that is not there.
+        InputError: an unknown name, a class that is no benchmark, or data that is missing.
     """
     name = named_by(protocol, name)
     benchmark = _construct(name, _find(name), data_root)
@@ -142,12 +142,12 @@ def load(name: str, data_root: str | Path, protocol: Protocol | None = None) -> 
 
 
 def named_by(protocol: Protocol | None, name: str) -> str:
-    """The benchmark that a protocol means by a name: of MMBench the one with all turns, where it says so."""
+    """The name of the benchmark that a protocol uses: a circular protocol replaces MMBench by its circular variant."""
     return CIRCULAR.get(name, name) if protocol is not None and protocol.circular else name
 
 
 def ask_by(protocol: Protocol | None, benchmark: Any) -> None:
-    """Have a benchmark ask and score by a protocol, if it can."""
+    """Make a benchmark ask and score by a protocol, if it has a method use()."""
     if protocol is not None and hasattr(benchmark, "use"):
         benchmark.use(protocol)
 
@@ -185,7 +185,7 @@ def _from_file(path: Path, cls: str) -> Any:
 
 
 def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
-    """An instance; the constructor may take data_root or nothing."""
+    """An instance of the class, whose constructor may take data_root or nothing."""
     if not inspect.isclass(cls):
         raise InputError(f"benchmark {name} is a {type(cls).__name__}: name a class")
     try:
@@ -198,7 +198,7 @@ def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
 
 
 def _check(name: str, benchmark: Any) -> None:
-    """Raise InputError unless the instance has what Benchmark asks for, seen on the first sample that it gives."""
+    """Raise InputError unless the instance has the members of Benchmark; its first readable sample is checked, too."""
     for method in ("__len__", "__getitem__"):
         if not hasattr(benchmark, method):
             raise InputError(f"benchmark {name} has no {method}: a benchmark needs modality, __len__ and __getitem__")
@@ -216,12 +216,13 @@ def _check(name: str, benchmark: Any) -> None:
 
 
 def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
-    """(its number, it): a broken row is the runner's to record; a class that gives none of them is a mistake."""
+    """(number, sample) of the first sample that can be read. The runner records broken samples, but a class that gives
+    none of its first ones is an error."""
     errors = []
     for number in range(tried):
         try:
             sample = benchmark[number]
-            _ = isinstance(sample, Mapping) and [sample.get(key) for key in VISUALS]  # some read a picture only then
+            _ = isinstance(sample, Mapping) and [sample.get(key) for key in VISUALS]  # some classes load pictures here
             return number, sample
         except FAULTS as error:  # a user's class may raise anything
             errors.append(error)
@@ -231,7 +232,7 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
 
 
 def _check_name(name: Any) -> None:
-    """Raise InputError unless a benchmark's own name can be a folder's: results stand in OUTPUT/name, nowhere else."""
+    """Raise InputError unless a benchmark's name can name a folder, because its results go to OUTPUT/name."""
     if not isinstance(name, str):
         raise InputError(f"a benchmark has a name of type {type(name).__name__}: make it a text")
     fits = 0 < len(name.encode("utf-8", "replace")) <= _LONGEST and name == name.strip() and name.isprintable()
@@ -243,6 +244,6 @@ def _check_name(name: Any) -> None:
 
 
 def _short(name: str) -> str:
-    """A name that can stand in a file's name: of path/to/file.py:Class the class."""
+    """A name that can name a folder: the class of "path/to/file.py:Class", any other name as it is."""
     path, _, cls = name.rpartition(":")
     return cls if path.endswith(".py") else name

@@ -31,7 +31,7 @@ class ScienceQA(Choice):
         return [row for row in rows if self.wanted(row)]
 
     def wanted(self, row: Row) -> bool:
-        """Whether a problem is asked."""
+        """Whether a problem belongs to the benchmark."""
         return True
 
     def sample(self, row: Row) -> Row:

@@ -7,7 +7,7 @@ from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
 from ppe_npu.evaluation.metrics import first_character
 
-# Dimension -> folder of its videos, and frames per second in which its segments are given (1: in seconds).
+# Dimension -> (folder of its videos, units per second in which segments are given: 1.0 for seconds, else frames).
 _VIDEOS = {10: ("ssv2", 1.0), 11: ("epic_kitchens", 1.0), 12: ("breakfast", 15.0)}
 
 
@@ -39,7 +39,7 @@ class SEEDBenchImage(Choice):
         }
 
     def visual(self, row: Row) -> Row:
-        """What a question is about."""
+        """The picture or video that a question is about."""
         return {"image_path": str(self.root / "SEED-Bench-image" / row["data_id"])}
 
     def letter(self, answer: str, sample: Row) -> str:
@@ -47,7 +47,7 @@ class SEEDBenchImage(Choice):
 
 
 class SEEDBenchVideo(SEEDBenchImage):
-    """Questions about videos, those of dimensions 11 and 12 about a segment (SEED-Bench DATASET.md)."""
+    """Questions about videos; those of dimensions 11 and 12 are about a segment (SEED-Bench DATASET.md)."""
 
     name = "seedbench_video"
     modality = "video"

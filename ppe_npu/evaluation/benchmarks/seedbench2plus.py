@@ -12,7 +12,7 @@ from ppe_npu.evaluation.metrics import first_character, mean_by
 
 
 class SEEDBench2Plus(Choice):
-    """The type is the picture's (Chart, Map, Web). Prompt: lmms-eval tasks/seedbench_2_plus."""
+    """The type is the kind of picture (Chart, Map, Web). Prompt: lmms-eval tasks/seedbench_2_plus."""
 
     name = "seedbench_2_plus"
     modality = "image"

@@ -1,4 +1,4 @@
-"""All published benchmarks, and the sections of docs/benchmarks-data.md, made from their classes."""
+"""Lists all published benchmarks, and makes the sections of docs/benchmarks-data.md from their classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 140  # characters of a line
 
 
 def published() -> dict[str, type[Dataset]]:
-    """Name -> class of every benchmark over published data."""
+    """{name: class} of every benchmark over published data."""
     found = {}
     for name, location in OURS.items():
         module, _, cls = location.partition(":")
@@ -23,7 +23,7 @@ def published() -> dict[str, type[Dataset]]:
 
 
 def markdown() -> str:
-    """A section per benchmark: what it is, its files, where to get them, its metric and its prompt."""
+    """A section per benchmark: a description, its files, where to get them, its metric and its prompt."""
     return "\n".join(_section(name, benchmark) for name, benchmark in published().items())
 
 

@@ -13,8 +13,8 @@ from ppe_npu.evaluation.metrics import mean_by, tempcompass_letter
 class TempCompass(Choice):
     """The type is the aspect (action, attribute_change, direction, order, speed).
 
-    Answers that its rule does not match a GPT model judges in the published script; here they are wrong. Prompt:
-    lmms-eval tasks/tempcompass.
+    In the published script a GPT model judges answers that no rule matches; here they are wrong. Prompt: lmms-eval
+    tasks/tempcompass.
     """
 
     name = "tempcompass"

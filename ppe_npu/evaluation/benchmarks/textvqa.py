@@ -8,7 +8,7 @@ from ppe_npu.evaluation.metrics import vqa_accuracy
 
 
 class TextVQA(Dataset):
-    """Questions about text in photographs; no OCR tokens in the prompt, which is lmms-eval's (tasks/textvqa)."""
+    """Questions about text in photographs. Prompt: lmms-eval tasks/textvqa, without OCR tokens."""
 
     name = "textvqa"
     modality = "image"

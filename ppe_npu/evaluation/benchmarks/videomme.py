@@ -11,7 +11,7 @@ from ppe_npu.evaluation.metrics import first_capital, mean_by
 
 
 class VideoMME(Choice):
-    """The type is the duration. The prompt is that of the Video-MME page; options come with their letters."""
+    """The type is the duration. The prompt is that of the Video-MME page; the data's options include their letters."""
 
     name = "videomme"
     modality = "video"
@@ -45,14 +45,14 @@ class VideoMME(Choice):
         return first_capital(answer)
 
     def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per duration; "of answered" over the answers that name a letter, as the published script counts."""
+        """Accuracy per duration, and "of answered": over answers that name a letter, as in the published script."""
         rows = list(rows)
         answered = [row for row in rows if first_capital(row["answer"])]
         return {**mean_by(rows, lambda row: str(row["type"])), **mean_by(answered, lambda row: "of answered")}
 
 
 class VideoMMESubtitles(VideoMME):
-    """The same questions after all subtitles of the video; those at the taken frames alone would change with them."""
+    """The same questions after all subtitles of the video, so that the prompt does not depend on the frames taken."""
 
     name = "videomme_subtitles"
     needs = (*VideoMME.needs, "subtitle")
@@ -65,7 +65,7 @@ class VideoMMESubtitles(VideoMME):
 
     def prompt(self, row: Row) -> str:
         path = self.root / "subtitle" / f"{row['videoID']}.srt"
-        # Videos without speech have no file: the page's own words for that.
+        # Videos without speech have no file; the text for them is that of the Video-MME page.
         subtitles = "\n".join(read_srt(path)) if path.is_file() else "No subtitles available"
         return self.form.format(
             question=row["question"], options="\n".join(several(row["options"])), subtitles=subtitles

@@ -8,7 +8,7 @@ from ppe_npu.evaluation.metrics import vqa_accuracy
 
 
 class VizWiz(Dataset):
-    """Questions of blind people about their photographs; the type is the answer's. Prompt: lmms-eval."""
+    """Questions of blind people about their photographs; the type is the type of the answer. Prompt: lmms-eval."""
 
     name = "vizwiz"
     modality = "image"

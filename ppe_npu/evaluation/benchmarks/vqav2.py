@@ -8,8 +8,8 @@ from ppe_npu.evaluation.metrics import vqa_accuracy_by
 
 
 class VQAv2(Dataset):
-    """The type is the answer's (yes/no, number, other). Published numbers are mostly of test-dev, whose answers are not
-    public: they are not these. Prompt: lmms-eval tasks/vqav2."""
+    """The type is the type of the answer (yes/no, number, other). Most published numbers are on test-dev, whose answers
+    are not public, and not on this split. Prompt: lmms-eval tasks/vqav2."""
 
     name = "vqav2"
     modality = "image"

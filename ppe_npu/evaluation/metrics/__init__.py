@@ -115,7 +115,7 @@ __all__ = [
 
 
 def exact_match(answer: str, expected: str) -> float:
-    """1.0 if the answer is the expected text, but for case, white space and a final full stop; else 0.0."""
+    """1.0 if the answer equals the expected text except for case, white space and a final full stop; else 0.0."""
     return float(_normal(answer) == _normal(expected))
 
 

@@ -1,7 +1,7 @@
-"""Boxes and points in an answer, as the families write them; Acc@0.5 and hits.
+"""Boxes and points in an answer, as the families write them; overlap of boxes (for Acc@0.5) and hits.
 
-Every family writes numbers in an order of its own making: Qwen2-VL and Qwen3-VL count a side in thousandths, Qwen2.5-VL
-in pixels of the picture as the model saw it. Here all are shares of the picture's sides.
+Families use different units: Qwen2-VL and Qwen3-VL write thousandths of a side, Qwen2.5-VL pixels of the picture as the
+model saw it. Here all are converted to fractions of the picture's sides.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 THOUSANDTHS = 1000.0
-PIXELS = frozenset({"qwen2_5_vl"})  # families whose numbers are pixels of what they saw
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d+(?:\.\d+)?|\.\d+)")  # none of a name, as x1 has
+PIXELS = frozenset({"qwen2_5_vl"})  # families that write pixels of the picture as they saw it
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d+(?:\.\d+)?|\.\d+)")  # not a number within a name, such as x1
 _N = rf"\s*{_NUMBER.pattern}\s*"
-# In brackets, which stand for a box before any number of the words around them: [1, 2, 3, 4], (1,2),(3,4); then (1, 2).
+# Numbers in brackets, which take precedence over others in the text: first [1, 2, 3, 4] or (1,2),(3,4), then (1, 2).
 _BRACKETED = [
     re.compile(rf"[\[(]{_N},{_N}(?:,|[\])]\s*,?\s*[\[(]){_N},{_N}[\])]"),
     re.compile(rf"[\[(]{_N},{_N}[\])]"),
@@ -22,9 +22,9 @@ _BRACKETED = [
 
 
 def written(answer: str) -> tuple[float, ...]:
-    """The numbers of the first box, else of the first point, in an answer; () without any.
+    """The numbers of the first box in an answer, else of the first point; () if there is neither.
 
-    "bbox_2d": [1, 2, 3, 4], "point_2d": [1, 2], (1,2),(3,4), [[1, 2, 3, 4]] and four plain numbers are read.
+    "bbox_2d": [1, 2, 3, 4], "point_2d": [1, 2], (1,2),(3,4), [[1, 2, 3, 4]] and four plain numbers are recognized.
     """
     named = re.search(r"(?:bbox(?:_2d)?|point(?:_2d)?)\W*?\[([^\]]*)", answer)
     plain = re.sub(r"<\|[^|]*\|>|\b[a-zA-Z_]+_?2d\b", " ", answer)
@@ -35,7 +35,7 @@ def written(answer: str) -> tuple[float, ...]:
 
 
 def shares(numbers: Sequence[float], family: str, seen: tuple[int, int]) -> tuple[float, ...]:
-    """Numbers of a box or a point as shares of the picture's width and height.
+    """Numbers of a box or a point as fractions of the picture's width and height.
 
     Args:
         family: the model's type (qwen2_5_vl).
@@ -46,7 +46,7 @@ def shares(numbers: Sequence[float], family: str, seen: tuple[int, int]) -> tupl
 
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes; 0.0 where one has no area, or no four sides."""
+    """Intersection over union of two boxes; 0.0 if one of them has no area or lacks four sides."""
     if min(len(first), len(second)) < 4:
         return 0.0
     left, top = max(first[0], second[0]), max(first[1], second[1])
@@ -58,6 +58,6 @@ def overlap(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def hits(said: Sequence[float], target: Sequence[float]) -> bool:
-    """Whether a point, or the centre of a box, lies in the target, its edge included."""
+    """Whether a point, or the centre of a box, lies in the target box or on its edge."""
     x, y = ((said[0] + said[2]) / 2, (said[1] + said[3]) / 2) if len(said) == 4 else said
     return target[0] <= x <= target[2] and target[1] <= y <= target[3]

@@ -1,4 +1,4 @@
-"""CIDEr-D of captions, and the tokens that it counts.
+"""CIDEr-D of captions, and the tokens on which it is computed.
 
 Source: Vedantam et al. 2015 (arXiv 1411.5726), section 7 (CIDEr-D: clipped counts, a Gaussian penalty on lengths, times
 10), with the choices of tylin/coco-caption pycocoevalcap/cider: n-grams of 1 to 4 words, sigma 6, document frequencies
@@ -21,7 +21,7 @@ Grams = Counter[tuple[str, ...]]
 
 
 def caption_tokens(text: str) -> list[str]:
-    """Words of a caption in lower case, without punctuation, as the published pipeline makes them (ptb.ptb_tokens):
+    """Words of a caption in lower case, without punctuation, tokenized as in the published pipeline (ptb.ptb_tokens):
     "isn't" -> is n't, "AT&T" and "&amp;" -> at&t and &, round brackets -> -lrb- and -rrb-."""
     return ptb_tokens(text)
 
@@ -31,7 +31,7 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[
 
     Args:
         captions: one per picture.
-        references: per picture one or more captions written by people.
+        references: one or more captions by people for each picture.
     """
     said = [_grams(caption_tokens(caption)) for caption in captions]
     truth = [[_grams(caption_tokens(text)) for text in texts] for texts in references]
@@ -58,12 +58,13 @@ def _grams(words: Sequence[str]) -> Grams:
 
 
 def _length(grams: Grams) -> int:
-    """As published, a text's length is its number of word pairs."""
+    """Length of a text; as published, its number of word pairs."""
     return sum(count for gram, count in grams.items() if len(gram) == 2)
 
 
 def _similarity(ours: list[dict], theirs: list[dict], difference: int) -> float:
-    """Mean over n of the cosine between weighed n-grams, counts clipped to the reference's."""
+    """Mean over n of the cosine between weighted n-grams, with weights clipped to the reference's, times the penalty
+    on the difference of lengths."""
     total = 0.0
     for mine, other in zip(ours, theirs):
         product = sum(min(weight, other.get(gram, 0.0)) * other.get(gram, 0.0) for gram, weight in mine.items())

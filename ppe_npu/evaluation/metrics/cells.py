@@ -1,7 +1,7 @@
-"""Tables in an answer, in Markdown and in HTML, as olmOCR-Bench reads them: their cells and the heads above and beside.
+"""Tables in an answer, in Markdown and in HTML, as olmOCR-Bench reads them: cells, and heads above and beside them.
 
-Source: allenai/olmocr 0.4.27 bench/tests.py (parse_markdown_tables, parse_html_tables). A cell over several columns
-takes one place in its row there, one over several rows a place in each.
+Source: allenai/olmocr 0.4.27 bench/tests.py (parse_markdown_tables, parse_html_tables). There a cell that spans several
+columns has one entry in its row, and one that spans several rows has an entry in each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ _WIDEST = 1000  # columns or rows that one cell may span
 
 @dataclass
 class Table:
-    """Rows of cells, all as long, and of columns and rows by number the texts that head them."""
+    """A table's cells and heads.
+
+    Attributes:
+        rows: texts of the cells; all rows have equal length after pad().
+        head_rows, head_columns: numbers of the rows and columns that are heads.
+        above, beside: number of a column, or of a row -> texts that head it.
+    """
 
     rows: list[list[str]]
     head_rows: set[int] = field(default_factory=set)
@@ -24,14 +30,14 @@ class Table:
     beside: dict[int, list[str]] = field(default_factory=dict)
 
     def pad(self) -> Table:
-        """Itself, with empty cells at the ends of short rows."""
+        """Append empty cells to short rows; returns the table itself."""
         longest = max(map(len, self.rows), default=0)
         self.rows = [row + [""] * (longest - len(row)) for row in self.rows]
         return self
 
 
 def markdown_tables(text: str) -> list[Table]:
-    """Every run of two lines and more with a bar in them; the first row and the first column are heads."""
+    """The tables in a Markdown text: every run of two or more lines with a bar; first row and column are heads."""
     runs: list[list[str]] = [[]]
     for line in text.strip().split("\n"):
         if "|" in line:
@@ -65,7 +71,7 @@ def _said(text: str) -> bool:
 
 
 def html_tables(text: str) -> list[Table] | None:
-    """Every <table>; None where one cannot be read (a span that is no number)."""
+    """The tables of an HTML text; None if one cannot be read (an invalid span, too deep nesting)."""
     root = read_markup(text, closing=False)
     if root is None:
         return None
@@ -81,13 +87,13 @@ def html_tables(text: str) -> list[Table] | None:
 
 
 class _Reading:
-    """One <table>, read row by row."""
+    """Reads one <table> row by row into `table`."""
 
     def __init__(self, element: Element) -> None:
         self.table = Table([])
-        self._taken: dict[tuple[int, int], str] = {}  # places that cells above or to the left span
-        self._wide: dict[str, set[int]] = {}  # heads over several columns
-        self._high: dict[str, set[int]] = {}  # heads over several rows
+        self._taken: dict[tuple[int, int], str] = {}  # (row, column) covered by a spanning cell -> text there
+        self._wide: dict[str, set[int]] = {}  # heads that span several columns, and these columns
+        self._high: dict[str, set[int]] = {}  # heads that span several rows, and these rows
         rows = [part for part in element.below() if part.tag == "tr"]
         heads = next((part for part in element.below() if part.tag == "thead"), None)
         held = {id(part) for part in heads.below()} if heads else set()
@@ -117,8 +123,8 @@ class _Reading:
         self.table.rows.append(texts)
 
     def _take(self, number: int, column: int, high: int, wide: int, text: str) -> None:
-        """Mark the places of a cell: those directly below hold its text, the others none."""
-        for down in range(min(high, self._many - number)):  # a table has no more rows than it has
+        """Mark the positions that a cell spans: those directly below it get its text, the others an empty one."""
+        for down in range(min(high, self._many - number)):  # a span may exceed the number of rows
             for right in range(wide):
                 if down or right:
                     self._taken[number + down, column + right] = text if right == 0 else ""
@@ -140,7 +146,8 @@ class _Reading:
                 self.table.beside.setdefault(at, []).append(text)
 
     def _spread(self) -> None:
-        """Wide heads hold for all columns from theirs on, high ones for their rows; head columns for each row."""
+        """Apply heads that span several columns to all columns from their first on, those that span several rows to
+        these rows, and the cells of head columns to their rows."""
         table = self.table
         longest = max((len(row) for number, row in enumerate(table.rows) if number not in table.head_rows), default=0)
         for text, columns in self._wide.items():

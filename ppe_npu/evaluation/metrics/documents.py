@@ -1,7 +1,8 @@
-"""How MMLongBench-Doc's answers are scored: numbers, texts and lists, each by a rule of its own.
+"""The scoring of MMLongBench-Doc: numbers, texts and lists, each by a rule of its own.
 
-Source: Ma et al. 2024 (MMLongBench-Doc, arXiv 2407.01523), eval/eval_score.py, where GPT-4o first makes a short answer
-of what the model said; without it, as here, lmms-eval 0.7.3 tasks/mmlongbench_doc asks for a short one.
+Source: Ma et al. 2024 (MMLongBench-Doc, arXiv 2407.01523), eval/eval_score.py, where GPT-4o first extracts a short
+answer from the model's. There is no such step here; the prompt asks for a short answer, as in lmms-eval 0.7.3
+tasks/mmlongbench_doc.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ppe_npu.evaluation.metrics.edits import levenshtein
 
 UNANSWERABLE = "not answerable"
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+")
-# Codes of which every character counts: numbers with an extension, dates, months, addresses.
+# Codes in which every character counts: numbers with an extension, dates, months, e-mail addresses.
 _EXACT = (
     r"\b\d+(-\d+|\s\d+)?\b",
     r"\b\d{4}[-\s]\d{2}[-\s]\d{2}\b",
@@ -28,9 +29,9 @@ def document_score(answer: str, truth: str, form: str) -> float:
     """The score in [0, 1] of an answer about a document.
 
     Args:
-        answer: what the model said.
-        truth: the reference as the data has it; of a list, a Python list as text.
-        form: the reference's answer_format: Int, Float, Str, List or None (for what is not in the document).
+        answer: the model's answer.
+        truth: the reference as written in the data; a list is the text of a Python list.
+        form: the reference's answer_format: Int, Float, Str, List or None (if the document has no answer).
     """
     form = form.strip().lower()
     if form in ("int", "integer"):
@@ -47,7 +48,7 @@ def document_score(answer: str, truth: str, form: str) -> float:
 
 
 def clean(text: str) -> str:
-    """Lower case, single spaces; without brackets and what they hold, quotes, $, % and some units."""
+    """A text in lower case with single spaces, without round brackets and their content, quotes, $, % and units."""
     text = re.sub(r"\s*\([^)]*\)", "", text.lower().strip()).strip()
     text = re.sub(r"^['\"]|['\"]$", "", text).strip().lstrip("$").strip().rstrip("%").strip()
     for unit in _UNITS:
@@ -56,14 +57,15 @@ def clean(text: str) -> str:
 
 
 def _number(text: str) -> float | None:
-    """The first number of a text; commas in it do not count."""
+    """The first number of a text, ignoring commas; None if there is none."""
     found = _NUMBER.search(text.replace(",", ""))
     value = float(found[0]) if found else math.inf
     return value if math.isfinite(value) else None
 
 
 def _close(said: float, right: float) -> bool:
-    """Within 1 %, or equal when rounded to the shorter one's decimals (two at least); percent or not."""
+    """Whether two numbers differ by at most 1 %, or are equal when rounded to the fewer decimals of the two (at least
+    two); either may be a percentage of the other's unit."""
 
     def decimals(value: float) -> int:
         return len(str(value).partition(".")[2]) if "." in str(value) else 3
@@ -76,7 +78,7 @@ def _close(said: float, right: float) -> bool:
 
 
 def _listed(text: str) -> list[str]:
-    """The cleaned entries of a Python list, sorted; of any other text, itself."""
+    """The cleaned entries of a Python list, sorted; any other text is a list of one entry."""
     try:
         found = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -86,7 +88,8 @@ def _listed(text: str) -> list[str]:
 
 
 def _lists(said: list[str], right: list[str]) -> float:
-    """0.0 unless there are as many; numbers and codes must all be equal, of texts the worst pair counts."""
+    """Score of a list: 0.0 if the lengths differ; numbers and codes must all be equal; for texts, the worst pair's
+    similarity."""
     if len(said) != len(right):
         return 0.0
     if not right:
@@ -107,7 +110,7 @@ def _is_exact(text: str) -> bool:
 
 
 def _similarity(said: str, right: str) -> float:
-    """1 - edits per character of the longer text; 0.0 where that is at most a half."""
+    """1 - edits per character of the longer text, or 0.0 if that is at most 0.5."""
     if not said or not right:
         return float(said == right)
     found = 1.0 - levenshtein(said, right) / max(len(said), len(right))

@@ -1,7 +1,7 @@
-"""How far two sequences, or two ordered trees, are from each other: the fewest parts deleted, inserted or renamed.
+"""Edit distances of two sequences or two ordered trees: the fewest parts that are deleted, inserted or renamed.
 
-Source of trees: Zhang and Shasha 1989 (SIAM J. Comput. 18, 1245). Every exact algorithm gives their number: APTED, with
-which TEDS (Zhong et al. 2020, arXiv 1911.10683) compares tables, and zss, with which OCRBench v2 compares outlines.
+Source for trees: Zhang and Shasha 1989 (SIAM J. Comput. 18, 1245). All exact algorithms give the same number, including
+APTED, which TEDS (Zhong et al. 2020, arXiv 1911.10683) uses for tables, and zss, which OCRBench v2 uses for outlines.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from typing import Any
 
 @dataclass
 class Node:
-    """A node: what it is, and its children in order."""
+    """A node of an ordered tree: a label, and children in order."""
 
     label: Any
     children: list[Node] = field(default_factory=list)
 
     def add(self, label: Any) -> Node:
-        """A new last child."""
+        """Append a new child and return it."""
         self.children.append(Node(label))
         return self.children[-1]
 
     def size(self) -> int:
-        """How many nodes there are from here down."""
+        """Number of nodes in the subtree, including this one."""
         return 1 + sum(child.size() for child in self.children)
 
 
 def tree_distance(first: Node, second: Node, rename: Callable[[Any, Any], float]) -> float:
-    """The distance; a node that is deleted or inserted costs 1.
+    """The edit distance of two trees; deleting or inserting a node costs 1.
 
     Args:
-        rename: what it costs, in [0, 1], that one label becomes another.
+        rename: gives the cost, in [0, 1], of changing one label into another.
     """
     one, other = _Order.of(first), _Order.of(second)
-    between = [[0.0] * len(other.labels) for _ in one.labels]  # of the subtrees below every pair of nodes
+    between = [[0.0] * len(other.labels) for _ in one.labels]  # distances between the subtrees of every pair of nodes
     for i in one.roots:
         for j in other.roots:
             _subtrees(one, other, i, j, between, rename)
@@ -44,8 +44,8 @@ def tree_distance(first: Node, second: Node, rename: Callable[[Any, Any], float]
 
 @dataclass
 class _Order:
-    """A tree's nodes, children before their parent: labels, each one's first leaf, and those that have a node to their
-    left under the same parent, with the root."""
+    """A tree's nodes in postorder: their labels, the number of each one's first leaf, and the numbers of the keyroots
+    (the root, and all nodes with a sibling to their left)."""
 
     labels: list[Any]
     leaves: list[int]
@@ -83,7 +83,7 @@ def _subtrees(
     for a in range(first, i + 1):
         row = [above[0] + 1.0]
         whole = one.leaves[a] == first
-        start = one.leaves[a] - first  # what stands before the subtree of a
+        start = one.leaves[a] - first  # the number of nodes before the subtree of a
         for at, b in enumerate(range(second, j + 1), 1):
             least = min(above[at] + 1.0, row[-1] + 1.0)
             if whole and other.leaves[b] == second:
@@ -97,9 +97,9 @@ def _subtrees(
 
 
 def levenshtein(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """The fewest insertions, deletions and replacements that make one sequence of the other.
+    """The fewest insertions, deletions and replacements that turn one sequence into the other.
 
-    Source: Myers 1999 (J. ACM 46, 395), Hyyrö 2003: a column of the table is one number, its differences two bits each.
+    Source: Myers 1999 (J. ACM 46, 395), Hyyrö 2003: a column of the table is encoded in the bits of two integers.
     """
     if not first or not second:
         return max(len(first), len(second))

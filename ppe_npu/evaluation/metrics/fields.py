@@ -1,4 +1,4 @@
-"""Answers that name fields: dictionaries in Python's, JSON's or nobody's writing, and how many fields are right.
+"""Answers that name fields: dictionaries in Python's, JSON's or no particular syntax, and how many fields are right.
 
 Source: OCRBench v2 (Fu et al. 2025, arXiv 2501.00321), eval_scripts/TEDS_metric.py.
 """
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 _FENCED = re.compile(r"```(?:python|json)?\n(.*?)\n```", re.DOTALL | re.IGNORECASE)
-# The published pattern with what cannot be matched otherwise taken at once, so that long answers do not stall it.
+# The published pattern with possessive quantifiers, which prevent backtracking on long answers and change no match.
 _PAIR = re.compile(r'["\']?([\w\s]++)["\']?\s*+[:=]\s*["\']?([^\n,"\'{}]+)["\']?')
 _NOT_PYTHON = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 def said_fields(answer: str) -> dict[str, str]:
-    """The fields of an answer: of a dictionary, in a fence or alone; else all pairs "name: value" or "name=value"."""
+    """The fields of an answer: those of a dictionary, fenced or alone; else all pairs "name: value" or "name=value"."""
     fenced = _FENCED.search(answer)
     content = fenced[1] if fenced else answer.strip()
     found = value_of(content)
@@ -30,7 +30,7 @@ def said_fields(answer: str) -> dict[str, str]:
 
 
 def value_of(text: str) -> Any:
-    """What a text says in JSON, else in Python; None: neither."""
+    """The value of a text in JSON, else as a Python literal; None if it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -38,7 +38,7 @@ def value_of(text: str) -> Any:
 
 
 def literal(text: str) -> Any:
-    """What a text says in Python, None where that is nothing."""
+    """The value of a text as a Python literal; None if it is none."""
     try:
         return ast.literal_eval(text)
     except _NOT_PYTHON:
@@ -46,7 +46,7 @@ def literal(text: str) -> Any:
 
 
 def true_fields(text: str) -> dict[str, list[Any]]:
-    """The fields of a reference, each with all values that are right."""
+    """The fields of a reference, each with the list of all its right values."""
     found = value_of(text.strip('"'))
     found = literal(found) if isinstance(found, str) else found
     if not isinstance(found, Mapping):
@@ -55,9 +55,10 @@ def true_fields(text: str) -> dict[str, list[Any]]:
 
 
 def fields_score(said: Mapping[str, str], right: Mapping[str, list[Any]]) -> float:
-    """The mean over all fields that either has of 1.0 for the same value, but for case and blanks, else 0.0.
+    """The fraction of right fields among those that either dictionary has.
 
-    Of several right values of a field the best counts; one that may be missing (None) does not count where it is.
+    A field is right if it has one of its right values, except for case and blanks. A field that may be missing (None is
+    a right value) is not counted if the answer lacks it.
     """
     if not right or not all(right.values()):
         return 0.0
@@ -76,7 +77,8 @@ def _bare(value: Any) -> str:
 
 
 def chart_values(answer: str) -> dict[Any, Any]:
-    """The dictionary that an answer writes in Python, behind a name or in its longest fence; {}: none."""
+    """The Python dictionary in an answer's longest fence, else in the whole answer, with or without "name =" before it;
+    {} if there is none."""
     found = _FENCED.findall(answer)
     content = max(found, key=len) if found else answer.strip()
     content = re.sub(r"^\s*\w+\s*=\s*", "", content.strip(), count=1)

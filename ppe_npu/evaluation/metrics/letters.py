@@ -1,7 +1,7 @@
 """The option that an answer to a multiple-choice question names: one function per published rule.
 
-Each gives a capital letter, or "" where the answer names none. Some scripts then draw a letter at random; here such an
-answer is wrong, unless a protocol asks for draws, which are then seeded (official.py).
+Each returns a capital letter, or "" if the answer names none. Some published scripts then draw a letter at random; here
+such an answer is wrong, unless a protocol asks for draws, which are then seeded (official.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ppe_npu.evaluation.metrics.text import unpunctuated
 from ppe_npu.evaluation.metrics.vqa import NUMBERS
 
 _TRIMMED = (",", ".", "!", "?", ";", ":", "'")
-# As published: two commas are missing there, so that the last two are each a join of two sentences.
+# As published: two commas are missing there, so each of the last two joins two phrases.
 _PREFIXES = (
     "The best answer is",
     "The correct answer is",
@@ -27,8 +27,8 @@ _PREFIXES_LONG = (*_PREFIXES[:4], "The best option is", "The correct option is",
 
 
 def scienceqa_letter(answer: str) -> str:
-    """A capital A to E: the whole answer; else the one before ". " at its start; else the one behind "The answer is ",
-    if that stands there once and a further character of the same line follows the letter.
+    """A capital A to E: the whole answer; else the one before ". " at its start; else the one after "The answer is ",
+    if that phrase occurs once and the letter is followed by another character on the same line.
 
     Source: haotian-liu/LLaVA llava/eval/eval_science_qa.py (main), answers stripped as its model_vqa_science.py does.
     So "B.", "b", "The answer is B" and "B\\nx" name none; lmms-eval's rule is lmms.scienceqa_letter.
@@ -43,7 +43,7 @@ def scienceqa_letter(answer: str) -> str:
 
 
 def ai2d_letter(answer: str) -> str:
-    """The capital before a full stop at the start, or the whole answer if that is one letter but for ASCII punctuation.
+    """The capital before a full stop at the start, or the whole answer if it is one letter without ASCII punctuation.
 
     Source: lmms-eval 0.7.3 tasks/ai2d. White space around the letter is part of the answer there, so " C" names none.
     """
@@ -58,7 +58,7 @@ def first_character(answer: str) -> str:
 
 
 def first_capital(answer: str, letters: str = "ABCD", prefixes: Sequence[str] = _PREFIXES) -> str:
-    """The first of these capitals after phrases such as "The answer is" are taken away.
+    """The first of these capitals in the answer, after phrases such as "The answer is" are removed.
 
     Source: BradyFU/Video-MME evaluation/eval_your_results.py.
     """
@@ -70,29 +70,30 @@ def first_capital(answer: str, letters: str = "ABCD", prefixes: Sequence[str] = 
 
 
 def videomme_letter(answer: str) -> str:
-    """first_capital() behind "Answer:" and "Option:", too.
+    """first_capital(), with "Answer:" and "Option:" removed as well.
 
-    Source: open-compass/VLMEvalKit vlmeval/dataset/utils/videomme.py, extract_characters_regex. What names no letter by
-    it is wrong there without a judge: options' texts are sought among the question's own lines, which has none.
+    Source: open-compass/VLMEvalKit vlmeval/dataset/utils/videomme.py, extract_characters_regex. Without a judge, an
+    answer that names no letter by this rule is wrong there, because options are sought in a question that has none.
     """
     return first_capital(answer, prefixes=(*_PREFIXES, "Answer:", "Option:"))
 
 
 def longvideobench_letter(answer: str) -> str:
-    """first_capital over A to E (LongVideoBench: Wu et al. 2024, arXiv 2407.15754; lmms-eval tasks/longvideobench)."""
+    """first_capital() of A to E (LongVideoBench: Wu et al. 2024, arXiv 2407.15754; lmms-eval tasks/longvideobench)."""
     return first_capital(answer, "ABCDE", _PREFIXES_LONG)
 
 
 def lone_letter(answer: str, letters: str = "A-D") -> str:
-    """The first capital that stands alone as a word (Perception Test: lmms-eval tasks/perceptiontest)."""
+    """The first of these capitals that is a word by itself (Perception Test: lmms-eval tasks/perceptiontest)."""
     found = re.search(rf"\b([{letters}])\b", answer)
     return found[1] if found else ""
 
 
 def opening_letter(answer: str) -> str:
-    """The letter that is the first word, brackets and a full stop aside, or stands in brackets in it: "B", "b)", "(B.".
+    """The letter that is the first word, ignoring brackets and full stops, or is bracketed in it: "B", "b)", "(B.".
 
-    opens_with() without a right answer to compare with: of "(C)(D)", which it takes for either, this names the first.
+    Corresponds to opens_with() if there is no right answer to compare with. For "(C)(D)", which that accepts for both
+    letters, it returns the first.
     """
     word = (answer.split() or [""])[0].upper()
     found = re.fullmatch(r"\(?([A-Z])\)?", word.replace(".", "")) or re.search(r"\(([A-Z])\)", word)
@@ -100,14 +101,14 @@ def opening_letter(answer: str) -> str:
 
 
 def opens_with(answer: str, letter: str, lettered: bool = True) -> bool:
-    """Whether the first line's first word, without full stops, occurs in "(b)" or holds it.
+    """Whether the first line's first word, without full stops, is a part of "(b)" (for letter B) or contains it.
 
     Source: OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb (MVBench: Li et al. 2024, arXiv 2311.17005), check_ans.
 
     Args:
         letter: of the right option.
-        lettered: whether the word must hold a letter. As published it need not, and then "", "." and "(" are right,
-            because the empty text occurs in any.
+        lettered: whether the word must contain a letter. As published it need not, and then "", "." and "(" are right,
+            because they are parts of "(b)", too.
     """
     first_line = answer.strip().split("\n")[0]
     word, right = first_line.lower().split(" ")[0], f"({letter.lower()})"
@@ -130,14 +131,14 @@ def mlvu_letter(answer: str) -> str:
 
 
 def mmmu_letter(answer: str, options: Sequence[str], published: bool = False) -> str:
-    """The last of: "(A)"; else "A " ; else "A."; else, in an answer of more than five words, an option's text.
+    """The last letter in the form "(A)"; else in the form "A "; else "A."; else, in an answer of more than five words,
+    the option whose text occurs last.
 
-    Source: lmms-eval tasks/mmmu/utils.py parse_multi_choice_response, also in its tasks/nextqa, whose prompts are used
-    too.
+    Source: lmms-eval tasks/mmmu/utils.py parse_multi_choice_response; its tasks/nextqa uses the same rule.
 
     Args:
-        published: read as MMMU's own eval_utils.py does (Yue et al. 2024, arXiv 2311.16502): a letter has a space on
-            both sides, and there is no "A.": "B. because" names none, and "NASA says so" not A.
+        published: whether to follow MMMU's own eval_utils.py (Yue et al. 2024, arXiv 2311.16502) instead: a letter
+            needs a space on both sides, and there is no form "A.": "B. because" names none, and "NASA says so" not A.
     """
     answer = _trimmed(answer)
     texts = dict(zip(ascii_uppercase, options))
@@ -150,11 +151,11 @@ def mmmu_letter(answer: str, options: Sequence[str], published: bool = False) ->
 
 
 def egoschema_letter(answer: str, options: Sequence[str]) -> str:
-    """The earliest of "(A)", "A " and "A."; without any, in an answer of more than five words, the earliest of the
-    options as the prompt has them, letter and text ("a. the man runs").
+    """The earliest letter in the form "(A)", "A " or "A."; if there is none, in an answer of more than five words, the
+    earliest of the options as written in the prompt, letter and text ("a. the man runs").
 
-    Source: lmms-eval 0.7.3 tasks/egoschema (Mangalam et al. 2023, arXiv 2308.09126, takes letters that are parsed
-    already). An answer with neither is drawn there.
+    Source: lmms-eval 0.7.3 tasks/egoschema, where a letter is drawn if the answer has neither. (The script of Mangalam
+    et al. 2023, arXiv 2308.09126, takes letters that are parsed already.)
     """
     answer = _trimmed(answer)
     texts = {letter: f"{letter}. {text}" for letter, text in zip("ABCDE", options)}
@@ -167,9 +168,10 @@ def egoschema_letter(answer: str, options: Sequence[str]) -> str:
 
 
 def mmmu_pro_letter(answer: str, options: Sequence[str]) -> str:
-    """The one letter that occurs behind the last "Answer:", else mmmu_letter()'s.
+    """The only letter of an option after the last "Answer:", else the result of mmmu_letter().
 
-    Source: MMMU-Benchmark/MMMU mmmu-pro/evaluate.py (Yue et al. 2024, arXiv 2409.02813), which draws where none is.
+    Source: MMMU-Benchmark/MMMU mmmu-pro/evaluate.py (Yue et al. 2024, arXiv 2409.02813), which draws one if there is
+    none.
     """
     _, said, tail = answer.rpartition("Answer:")
     named = [letter for letter, _ in zip(ascii_uppercase, options) if letter in tail] if said else []
@@ -177,10 +179,10 @@ def mmmu_pro_letter(answer: str, options: Sequence[str]) -> str:
 
 
 def prefixed_letter(answer: str) -> str:
-    """The first character, or the one behind "(", "option " or "the answer is " at the start, in upper case.
+    """The first character, or the one after "(", "option " or "the answer is " at the start, in upper case.
 
-    Source: MMStar's eval.py: each of the four places is tried with the right letter, so
-    that "(a" is B only if its second character is b; a letter that stands at the first place counts before the others.
+    Source: MMStar's eval.py, which compares the right letter with each of the four positions; the letter after a prefix
+    is read here first, else the first character.
     """
     text = answer.lower().strip().replace("\n", " ")
     for prefix in ("(", "option ", "the answer is "):
@@ -190,28 +192,28 @@ def prefixed_letter(answer: str) -> str:
 
 
 def tempcompass_letter(answer: str) -> str:
-    """A to D: the whole answer, or before a full stop or a round bracket at its start: "B", "B. running", "B) it runs";
-    an option's text alone names none.
+    """A letter A to D that is the whole answer, or is followed by "." or ")" at its start: "B", "B. running", "B) it
+    runs". The text of an option without its letter names none.
 
-    Source: llyx97/TempCompass eval_multi-choice.py (Liu et al. 2024, arXiv 2403.00476) with --disable_llm, also before
-    the judge of lmms-eval's tasks/tempcompass.
+    Source: llyx97/TempCompass eval_multi-choice.py (Liu et al. 2024, arXiv 2403.00476) with --disable_llm; also the
+    first rule of lmms-eval's tasks/tempcompass, before its judge.
     """
     found = re.match(r"([A-D])(?:[.)]|\Z)", answer)
     return found[1] if found else ""
 
 
 def realworldqa_answer(answer: str, question: str) -> str:
-    """An answer without punctuation, a number's word ("three") as digits; the letter of the option whose text it holds,
-    where the question has options.
+    """The letter of the option whose text the answer contains, if the question has options; else the answer without
+    punctuation, with a number word ("three") as digits.
 
-    Source: lmms-eval tasks/realworldqa/utils.py, NumberWordsToDigitsFilter, then the filter of options' texts, which
-    its task named before 0.7.3 (now lmms.realworldqa).
+    Source: lmms-eval tasks/realworldqa/utils.py, NumberWordsToDigitsFilter, then the filter for texts of options, which
+    the task used before 0.7.3 (lmms.realworldqa is today's rule).
     """
     answer = NUMBERS.get(answer.lower(), answer) if answer.lower() != "none" else answer
     options = {text.strip(): letter for letter, text in re.findall(r"\b([A-Z])\.\s+([^\n]*)", question)}
     plain = re.sub(r"[^\w\s]", "", answer).strip()
     found = re.search("|".join(map(re.escape, options)), plain) if options else None
-    # As published, letters are counted from A in the order of the options, whatever they are called.
+    # As published, options are lettered from A in their order, whatever letters the question gives them.
     return ascii_uppercase[list(options).index(found[0])] if found and found[0] else plain
 
 
@@ -222,8 +224,7 @@ def _trimmed(answer: str) -> str:
 
 
 def _by_text(answer: str, texts: Mapping[str, str], last: bool) -> str:
-    """The letter of the option whose text occurs, the last or the first of several; answers of five words are too
-    short for it."""
+    """The letter of the option whose text occurs last (or first) in an answer of more than five words; "" if none."""
     if len(answer.split()) <= 5:
         return ""
     lower = answer.lower()
@@ -234,15 +235,15 @@ def _by_text(answer: str, texts: Mapping[str, str], last: bool) -> str:
 
 
 def mmbench_letter(answer: str, options: Mapping[str, str], declared: bool = True) -> str:
-    """The one option letter that stands alone among the last words; else the one behind the first "answer is"; else
-    the one option whose text occurs.
+    """The only option letter among the words, if it is one of the last four; else the one after the first "answer is";
+    else the only option whose text occurs.
 
     Source: open-compass/VLMEvalKit vlmeval/utils/matching_util.py (can_infer at e8e78f0), which scores MMBench (Liu et
     al. 2024, arXiv 2307.06281) without a judge under its policy exact_matching.
 
     Args:
         options: letter -> text.
-        declared: whether "answer is" counts, as since 17 June 2026 (pull request 1552); A to D alone there.
+        declared: whether "answer is" counts, as it does since 17 June 2026 (pull request 1552), but only for A to D.
     """
     if any(refusal in answer for refusal in _REFUSALS):
         return ""

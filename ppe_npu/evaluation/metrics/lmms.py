@@ -1,4 +1,4 @@
-"""Rules of lmms-eval 0.7.3 (2026-08-06) that differ from the authors' own; official.py says which benchmark has which.
+"""Rules of lmms-eval 0.7.3 (2026-08-06) that differ from the authors' own; official.py assigns them to benchmarks.
 
 Restated from lmms_eval/tasks/_task_utils/mcq_extract.py, tasks/scienceqa, tasks/mmbench, tasks/mvbench,
 tasks/realworldqa and tasks/ocrbench; compared with its scores on recorded cases (tests/evaluation/test_official.py).
@@ -15,14 +15,14 @@ from ppe_npu.evaluation.metrics.vqa import normalise_punctuation
 _NAMES = ("answer", "correct answer", "best answer", "correct option", "best option", "choice", "correct choice")
 _PHRASES = (
     *(f"{name} is" for name in _NAMES),
-    *(f"the {name} is" for name in _NAMES),  # the first place of each phrase counts; that of these may be further on
+    *(f"the {name} is" for name in _NAMES),  # needed: only a phrase's first occurrence counts, and these may be later
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
     *("옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"),
 )
-# What an option's letter may look like, the most telling first; the start and the end of the answer go before these.
+# Forms of an option's letter, and their weights; the start and the end of the answer have higher weights.
 _FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
 _START, _END, _PHRASE = 10, 9, 7
-# What stands around a letter that is a word of MMBench's answers, in this order.
+# What may surround a letter that is a word of an answer to MMBench, in the order in which it is tried.
 _AROUND = (
     *(("", "."), ("", ","), ("", ":"), ("", ")"), ("", ").")),
     *(("(", ")"), ("(", ")."), (":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
@@ -30,8 +30,8 @@ _AROUND = (
 
 
 def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
-    """The letter in the most telling form that occurs, the last of equal ones; any letter's last place where no form
-    does. Video-MME, MLVU, LVBench and MMStar are read so.
+    """The letter in the form of highest weight that occurs, the last one if there are several; without any form, the
+    letter that occurs last. Used for Video-MME, MLVU, LVBench and MMStar.
 
     Source: mcq_extract.extract_mcq_answer.
     """
@@ -48,12 +48,12 @@ def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
     found += [(_START, 0, a) for a in letters if word.startswith(a) and not word[1:2].isalpha()]
     found += [(_END, len(text), a) for a in letters if word.endswith(a) and not word[-2:-1].isalpha()]
     found = [place for place in found if place[1] >= 0] or [(0, text.rfind(a), a) for a in letters if a in text]
-    # Of one place and weight the first letter counts, as Python's sort is stable there.
+    # Of equal weight and position the first letter counts, as with the stable sort there.
     return max(found, key=lambda place: place[:2])[2] if found else ""
 
 
 def scienceqa_letter(answer: str) -> str:
-    """The whole answer in either case, if it is one letter; else the capital before a full stop at its start."""
+    """The answer in upper case if it is one character; else the capital before a full stop at its start."""
     answer = answer.strip()
     if len(answer) == 1:
         return answer.upper()
@@ -61,8 +61,8 @@ def scienceqa_letter(answer: str) -> str:
 
 
 def mvbench_letter(answer: str) -> str:
-    """The letter A to E before a full stop and a text at the start; else the first that stands alone as a word, in
-    either case, after punctuation is taken away as in VQA.
+    """The letter A to E before a full stop and a text at the start; else, after punctuation is removed as in VQA, the
+    first of these letters, in either case, that is a word by itself; else the whole answer in lower case.
 
     Source: tasks/mvbench/utils.py mcq_acc.
     """
@@ -77,10 +77,10 @@ def mvbench_letter(answer: str) -> str:
 
 
 def mmbench_letter(answer: str, options: Mapping[str, str]) -> str:
-    """The one letter A to E that is a word, unless A is one of more than three words; else the one in the first form
-    that has one ("B.", "B)", "(B)", ":B" ...); else the one option of A to D whose text occurs.
+    """The only letter A to E that is a word, unless A is one of more than three words; else the only one in the first
+    form that has just one ("B.", "B)", "(B)", ":B" ...); else the only option of A to D whose text occurs.
 
-    Source: tasks/mmbench/mmbench_evals.py, can_infer; an answer without a letter is asked of GPT there.
+    Source: tasks/mmbench/mmbench_evals.py, can_infer; there GPT judges an answer without a letter.
 
     Args:
         options: letter -> text.
@@ -96,8 +96,8 @@ def mmbench_letter(answer: str, options: Mapping[str, str]) -> str:
 
 
 def realworldqa(answer: str, truth: str) -> float:
-    """1.0 if extracted_letter() is the right letter, where that is A to D; else if the answer is the right one, but for
-    case, outer white space and full stops behind it.
+    """Whether extracted_letter() is the right letter, if the reference is A to D; else whether the answer equals the
+    reference, except for case, outer white space and final full stops. 1.0 or 0.0.
 
     Source: tasks/realworldqa/utils.py, realworldqa_process_results.
     """
@@ -108,9 +108,10 @@ def realworldqa(answer: str, truth: str) -> float:
 
 
 def ocrbench_contains(answer: str, references: Sequence[str]) -> float:
-    """contains(), with ASCII in full width as plain ASCII on both sides: "１２３" holds "123", but "①" no "1".
+    """contains(), after full-width ASCII becomes plain ASCII on both sides: "１２３" contains "123", but "①" no "1".
 
-    Source: tasks/ocrbench/utils.py, ocrbench_process_results; formulas, of which that is not done, have no other rule.
+    Source: tasks/ocrbench/utils.py, ocrbench_process_results, which leaves formulas as they are; their rule is the
+    benchmark's own.
     """
     return contains(answer.strip().translate(_NARROW), [reference.translate(_NARROW) for reference in references])
 

@@ -1,4 +1,4 @@
-"""Tables in HTML as trees of elements: what is left open is closed as browsers' parsers close it, or not at all."""
+"""HTML tables as trees of elements. Elements that are left open are closed as libxml2 does, or not at all."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-_DEEPEST = 200  # elements inside each other
+_DEEPEST = 200  # levels of nested elements
 _EMPTY = frozenset(
     ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr"]
 )
 _ROWS = frozenset(("tbody", "tfoot", "tr"))
 _CELLS = _ROWS | {"td", "th"}
 _BLOCKS = _CELLS | {"table", "thead", "p", "div", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6"}
-# Of an open element, the elements on whose start it ends (libxml2's HTMLparser.c, as far as it can stand in a table).
+# Open element -> elements whose start tags close it (libxml2's HTMLparser.c, for elements that occur in tables).
 _ENDS_ON = {
     "td": _CELLS,
     "th": _CELLS,
@@ -27,14 +27,14 @@ _ENDS_ON = {
     **dict.fromkeys(("p", "h1", "h2", "h3", "h4", "h5", "h6"), _BLOCKS),
     "li": frozenset(("li",)),
 }
-# An end tag ends no element of a higher rank than its own.
+# An end tag closes no element of a higher rank than its own.
 _RANKS = {"div": 150, "td": 160, "th": 160, "tr": 170, "thead": 180, "tbody": 180, "tfoot": 180, "table": 190}
 _RANKS |= {"head": 200, "body": 200, "html": 220}
 
 
 @dataclass
 class Element:
-    """An element: its name, its attributes, and texts and elements in order."""
+    """An element: its name, its attributes, and its texts and elements in order."""
 
     tag: str
     attributes: dict[str, str] = field(default_factory=dict)
@@ -42,26 +42,26 @@ class Element:
 
     @property
     def children(self) -> list[Element]:
-        """The elements directly in it."""
+        """The elements directly inside this one."""
         return [part for part in self.content if isinstance(part, Element)]
 
     def below(self) -> Iterator[Element]:
-        """All elements in it, each before those that it holds."""
+        """All elements inside this one, each before its own descendants."""
         for child in self.children:
             yield child
             yield from child.below()
 
     def text(self) -> str:
-        """All text in it."""
+        """All text inside this element."""
         return "".join(part if isinstance(part, str) else part.text() for part in self.content)
 
 
 def read_markup(text: str, closing: bool) -> Element | None:
-    """The elements of a text below one without a name; None where they are nested deeper than a table can be.
+    """The elements of a text, inside a root without a name; None if they are nested deeper than _DEEPEST.
 
     Args:
-        closing: whether a cell or a row that is left open ends where the next one starts (lxml); else it holds what
-            follows (BeautifulSoup's "html.parser").
+        closing: whether a cell or row that is left open ends where the next one starts, as in lxml; else it contains
+            what follows, as with BeautifulSoup's "html.parser".
     """
     reader = _Reader(closing)
     reader.feed(text)

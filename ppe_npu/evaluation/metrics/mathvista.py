@@ -1,7 +1,7 @@
-"""What an answer to a question of MathVista says, in the form of its references.
+"""Answers to MathVista's questions, brought into the form of its references.
 
 Source: lupantech/MathVista evaluation/calculate_score.py, normalize_extracted_answer (Lu et al. 2024, arXiv
-2310.02255). GPT-4 extracts what is normalised there; the rules that stand for it are ours.
+2310.02255). There GPT-4 extracts the answer that is normalised; the rules that replace it here are ours.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def mathvista_answer(answer: str, options: Sequence[str] | None, kind: str, precision: float | None) -> str | None:
-    """An answer as a reference would be written; None where it has none of that kind.
+    """An answer in the form of a reference; None if a number is needed and the answer has none.
 
-    With options: the option that is the answer, or whose letter it names (rules of mmmu_letter), else the one that
-    the fewest edits make of it, as published. Without: the answer if it is a number, else the last number in it, cut to
-    an integer or rounded to `precision` decimals; of a list, the last that it holds.
+    With options: the option that equals the answer or whose letter it names (by the rules of mmmu_letter), else, as
+    published, the option with the smallest edit distance. Without: for a number, the answer if it is one, else the last
+    number in it, truncated to an integer or rounded to `precision` decimals; for a list, the last list in it.
 
     Args:
         options: of a multiple-choice question.
@@ -44,7 +44,7 @@ def mathvista_answer(answer: str, options: Sequence[str] | None, kind: str, prec
 
 
 def _quoted(answer: str) -> str:
-    """The authors' quick extraction: what stands in quotes behind "The answer is"."""
+    """The authors' quick extraction: the text in quotes after "The answer is", if there is one; else the answer."""
     found = re.search(r'The answer is "(.*)"\.', answer)
     return found[1] if found else answer
 
@@ -61,8 +61,8 @@ def _option(answer: str, options: Sequence[str]) -> str:
 
 
 def _value(answer: str) -> float | None:
-    """The number that an answer is, else the last one in it; none that is infinite."""
-    answer = answer.replace("\u2212", "-")  # the sign of typesetting
+    """The number that an answer is, else the last one in it; NaN and infinite ones are ignored; None without any."""
+    answer = answer.replace("\u2212", "-")  # the typographic minus sign
     for text in (answer, *reversed(_NUMBER.findall(answer))):
         try:
             value = float(text.replace(",", ""))

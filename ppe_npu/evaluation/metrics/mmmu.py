@@ -1,4 +1,4 @@
-"""MMMU's open questions: what an answer says, and whether that is right.
+"""MMMU's open questions: candidate values in an answer, and whether one of them is right.
 
 Source: MMMU-Benchmark/MMMU eval/eval_utils.py (parse_open_response, normalize_str, eval_open; Yue et al. 2024,
 arXiv 2311.16502).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# The parts of the tail of a sentence that holds the answer: it is what stands behind the last of these.
+# Phrases that introduce an answer: the tail of a line is the text after the last of them.
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset(":,.!?;'")
 _NUMBERS = (
@@ -20,7 +20,7 @@ _NUMBERS = (
 
 
 def open_candidates(answer: str) -> set[str | float]:
-    """What an answer may be saying: the tails of its lines as lower-case texts, and the numbers in them, rounded to
+    """Candidate values of an answer: the tails of its lines as lower-case texts, and the numbers in them, rounded to
     two decimals."""
     tails = _tails(answer)
     numbers = [number for tail in tails for pattern in _NUMBERS for number in re.findall(pattern, tail)]
@@ -40,11 +40,11 @@ def open_is_right(answer: str, references: Sequence[str]) -> float:
 
 
 def _tails(answer: str) -> list[str]:
-    # The published code splits at full stops before capitals too, but of a text that is in lower case already.
+    # The published code also splits at full stops before capitals, which has no effect, as the text is in lower case.
     answer = answer.strip().strip(".").lower()
     lines, tails = answer.split("\n"), []
     for number, line in enumerate(lines):
-        # In the last line an equation counts: what stands behind its last "=".
+        # In the last line, the text after the last "=" is a candidate, too.
         indicators = (*_INDICATORS, "=") if number == len(lines) - 1 else _INDICATORS
         found = [line.split(indicator)[-1].strip() for indicator in indicators if indicator in line]
         tail = _shortest(found)
@@ -54,7 +54,7 @@ def _tails(answer: str) -> list[str]:
 
 
 def _shortest(found: list[str]) -> str:
-    """The first of the shortest; as published, an empty one is replaced by the next whatever its length."""
+    """The first of the shortest texts; as published, an empty one is replaced by the next one, whatever its length."""
     shortest = ""
     for text in found:
         if not shortest or len(text) < len(shortest):
@@ -63,8 +63,8 @@ def _shortest(found: list[str]) -> str:
 
 
 def _values(text: str) -> list[str | float]:
-    """A text as it is compared: a number rounded to two decimals, or lower-case words; a lone letter with a space on
-    one side, so that it does not match inside a word."""
+    """The forms in which a text is compared: a number rounded to two decimals, or the text in lower case; a single
+    letter gets a space before or after it, so that it does not match inside a word."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

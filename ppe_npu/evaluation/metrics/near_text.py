@@ -1,7 +1,7 @@
-"""Where a text stands in a longer one, or nearly: the most alike part, and all places within some edits.
+"""Approximate search for a text in a longer one: the most similar part, and all positions within some edits.
 
-Source: allenai/olmocr's bench/tests.py asks rapidfuzz (fuzz.ratio, fuzz.partial_ratio) and fuzzysearch
-(find_near_matches); these give the same numbers and, but for ties of a character, the same places.
+Source: allenai/olmocr's bench/tests.py uses rapidfuzz (fuzz.ratio, fuzz.partial_ratio) and fuzzysearch
+(find_near_matches). The functions here give the same numbers and, except for ties of a character, the same positions.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from functools import lru_cache
 
 import numpy as np
 
-_UNIT = 8  # characters that a text may repeat without end
+_UNIT = 8  # longest unit, in characters, whose repetitions are shortened
 
 
 def ratio(first: str, second: str) -> float:
-    """1 - insertions and deletions per character of both texts."""
+    """Similarity in [0, 1]: 1 - insertions and deletions per character of both texts."""
     both = len(first) + len(second)
     return _share(both - 2 * _common(_places(first), len(first), second), both) if both else 1.0
 
 
 def stands_in(text: str, page: str, least: float) -> bool:
-    """Whether some part of the page, as long as the text or shorter at its ends, has at least this ratio() to it."""
+    """Whether a part of the page has a ratio() of at least `least` to the text. Parts are as long as the text; at the
+    beginning and the end of the page shorter ones count, too. If the page is shorter, the two exchange their roles."""
     if text and text in page:
         return least <= 1.0
     if not text or not page:
@@ -32,8 +33,8 @@ def stands_in(text: str, page: str, least: float) -> bool:
 
 
 def shortened(page: str, ends: int) -> str:
-    """A page in which what is repeated without end (a row of dots, say) has so many characters at each of its two ends
-    at least, and little between them: from there on every place is like the one before."""
+    """The page with long repetitions, such as rows of dots, shortened to at least `ends` characters at either end and
+    little between them; the positions that are removed are all alike."""
     for unit in range(1, _UNIT + 1):
         if len(page) <= 2 * ends + 2 * unit:
             break
@@ -42,7 +43,7 @@ def shortened(page: str, ends: int) -> str:
         turns = np.flatnonzero(same[1:] != same[:-1])
         parts, done = [], 0
         for start, end in zip(turns[::2].tolist(), turns[1::2].tolist()):
-            more = (end + unit - start - 2 * ends) // unit - 1  # units that may go; one stays between the ends
+            more = (end + unit - start - 2 * ends) // unit - 1  # units to remove; one stays between the ends
             if more > 0:
                 parts.append(page[done : start + ends])
                 done = start + ends + more * unit
@@ -51,7 +52,7 @@ def shortened(page: str, ends: int) -> str:
 
 
 def _share(edits: int, characters: int) -> float:
-    """As rapidfuzz rounds it, whose percents the benchmark divides by a hundred."""
+    """1 - edits / characters, rounded like rapidfuzz's percentage, which the benchmark divides by 100."""
     return (1.0 - edits / characters) * 100.0 / 100.0
 
 
@@ -67,7 +68,7 @@ def _part(short: str, long: str, least: float) -> bool:
     if any(fits(0, end) or fits(len(long) - end, len(long)) for end in ends):
         return True
     needed = next((many for many in range(size + 1) if _share(2 * size - 2 * many, 2 * size) >= least), size + 1)
-    shared = 0  # characters that the part has in common with the text, in any order
+    shared = 0  # characters that the part shares with the text, in any order
     for at, sign in enumerate(long):
         if sign in left:
             shared += left[sign] > 0
@@ -88,7 +89,7 @@ def _places(text: str) -> dict[str, int]:
 
 
 def _common(places: dict[str, int], size: int, text: str) -> int:
-    """The length of the longest common subsequence (Hyyrö 2004): a row of the table is one number."""
+    """The length of the longest common subsequence (Hyyrö 2004); a row of the table is encoded in one integer."""
     full = (1 << size) - 1
     row = full
     for sign in text:
@@ -98,8 +99,8 @@ def _common(places: dict[str, int], size: int, text: str) -> int:
 
 
 def near_places(text: str, page: str, most: int) -> list[int]:
-    """Where parts of the page begin that become the text by at most so many edits; of parts that overlap the best one:
-    the fewest edits, then the longest."""
+    """Starts of the parts of the page that are at most `most` edits away from the text. Of overlapping parts only the
+    best one counts: the fewest edits, then the longest."""
     if not most:
         return _all(text, page)
     found = sorted(_within(text, page, most))
@@ -122,7 +123,7 @@ def _all(text: str, page: str) -> list[int]:
 
 
 def _within(text: str, page: str, most: int) -> set[tuple[int, int, int]]:
-    """(start, end, edits) of parts; one of most + 1 pieces of the text stands in each as it is."""
+    """{(start, end, edits)} of parts within `most` edits; each holds one of most + 1 pieces of the text unchanged."""
     size = max(len(text) // (most + 1), 1)
     found = set()
     for start in range(0, len(text) - size + 1, size):
@@ -137,9 +138,10 @@ def _within(text: str, page: str, most: int) -> set[tuple[int, int, int]]:
     return found
 
 
-@lru_cache(maxsize=4096)  # a row of dots has a thousand places, and hardly two that differ
+@lru_cache(maxsize=4096)  # a row of dots has a thousand positions, nearly all with the same surroundings
 def _grown(text: str, page: str, most: int) -> tuple[int, int] | None:
-    """(edits, length) of the beginning of the page that is nearest to the text, the longest; None: none is near."""
+    """(edits, length) of the prefix of `page` nearest to the text, the longest of equally near ones; None if it is more
+    than `most` edits away."""
     row = list(range(len(text) + 1))
     best = (row[-1], 0)
     for length, sign in enumerate(page, 1):

@@ -1,8 +1,8 @@
 """The rules of OCRBench v2, one for each kind of task.
 
 Source: Fu et al. 2025 (arXiv 2501.00321), Yuliang-Liu/MultimodalOCR OCRBench_v2/eval_scripts/eval.py (commit 671a3f8).
-Where it stops with an exception (a reading of blanks alone, a field whose right value is a number, a count of nothing)
-the answer is scored all the same, and a similarity below zero is none.
+Where that script stops with an exception (a reading of blanks alone, a field whose right value is a number, a count of
+nothing), the answer is scored here all the same; a negative similarity counts as 0.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ppe_npu.evaluation.metrics.teds import page_of, page_of_chart, page_of_mark
 
 Sample = Mapping[str, Any]
 _BOX = re.compile(r"[\(\[]\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*[\)\]]")
-_BETWEEN = ("", ".", ". ", ",", ", ", "、", ";", "; ", " ", "和")  # letters of a handwritten answer
-_LONGEST = 18  # digits of a number that counts something
+_BETWEEN = ("", ".", ". ", ",", ", ", "、", ";", "; ", " ", "和")  # separators of a handwritten answer's letters
+_LONGEST = 18  # digits of a count or of a side of a box
 
 
 def short_answer(answer: str, sample: Sample) -> float:
-    """Letters alone of a choice; else whether the reference occurs, or of five words and more the likeness to it."""
+    """For a choice, whether the answer's letters equal the reference; else whether a reference of at most four words
+    occurs, or the similarity to a longer one; the best of several references counts."""
     if sample["eval"] == "multiple choice":
         return float("".join(sign for sign in answer if sign.isalpha()) == sample["GT"][0])
     cased = sample["eval"] == "case sensitive"
@@ -34,7 +35,7 @@ def short_answer(answer: str, sample: Sample) -> float:
 
 
 def short_answer_chinese(answer: str, sample: Sample) -> float:
-    """As short_answer(), blanks left out; a reference is long from three commas on."""
+    """Like short_answer(), but without blanks; here a reference is long if it has at least three commas."""
     if sample["eval"] in ("multiple choice", "case sensitive"):
         return short_answer(answer, sample)
     return _occurs(answer, sample["GT"], lambda text: _flat(text).replace(" ", ""), lambda truth: truth.count(",") < 3)
@@ -56,12 +57,12 @@ def _flat(text: str, cased: bool = False) -> str:
 
 
 def formula(answer: str, sample: Sample) -> float:
-    """Whether the reference occurs, blanks left out."""
+    """Whether a reference occurs in the answer, ignoring blanks."""
     return float(any(_unspaced(truth) in _unspaced(answer) for truth in sample["GT"]))
 
 
 def formula_chinese(answer: str, sample: Sample) -> float:
-    r"""As formula(), the braces of \text{...} left out."""
+    r"""Like formula(), after each \text{...} is replaced by its content."""
     bare = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text) for text in (answer, *sample["GT"])]
     return formula(bare[0], {"GT": bare[1:]})
 
@@ -71,7 +72,8 @@ def _unspaced(text: str) -> str:
 
 
 def counting(answer: str, sample: Sample) -> float:
-    """Whether the number occurs; of "regression" how near the first number is, where it is off by less than a half."""
+    """Whether the reference occurs; for "regression", the closeness of the first number, or 0.0 if it is off by half or
+    more."""
     if sample["eval"] == "exact match":
         return float(any(_flat(truth) in answer for truth in sample["GT"]))
     found = re.search(r"\d+", answer)
@@ -88,7 +90,7 @@ def _near(said: int, truth: int) -> float:
 
 
 def table(answer: str, sample: Sample) -> float:
-    """TEDS of a table in HTML, or in Markdown where the question asks for that alone."""
+    """TEDS of a table in HTML, or in Markdown if the question asks only for that."""
     question = sample["prompt"].lower()
     if "markdown" in question and "html" not in question:
         return teds(page_of_markdown(answer), page_of_markdown(sample["GT"][0]))
@@ -109,18 +111,18 @@ def chart(answer: str, sample: Sample) -> float:
 
 
 def chart_truth(text: str) -> dict[Any, Any]:
-    """The values of a chart as the data has them, in JSON or in Python."""
+    """The values of a chart, which the data gives in JSON or as a Python dictionary."""
     found = value_of(text)
     return found if isinstance(found, dict) else chart_values(text)
 
 
 def document(answer: str, sample: Sample) -> float:
-    """How like the outlines are."""
+    """Similarity of the outlines."""
     return outline_score(answer, sample["GT"][0])
 
 
 def fields(answer: str, sample: Sample) -> float:
-    """The share of fields that are right."""
+    """The fraction of fields that are right."""
     return fields_score(said_fields(answer), true_fields(sample["GT"][0]))
 
 
@@ -132,24 +134,24 @@ def grounding(answer: str, sample: Sample) -> float:
 
 
 def answer_and_box(answer: str, sample: Sample) -> float:
-    """Half for the answer, half for intersection over union of its box."""
+    """Half the score of the answer's text plus half the intersection over union of its box."""
     said = said_fields(answer)
     content = short_answer(said["answer"], {**sample, "eval": None}) if "answer" in said else 0.0
     box = literal(said.get("bbox", ""))
     try:
         place = overlap([int(side) for side in box[:4]], sample["bbox"]) if len(box) >= 4 else 0.0
-    except (TypeError, ValueError, KeyError, OverflowError):  # no list of numbers
+    except (TypeError, ValueError, KeyError, OverflowError):  # the box is not a list of numbers
         place = 0.0
     return 0.5 * content + 0.5 * place
 
 
 def spotting(answer: str, sample: Sample) -> float:
-    """Words and boxes that are right."""
+    """The F1 of words whose text and box are right; see spotting_score()."""
     return spotting_score(answer, sample["boxes"], sample["GT"])
 
 
 def handwriting(answer: str, sample: Sample, reader: Reader) -> float:
-    """Likeness to a short text; of the letters of a choice, whether they occur, with anything usual between them."""
+    """Similarity to a short text; for letters of a choice, whether they occur joined by one of the usual separators."""
     truth = sample["GT"][0]
     if "简答" in sample["prompt"]:
         return reader.score(answer, truth)
@@ -188,7 +190,7 @@ def ocrbench_v2_score(answer: str, sample: Sample, reader: Reader) -> float:
 
     Args:
         sample: type, prompt, GT (a list), eval ("multiple choice", "case sensitive", "exact match", "regression" or
-            None), bbox and boxes, where the type needs them.
+            None), and bbox and boxes if the type needs them.
     """
     if sample["type"] in READINGS:
         return reader.score(answer, sample["GT"][0])

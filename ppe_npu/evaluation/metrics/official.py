@@ -1,8 +1,8 @@
-"""Which rule a benchmark is scored by, whose scorer it is: "authors", "lmms-eval" (0.7.3) or "vlmevalkit".
+"""The scoring rule of a benchmark by source: "authors", "lmms-eval" (0.7.3) or "vlmevalkit".
 
-The three differ, and so do published numbers. A protocol says which one counts (benchmarks/protocols); a benchmark that
-is not listed under a source is scored by its own score(), which agrees with that source on all cases that were compared
-(docs/evaluation.md says how many). Versions: VERSIONS.
+The three sources differ, and so do published numbers. A protocol chooses one of them (evaluation/protocols). A
+benchmark that is not listed under a source is scored by its own score(), which agrees with that source on all cases
+that were compared (docs/evaluation.md says how many). Versions: VERSIONS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSIONS = {
     "vlmevalkit": "VLMEvalKit e8e78f0 (18 August 2026)",
 }
 
-# Benchmarks that VLMEvalKit asks as choices among options, and reads alike.
+# Benchmarks that VLMEvalKit treats as choices among options, with one common rule.
 _CHOICES = (
     *("ai2d", "mmbench", "mmmu", "mmmu_pro", "mmmu_pro_vision", "mmstar", "realworldqa", "scienceqa"),
     *("seedbench_2_plus", "seedbench_image"),
@@ -35,12 +35,12 @@ Rule = Callable[[str, Any, Sequence[str]], "float | None"]
 
 
 def _letter(read: Callable[[str], str]) -> Rule:
-    """A rule that needs no options: the letter that is read is the right one."""
+    """A rule without options: 1.0 if `read` finds the right letter in the answer."""
     return lambda answer, right, options: float(read(answer) == right)
 
 
 def _drawn(read: Callable[[str, Sequence[str]], str]) -> Rule:
-    """A rule that draws where no letter is read."""
+    """A rule that draws a letter if `read` finds none."""
 
     def rule(answer: str, right: str, options: Sequence[str]) -> float | None:
         letter = read(answer, options)
@@ -50,7 +50,7 @@ def _drawn(read: Callable[[str, Sequence[str]], str]) -> Rule:
 
 
 def _scienceqa(answer: str, right: str, options: Sequence[str]) -> float:
-    """LLaVA's letters beyond the options are none."""
+    """LLaVA's rule; a letter beyond the options does not count."""
     letter = letters.scienceqa_letter(answer)
     return float(letter == right and letter in "ABCDE"[: len(options) or 5])
 
@@ -60,7 +60,7 @@ def _equal(answer: str, reference: str, options: Sequence[str]) -> float:
 
 
 def _llava_gqa(answer: str, reference: str, options: Sequence[str]) -> float:
-    """LLaVA's scripts/convert_gqa_for_eval.py, then equality, as the data set's eval.py."""
+    """LLaVA's scripts/convert_gqa_for_eval.py, followed by the comparison of the data set's eval.py."""
     return float(answer.rstrip(".").lower() == reference)
 
 
@@ -74,25 +74,26 @@ def _same_stripped(answer: str, reference: str, options: Sequence[str]) -> float
 
 
 def _inferred(answer: str, right: str, options: Sequence[str] | Mapping[str, str]) -> float:
-    """VLMEvalKit's rule of all choices among options (ImageMCQDataset)."""
+    """VLMEvalKit's common rule for choices among options (ImageMCQDataset)."""
     return float(letters.mmbench_letter(answer, _lettered(options)) == right)
 
 
 def _mlvu_vlmevalkit(answer: str, right: str, options: Sequence[str]) -> float:
-    """MLVU's own rule, else that of all choices (VLMEvalKit dataset/utils/mlvu.py, check_ans_with_model)."""
+    """MLVU's own rule, else the common one (VLMEvalKit dataset/utils/mlvu.py, check_ans_with_model)."""
     return float(letters.mlvu_letter(answer) == right) or _inferred(answer, right, options)
 
 
 def _mvbench_vlmevalkit(answer: str, right: str, options: Sequence[str]) -> float:
-    """The first word, without full stops, occurs in "(b)" or holds it, a line break being no end of a word; else the
-    rule of all choices (VLMEvalKit dataset/utils/mvbench.py, check_ans_with_model). An empty answer is right."""
+    """Whether the first word, without full stops, is a part of "(b)" (for letter B) or contains it, where a line break
+    does not end a word; else the common rule (VLMEvalKit dataset/utils/mvbench.py, check_ans_with_model). By this rule
+    an empty answer is right."""
     word, named = answer.lower().strip().split(" ")[0], f"({right.lower()})"
     return float(word.replace(".", "") in named or named in word) or _inferred(answer, right, options)
 
 
 def _inferred_open(answer: str, truth: str, options: Sequence[str]) -> float:
-    """VLMEvalKit's rule of MMMU's open questions (multiple_choice.py, MMMU_preproc): A is the right answer, as it is
-    written, and B "Other Answers"; right is A, unless the right answer is itself a letter."""
+    """VLMEvalKit's rule for MMMU's open questions (multiple_choice.py, MMMU_preproc): option A is the reference as
+    written, and B is "Other Answers"; A is right, unless the reference is a letter, which is then the right one."""
     right = truth if len(truth) == 1 and truth in ascii_uppercase else "A"
     return float(letters.mmbench_letter(answer, {"A": truth, "B": "Other Answers"}) == right)
 
@@ -151,7 +152,7 @@ RULES: dict[tuple[str, str], Rule] = {
 }
 
 
-# How often a rule of RULES has changed since it was first there: answers that an older one scored are not gone on with.
+# How often a rule of RULES has changed since its first version; runs that an older one scored are not continued.
 CHANGED: dict[tuple[str, str], int] = {
     **{(name, "vlmevalkit"): 1 for name in _CHOICES if name not in ("mmbench", "realworldqa")},
     **{(name, "lmms-eval"): 1 for name in ("mmbench", "mlvu", "videomme", "mmstar", "realworldqa")},
@@ -165,14 +166,14 @@ CHANGED: dict[tuple[str, str], int] = {
 
 
 def rule(benchmark: str, source: str) -> Rule | None:
-    """The rule of a source, where it differs from the benchmark's own score()."""
+    """A source's rule for a benchmark; None if the benchmark's own score() agrees with it."""
     return RULES.get((benchmark, source))
 
 
 def draw(right: str, options: Sequence[str], seed: int, index: int | str) -> float:
-    """The score of an answer without a letter, as scripts have it that draw one: 1.0 by a chance of 1 / options.
+    """The score of an answer without a letter if one is drawn at random: 1.0 with probability 1 / options, else 0.0.
 
-    The draw hangs on the seed and the sample alone, so that neither the order of samples nor their grouping counts.
+    The draw depends only on the seed and the sample, so that the order and batching of samples have no effect.
     """
     drawn = random.Random(f"{seed}/{index}").randrange(max(len(options), 1))
     return float(ascii_uppercase[drawn] == right)

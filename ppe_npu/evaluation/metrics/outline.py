@@ -1,7 +1,7 @@
-"""How like the outline of a document in Markdown is to another one: lines below headings, whatever they say.
+"""Similarity of the outlines of two Markdown documents: the lines under each heading, whatever their text.
 
-Source: OCRBench v2 (Fu et al. 2025, arXiv 2501.00321), eval_scripts/TEDS_metric.py (get_tree, STEDS): texts are not
-compared, but a blank line costs a node even where both have it.
+Source: OCRBench v2 (Fu et al. 2025, arXiv 2501.00321), eval_scripts/TEDS_metric.py (get_tree, STEDS). Texts are not
+compared, but a blank line never matches, not even another blank line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TOP, _UNTITLED = "ROOT", "TITLE"
 
 
 def outline_score(answer: str, truth: str) -> float:
-    """1 - distance of the outlines per node of the larger one, in [0, 1]."""
+    """Similarity in [0, 1]: 1 - distance of the outlines per node of the larger one."""
     said, right = _outline(answer), _outline(truth)
     most = max(said.size(), right.size())
     return max(1.0 - tree_distance(said, right, _rename) / most, 0.0)
@@ -38,7 +38,8 @@ def _rename(first: str, second: str) -> float:
 
 
 def _outline(text: str) -> Node:
-    """Headings below the top, each line below the first thing that is called as the last heading is."""
+    """The tree of an outline: headings are children of the top. A line is a child of the first node that has the text
+    of the last heading, even if that is another node."""
     top = Node(_TOP)
     untitled = under = top.add(_UNTITLED)
     for line in map(_clean, text.split("\n")):
@@ -58,7 +59,7 @@ def _clean(line: str) -> str:
 
 
 def _first(node: Node, label: str) -> Node | None:
-    """The first node of that label, each before those below it."""
+    """The first node with that label, in preorder; None if there is none."""
     if node.label == label:
         return node
     return next((found for child in node.children if (found := _first(child, label)) is not None), None)

@@ -1,8 +1,9 @@
-"""Facts about a page that a reading of it must keep: olmOCR-Bench's tests, each passed or not.
+"""Facts about a page that its transcription must preserve: olmOCR-Bench's tests, each passed or failed.
 
-Source: Poznanski et al. 2025 (arXiv 2502.18443), allenai/olmocr 0.4.27 bench/tests.py; that a reading shorter than a
-text cannot hold it is of its main branch (dc802aa). Formulas are rendered there, by KaTeX in a browser, and compared by
-where their signs stand; here one passes only if it has the same characters, which is the first step there, too.
+Source: Poznanski et al. 2025 (arXiv 2502.18443), allenai/olmocr 0.4.27 bench/tests.py; the rule that a transcription
+shorter than a text cannot contain it is from its main branch (dc802aa). There formulas are rendered by KaTeX in a
+browser and compared by the positions of their symbols; here a formula passes only if its characters are the same, which
+is the first step there, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ppe_npu.errors import shown
 from ppe_npu.evaluation.metrics.cells import Table, html_tables, markdown_tables
 from ppe_npu.evaluation.metrics.near_text import near_places, ratio, shortened, stands_in
 
-_TEXTS = {  # what each kind needs
+_TEXTS = {  # kind of a test -> texts that it needs
     "present": ("text",),
     "absent": ("text",),
     "order": ("before", "after"),
@@ -24,7 +25,7 @@ _TEXTS = {  # what each kind needs
     "baseline": (),
     "math": ("math",),
 }
-_NUMBERS = {"page": 1, "max_diffs": 0, "first_n": 0, "last_n": 0, "max_length": 0, "max_repeats": 0}  # and the least
+_NUMBERS = {"page": 1, "max_diffs": 0, "first_n": 0, "last_n": 0, "max_length": 0, "max_repeats": 0}  # and minimums
 _NEAR = ("up", "down", "left", "right", "top_heading", "left_heading")  # texts around a table's cell
 _PLAIN = (
     (r"<br/?>", " "),
@@ -42,12 +43,12 @@ _FOREIGN = re.compile(
     "[\u4e00-\u9fff\u3040-\u309f\u30a0-\u30ff\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff"
     "\U0001f1e0-\U0001f1ff]"
 )
-_LONGEST = 5  # characters of what a reading may not repeat without end
+_LONGEST = 5  # longest unit, in characters, whose repetitions at the end are counted
 Fact = Mapping[str, Any]
 
 
 def fact_fault(fact: Any) -> str | None:
-    """What is wrong with a row, None: nothing."""
+    """What is wrong with a row of the data; None if nothing is."""
     if not isinstance(fact, Mapping) or fact.get("type") not in _TEXTS:
         return f"is of no kind that is known ({', '.join(_TEXTS)})"
     for name in ("pdf", "id", *_TEXTS[fact["type"]]):
@@ -64,16 +65,16 @@ def fact_fault(fact: Any) -> str | None:
 
 
 def keeps(answer: str, fact: Fact) -> bool:
-    """Whether a reading passes a test.
+    """Whether a transcription passes a test.
 
     Args:
-        fact: a row of the benchmark's .jsonl files: type, and what the type needs.
+        fact: a row of the benchmark's .jsonl files: its type, and the fields that the type needs.
     """
     return _RULES[fact["type"]](answer, fact)
 
 
 def plain(text: str) -> str:
-    """A text without emphasis, with single blanks and plain quotes and dashes."""
+    """A text without emphasis marks, with single blanks and plain quotes and dashes."""
     for pattern, put in _PLAIN:
         text = re.sub(pattern, put, text)
     return unicodedata.normalize("NFC", text).translate(_SIGNS)
@@ -98,7 +99,8 @@ def _order(answer: str, fact: Fact) -> bool:
 
 
 def _baseline(answer: str, fact: Fact) -> bool:
-    """A page that says something, does not end in repetitions, and in no script that its documents lack."""
+    """Whether a transcription is not empty, does not end in repetitions, and has no characters of scripts that do not
+    occur in the documents; for a blank page, whether it is short enough."""
     counted = re.sub(r"!\[.*?\]\(.*?\)", "", answer) if fact.get("max_length_skips_image_alt_tags") else answer
     if fact.get("max_length") is not None:  # a blank page
         return sum(map(str.isalnum, counted)) <= fact["max_length"]
@@ -111,7 +113,7 @@ def _baseline(answer: str, fact: Fact) -> bool:
 
 
 def _repeats(text: str, size: int) -> int:
-    """How often a text ends with its last characters."""
+    """How many times in a row the last `size` characters of a text occur at its end."""
     count, last = 0, text[-size:]
     while (at := len(text) - size * (count + 1)) >= 0 and text[at : at + size] == last:
         count += 1
@@ -149,7 +151,7 @@ def _alike(wanted: str, text: str, fact: Fact) -> bool:
 
 
 def _fits(table: Table, row: int, column: int, fact: Fact) -> bool:
-    """Whether a cell's neighbours and heads are those of the test; beyond the edge of a table nothing is asked."""
+    """Whether a cell has the neighbours and heads of the test; neighbours beyond the table's edge are ignored."""
     rows = table.rows
     for name, down, right in (("up", -1, 0), ("down", 1, 0), ("left", 0, -1), ("right", 0, 1)):
         wanted, at, across = plain(fact.get(name) or ""), row + down, column + right
@@ -166,7 +168,8 @@ def _fits(table: Table, row: int, column: int, fact: Fact) -> bool:
 
 
 def _headed(heading: str | None, heads: list[str], others: list[str], fact: Fact) -> bool:
-    """Whether a head is the one of the test; where no head has anything of it, any cell in its direction counts."""
+    """Whether one of the heads is the test's heading. If no head shares any character with it, other cells in the same
+    direction are compared, too."""
     wanted = plain(heading or "")
     if not wanted:
         return True

@@ -1,10 +1,10 @@
-"""Tokens of English captions as Stanford's PTBTokenizer makes them, which the published CIDEr counts.
+"""Tokens of English captions by the rules of Stanford's PTBTokenizer, on which the published CIDEr is computed.
 
-The rules are those of CoreNLP's PTBLexer.flex, restated for Python's re: at every place the longest rule wins, what
-must follow it counted in (JFlex); of equally long ones the first. Only what can stand in a caption is here: no
-telephone numbers, smileys, file names. pycocoevalcap 1.2 calls it with -lowerCase on one caption a line and then drops
-punctuation (PTBTokenizer.PUNCTUATIONS). Letters of any language count where the grammar says so; classes such as [A-Z]
-are case-sensitive there and here, words are not.
+The rules are those of CoreNLP's PTBLexer.flex, restated for Python's re. As in JFlex, the rule with the longest match
+wins at every position, including the context that must follow it; of equally long ones the first. Rules for what does
+not occur in captions (telephone numbers, smileys, file names) are left out. pycocoevalcap 1.2 runs the tokenizer with
+-lowerCase on one caption per line and then drops punctuation (PTBTokenizer.PUNCTUATIONS). Letters of any language match
+where the grammar says so; classes such as [A-Z] are case-sensitive there and here, words are not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _APOSTROPHES = (
 _URL = '[^ \t\n\f\r"<>|(){}]'
 _SITE = "[^ \t\n\f\r\"`'<>|.!?(){},\\-_$/0-9:;=@A-Z\\[\\]\\\\^+]"
 
-# (what the token is, what must follow). Longer alternatives stand first, as re takes the first that fits.
+# (pattern of the token, pattern that must follow). Longer alternatives come first, because re takes the first match.
 _RULES = [
     ("(?i:can)", "(?i:not)"),
     (f"(?i:{_APOS}t)", "(?i:was)"),
@@ -95,14 +95,14 @@ _COMPILED = [re.compile(f"({token})(?:{context})") for token, context in _RULES]
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _FRACTIONS = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"}
 _QUOTES = str.maketrans({"\u2018": "`", "\u201b": "`", "\u2019": "'", "\u00b4": "'"})
-# pycocoevalcap's list, with the quotes and dashes that the tokenizer writes as these.
+# pycocoevalcap's list, and the quotes and dashes that the tokenizer turns into those of the list.
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", '"', "\u2026"])
 _DASHES = frozenset("\u0096\u0097\u2013\u2014\u2015\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a")
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """Words of a caption in lower case, without punctuation: "isn't" -> is n't, "Inc." keeps its full stop, "(" is
-    -lrb- and counts as a word, as the published code takes it away in capitals only."""
+    """Words of a caption in lower case, without punctuation: "isn't" -> is n't, "Inc." keeps its full stop, "(" becomes
+    the word -lrb-, because the published code drops only -LRB- in capitals."""
     text, at, tokens = text.replace("\n", " ") + "\n", 0, []
     while at < len(text):
         if text[at].isspace():
@@ -116,7 +116,7 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def _written(token: str) -> list[str]:
-    """The token as it is counted, in a list; none for punctuation and for what the lexer does not know."""
+    """[the token as CIDEr counts it], or [] for punctuation and for characters that the lexer does not support."""
     if token in _BRACKETS:
         return [_BRACKETS[token]]
     if re.fullmatch(r"&(?i:mdash|ndash|MD);|-{1,4}|\.{3,}", token) or token in _DASHES:

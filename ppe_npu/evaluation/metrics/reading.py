@@ -1,4 +1,4 @@
-"""How like a long reading is to the text of a page: the mean of BLEU, METEOR, F1 of words and edits not needed.
+"""Similarity of a long transcription to the text of a page: the mean of BLEU, METEOR, F1 of words and edit similarity.
 
 Source: OCRBench v2 (Fu et al. 2025, arXiv 2501.00321), eval_scripts/page_ocr_metric.py; BLEU and METEOR are NLTK's.
 """
@@ -19,11 +19,11 @@ _DATA = ("wordnet", "omw-1.4")
 
 
 class Reader:
-    """Compares readings with texts.
+    """Compares transcriptions with texts.
 
     Args:
-        wordnet: NLTK's corpus, through whose synonyms METEOR matches words.
-        cut: a Chinese text -> its words; without it words stand between blanks.
+        wordnet: NLTK's corpus, whose synonyms METEOR uses to match words.
+        cut: splits a Chinese text into words; without it all texts are split at white space.
     """
 
     def __init__(self, wordnet: Any, cut: Callable[[str], list[str]] | None = None) -> None:
@@ -33,10 +33,10 @@ class Reader:
 
     @classmethod
     def load(cls, chinese: bool) -> Reader:
-        """With NLTK's WordNet and, for Chinese, jieba's words.
+        """Make a Reader with NLTK's WordNet and, for Chinese, jieba's segmentation.
 
         Raises:
-            InputError: one of them is not there; the message says how to get it.
+            InputError: one of them is not installed; the message says how to get it.
         """
         optional("nltk", "a long reading", "ppe-npu[eval]")
         from nltk.corpus import wordnet
@@ -50,11 +50,11 @@ class Reader:
         return cls(wordnet, cut)
 
     def score(self, answer: str, truth: str) -> float:
-        """In [0, 1]; 0.0 of no answer or no text."""
+        """The similarity in [0, 1]; 0.0 if the answer or the text is empty."""
         if not answer or not truth:
             return 0.0
         said, right = self._words(answer, truth)
-        with warnings.catch_warnings():  # BLEU tells of every n-gram without a match
+        with warnings.catch_warnings():  # BLEU warns about every order of n-grams without a match
             warnings.simplefilter("ignore")
             bleu = self._bleu([right], said)
         meteor = self._meteor([right], said, wordnet=self._wordnet)

@@ -1,7 +1,7 @@
-"""Words and where they stand: boxes with text, found and read, as the Robust Reading Competition counts them.
+"""Text spotting: words and their boxes, scored by the rules of the Robust Reading Competition.
 
 Source: OCRBench v2 (Fu et al. 2025, arXiv 2501.00321), eval_scripts/spotting_metric.py, and the competition's script
-for end-to-end reading that it calls (E2E_iou_1_1.py); all boxes are upright there.
+for end-to-end reading that it calls (E2E_iou_1_1.py); all boxes are axis-aligned there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ppe_npu.evaluation.metrics.boxes import overlap
 
 Word = tuple[tuple[int, int, int, int], str]  # (left, top, right, bottom), text
 _SIDE = 1000  # coordinates are thousandths
-_FREE = "###"  # a text that nobody could read: what is found there counts neither way
+_FREE = "###"  # marks an illegible text; words found there are ignored
 _EDGE = "!?.:,*\"()·[]/'"  # one such character at each end of a text may be left out
 _GROUP = re.compile(r"[\[(]([^\[\]()]*)[\])]")
 
 
 def spotted(answer: str) -> list[Word]:
-    """The boxes and texts that an answer lists as (left, top, right, bottom, text), each once."""
+    """The words that an answer lists as (left, top, right, bottom, text), without duplicates."""
     try:
         listed = ast.literal_eval(answer)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -43,11 +43,11 @@ def _word(item: Sequence[Any]) -> Word | None:
 
 
 def spotting_score(answer: str, boxes: Sequence[Sequence[int]], texts: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall: a word is right if its box overlaps by more than a half and its text
-    is the same but for case and one mark at an end.
+    """The harmonic mean of precision and recall. A word is right if the intersection over union of its box exceeds 0.5
+    and its text is the same except for case and one punctuation mark at each end.
 
     Args:
-        boxes: x, y, x, y, ... of each word's corners. texts: what they say.
+        boxes: x, y, x, y, ... of each word's corners. texts: of these words.
     """
     said = [word for word in spotted(answer) if word[0][0] < word[0][2] and word[0][1] < word[0][3]]
     right = [(_bounds(box), _unquoted(text)) for box, text in zip(boxes, texts)]
@@ -77,7 +77,7 @@ def _unquoted(text: str) -> str:
 
 
 def _inside(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
-    """The share of a box that lies in another one."""
+    """The fraction of a box that lies inside another one."""
     wide = min(box[2], other[2]) - max(box[0], other[0])
     high = min(box[3], other[3]) - max(box[1], other[1])
     return max(wide, 0) * max(high, 0) / ((box[2] - box[0]) * (box[3] - box[1]))

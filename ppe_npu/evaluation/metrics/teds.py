@@ -1,4 +1,4 @@
-"""How like a table is to another one: TEDS, similarity by the distance of trees.
+"""TEDS, the similarity of two tables by the edit distance of their trees.
 
 Source: Zhong et al. 2020 (arXiv 1911.10683), as OCRBench v2 computes it (eval_scripts/TEDS_metric.py).
 """
@@ -13,7 +13,7 @@ from ppe_npu.evaluation.metrics.markup import Element, read_markup
 
 
 def teds(answer: str, truth: str) -> float:
-    """1 - distance per node of the larger table, in [0, 1]; 0.0 where either is no <table> in a <body>.
+    """Similarity in [0, 1]: 1 - distance per node of the larger table; 0.0 if either page has no <table> in its <body>.
 
     Args:
         answer, truth: pages of HTML.
@@ -30,7 +30,7 @@ def teds(answer: str, truth: str) -> float:
 
 
 def page_of(table: str) -> str:
-    """A page of HTML around a table whose tags may be missing."""
+    """A page of HTML with a table, whose own tags may be missing in the text."""
     table = table.replace("\n", "")
     if "<table" not in table:
         table = f"<table>{table}"
@@ -42,8 +42,8 @@ def page_of(table: str) -> str:
 
 
 def page_of_markdown(table: str) -> str:
-    """A page of HTML with a table that is written with bars; its second line is passed over, whatever it says."""
-    lines = table.strip("`markdown").strip("`").strip().split("\n")  # the letters, too: so the published script
+    """A page of HTML with a table that is written with bars; its second line is skipped, whatever it contains."""
+    lines = table.strip("`markdown").strip("`").strip().split("\n")  # as published, this strips those letters, too
     rows = [[_cell(cell) for cell in line.strip().split("|")[1:-1]] for line in (lines[0], *lines[2:])]
     text = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<html><body><table>{text}</table></body></html>".replace("\n", "")
@@ -54,7 +54,7 @@ def _cell(text: str) -> str:
 
 
 def page_of_chart(values: Mapping[Any, Any]) -> str:
-    """A page of HTML with a row per entry; a blank stands between all characters of a value."""
+    """A page of HTML with a row per entry; the characters of a value are separated by blanks, as published."""
     rows = "".join(f"<tr><td>{key}</td><td>{' '.join(str(value))}</td></tr>" for key, value in values.items())
     return f"<html><body><table>{rows}</table></body></html>"
 
@@ -66,10 +66,10 @@ def _table(page: str) -> Element | None:
 
 
 def _tree(element: Element) -> Node:
-    """Rows and cells; a cell's label holds its text by characters, what is in it as tags.
+    """The tree of a table: rows and cells. A cell's label holds its text as characters, and elements in it as tags.
 
     Raises:
-        ValueError: a span that is no number.
+        ValueError: a span is no number.
     """
     if element.tag == "td":
         spans = (int(element.attributes.get(name, "1")) for name in ("colspan", "rowspan"))
@@ -78,7 +78,7 @@ def _tree(element: Element) -> Node:
 
 
 def _tokens(element: Element) -> list[str]:
-    """Characters and tags; what follows a cell inside a cell does not count, as in the published script."""
+    """Characters and tags of a cell; as published, text that follows a cell inside the cell is left out."""
     found: list[str] = []
     after = ""
     for part in element.content:

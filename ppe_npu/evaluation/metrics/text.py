@@ -1,4 +1,4 @@
-"""Scores of one short answer against short references: ANLS, relaxed accuracy, OCRBench's containment, GQA's match."""
+"""Scores of a short answer against short references: ANLS, relaxed accuracy, OCRBench's containment, GQA's match."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
     """Average normalised Levenshtein similarity of one question: the best over the references, 0 below the threshold.
 
-    Source: Biten et al. 2019 (arXiv 1905.13648), equation 1, as the scripts of the Robust Reading Competition compute
-    it for DocVQA and InfographicVQA: distances between lower-case texts with single spaces, divided by the length of
-    the longer text as it was given, in upper case.
+    Source: Biten et al. 2019 (arXiv 1905.13648), equation 1, as computed by the scripts of the Robust Reading
+    Competition for DocVQA and InfographicVQA: the distance between lower-case texts with single spaces, divided by the
+    length of the longer original text in upper case.
     """
     if not references:
         return 0.0
@@ -30,7 +30,7 @@ def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> floa
 
 
 def relaxed_accuracy(answer: str, reference: str, tolerance: float = 0.05) -> float:
-    """1.0 if a number is within 5 % of the reference, or a text equal to it but for case; else 0.0.
+    """1.0 if a number is within 5 % of the reference, or a text equals it except for case; else 0.0.
 
     Source: Methani et al. 2020 (PlotQA) and Masry et al. 2022 (ChartQA, arXiv 2203.10244), section 5.1; the parsing of
     numbers (a final % divides by 100, a reference of 0 is compared as text) is that of QwenLM/Qwen-VL
@@ -55,7 +55,7 @@ def contains(answer: str, references: Sequence[str], formula: bool = False) -> f
     Source: Liu et al. 2024 (OCRBench, arXiv 2305.07895) and Yuliang-Liu/MultimodalOCR example.py.
 
     Args:
-        formula: of handwritten mathematics (HME100k): case counts, spaces do not.
+        formula: whether the reference is handwritten mathematics (HME100k): then case counts, and spaces do not.
     """
 
     def plain(text: str) -> str:
@@ -66,11 +66,11 @@ def contains(answer: str, references: Sequence[str], formula: bool = False) -> f
 
 
 def same_words(answer: str, reference: str) -> float:
-    """1.0 if both are equal but for case, ASCII punctuation and outer white space, and the answer is not empty where
+    """1.0 if both are equal except for case, ASCII punctuation and outer white space, and the answer is not blank while
     the reference is not; else 0.0.
 
-    Source: exact_match with ignore_case and ignore_punctuation, as lmms-eval scores GQA (Hudson and Manning 2019,
-    arXiv 1902.09506, whose script compares the strings); it does not strip, see official.py.
+    Source: exact_match with ignore_case and ignore_punctuation, by which lmms-eval scores GQA (Hudson and Manning 2019,
+    arXiv 1902.09506, whose script compares the strings). lmms-eval does not strip white space, see official.py.
     """
     if reference.strip() and not answer.strip():
         return 0.0

@@ -1,8 +1,8 @@
-"""WUPS of open-ended answers: how near the words of two answers stand in WordNet.
+"""WUPS of open-ended answers: how near the words of two answers are in WordNet.
 
-Source: Malinowski and Fritz 2014 (arXiv 1410.0210), section 4, as doc-doc/NExT-OE computes it (metrics.py, eval_oe.py;
-Xiao et al. 2021, arXiv 2105.08276): words are lemmatised and stop words taken away; yes/no and counting questions are
-compared as texts; with a second reference the better one counts.
+Source: Malinowski and Fritz 2014 (arXiv 1410.0210), section 4, as computed by doc-doc/NExT-OE (metrics.py, eval_oe.py;
+Xiao et al. 2021, arXiv 2105.08276): words are lemmatised and stop words removed; answers to yes/no and counting
+questions must be equal; of several references the best counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CORPORA = {
     "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng",
 }
 
-# NExT-OE's list (lmms-eval tasks/nextqa/stopwords.csv): NLTK's, less what answers its questions (no, before, up ...).
+# NExT-OE's list (lmms-eval tasks/nextqa/stopwords.csv): NLTK's without words that answer questions (no, before, ...).
 _STOP_WORDS = """
 i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his himself
 she she's her hers herself it it's its itself they them their theirs themselves what which who whom this that that'll
@@ -35,21 +35,21 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class Taxonomy(Protocol):
-    """What WUPS needs of a language."""
+    """The interface to a language that WUPS needs."""
 
     def words(self, text: str) -> list[str]:
         """Lemmas of a text, in order."""
 
     def similarity(self, first: str, second: str) -> float:
-        """Wu-Palmer similarity of two different words' first senses, in [0, 1]; 0.0 where one is unknown."""
+        """Wu-Palmer similarity of two different words' first senses, in [0, 1]; 0.0 if one of them is unknown."""
 
 
 def wups(answer: str, references: Sequence[str], kind: str, taxonomy: Taxonomy, threshold: float) -> float:
     """WUPS of one answer, in [0, 1]: the best over the references.
 
     Args:
-        kind: NExT-QA's type of question; those of EXACT_TYPES are compared as texts.
-        threshold: similarities below it count a tenth (0.9 in WUPS@0.9, 0 in WUPS@0).
+        kind: NExT-QA's type of question; for EXACT_TYPES the words must be equal.
+        threshold: similarities below it count one tenth (0.9 in WUPS@0.9, 0 in WUPS@0).
     """
 
     def plain(text: str) -> list[str]:
@@ -69,7 +69,7 @@ def wups(answer: str, references: Sequence[str], kind: str, taxonomy: Taxonomy, 
 
 
 def _one_way(words: Sequence[str], others: Sequence[str], near: Callable[[str, str], float]) -> float:
-    """The product over the words of each one's best match; words with no match at all are passed over."""
+    """The product of each word's best match among the others; words without any match are left out."""
     best = [max((near(word, other) for other in others), default=0.0) for word in words]
     best = [value for value in best if value > 0]
     product = 1.0 if best else 0.0
@@ -82,7 +82,7 @@ class WordNet:
     """The taxonomy of NExT-OE: NLTK's WordNet, tagger and lemmatiser.
 
     Raises:
-        InputError: NLTK or its data is not there; the message says how to get them.
+        InputError: NLTK or its data is not installed; the message says how to get them.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class WordNet:
 
 
 def _has(nltk: Any, path: str) -> bool:
-    """Whether NLTK finds a folder of data, or its archive."""
+    """Whether NLTK finds a folder of data or its zip archive."""
     for form in (path, f"{path}.zip"):
         try:
             nltk.data.find(form)

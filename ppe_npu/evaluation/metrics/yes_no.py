@@ -14,9 +14,9 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def mme_label(answer: str) -> str:
-    """ "yes", "no" or "other": the whole answer, its one letter y or n, or what its first four characters hold.
+    """ "yes", "no" or "other", according to the whole answer (y and n count, too) or to its first four characters.
 
-    Source: lmms-eval tasks/mme. MME's own script is mme_label_published.
+    Source: lmms-eval tasks/mme. The rule of MME's own script is mme_label_published().
     """
     answer = answer.lower().strip().replace(".", "")
     if answer in ("yes", "no"):
@@ -27,7 +27,7 @@ def mme_label(answer: str) -> str:
 
 
 def mme_label_published(answer: str) -> str:
-    """ "yes", "no" or "other": what the first four characters hold; one letter alone is "other".
+    """ "yes", "no" or "other": the label that the first four characters contain; a single letter is "other".
 
     Source: MME's eval_tool/calculation.py (Fu et al. 2023, arXiv 2306.13394).
     """
@@ -36,7 +36,7 @@ def mme_label_published(answer: str) -> str:
 
 
 def word_label(answer: str) -> str:
-    """ "yes" or "no", if one of them is among the words and the other is not; else "unknown".
+    """ "yes" or "no" if just one of them is among the words; else "unknown".
 
     Source: VLMEvalKit vlmeval/dataset/utils/yorn.py YOrN_Extraction, which scores MME, POPE and HallusionBench
     without a judge.
@@ -47,10 +47,12 @@ def word_label(answer: str) -> str:
 
 
 def mme_scores(answers: Iterable[tuple[str, Hashable, float]]) -> dict[str, float]:
-    """(task, picture, 1.0 if right) of every question -> per task 100 * (acc + acc+), and the two totals.
+    """(task, picture, 1.0 if right) of every question -> {task: 100 * (acc + acc+)} with "perception", "cognition" and
+    "total".
 
-    acc is the share of right answers; acc+ that of pictures both of whose questions are answered right (ibid., section
-    2.2). A task's score is at most 200; "perception" sums ten tasks (2000), "cognition" four (800), "total" both.
+    acc is the fraction of right answers, acc+ the fraction of pictures whose questions are all answered right (arXiv
+    2306.13394, section 2.2). A task's score is at most 200; "perception" sums ten tasks (at most 2000), "cognition"
+    four (800), "total" both.
     """
     tasks: dict[str, dict[Hashable, list[float]]] = {}
     for task, picture, right in answers:
@@ -66,7 +68,7 @@ def mme_scores(answers: Iterable[tuple[str, Hashable, float]]) -> dict[str, floa
 
 
 def pope_label(answer: str) -> str:
-    """ "no" if the first sentence holds No, no or not as a word; else "yes", whatever it says.
+    """ "no" if the first sentence contains No, no or not as a word; else "yes", whatever the answer is.
 
     Source: AoiDragon/POPE evaluate.py (Li et al. 2023, arXiv 2305.10355).
     """
@@ -75,13 +77,13 @@ def pope_label(answer: str) -> str:
 
 
 def pope_scores(labels: Iterable[tuple[str, str]], as_lmms_eval: bool = False) -> dict[str, float]:
-    """(said, true) labels -> accuracy, precision, recall, F1 and the share of "yes" among the answers.
+    """(said, true) labels -> accuracy, precision, recall, F1 and yes_ratio, the fraction of "yes" among the answers.
 
-    "yes" is the positive class; a quotient with nothing below is 0.0.
+    "yes" is the positive class; a quotient with denominator 0 is 0.0.
 
     Args:
-        as_lmms_eval: recall is over what pope_recalled() counts, and the share of "yes" is that of the true labels
-            (lmms-eval 0.7.3 tasks/pope/utils.py).
+        as_lmms_eval: whether recall counts only the questions of pope_recalled(), and yes_ratio is the fraction among
+            the true labels (lmms-eval 0.7.3 tasks/pope/utils.py).
     """
     pairs = list(labels)
     hits = sum(said == true == "yes" for said, true in pairs)
@@ -98,8 +100,8 @@ def pope_scores(labels: Iterable[tuple[str, str]], as_lmms_eval: bool = False) -
 
 
 def pope_recalled(said: str, true: str, as_lmms_eval: bool = False) -> bool:
-    """Whether recall counts this question: one whose true label is "yes"; by lmms-eval only if the answer is "yes" or
-    "no", and nothing more. A sample that failed ("failed") is missed by either."""
+    """Whether recall counts this question: its true label must be "yes" and, for lmms-eval, the answer exactly "yes" or
+    "no". A failed sample ("failed") is counted by both, as a miss."""
     return true == "yes" and (not as_lmms_eval or said in ("yes", "no", "failed"))
 
 
@@ -108,7 +110,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def mean_by(rows: Iterable[Mapping[str, Any]], key: Any) -> dict[str, float]:
-    """Mean score of the rows of each key(row), in order of first appearance; a row without a score counts as 0."""
+    """{key(row): mean score of its rows}, in order of first appearance; a row whose score is None counts as 0."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row["score"] or 0.0)

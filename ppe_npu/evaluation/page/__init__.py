@@ -1,5 +1,6 @@
-"""The report as one HTML page: no server, no network. Tables that sort, the score against what is kept, and the samples
-on which two methods differ, with the picture, its groups and both answers. report.html.jinja is the page."""
+"""The report as one HTML page that needs no server and no network: sortable tables, plots of the score against the
+share of tokens kept, and the samples on which methods differ, with pictures, groups and answers. Its template is
+report.html.jinja."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from ppe_npu.utils.escape import printable
 
 LIMIT = 18_000_000  # bytes of a page's samples, pictures included; tables and the script come on top
 _LABEL = 100  # characters of a sample's index and type
-_SIZE = (256, 512)  # pixels of a picture, at most: strips of frames are higher than wide
+_SIZE = (256, 512)  # largest width and height of a picture; strips of frames are higher than wide
 _PICTURES = 6_000_000  # bytes of a page's pictures
 
 Comparison = Mapping[str, Any]
@@ -37,11 +38,11 @@ def write_page(
     """Write the page.
 
     Args:
-        comparisons: of report.compared(). results: what they were made of, with their folders.
-        papers: whose published tables are set beside ours.
+        comparisons: from report.compared(). results: those that were compared, with their folders.
+        papers: names of papers whose published tables are added.
 
     Raises:
-        InputError: jinja2 is not there, or a file of predictions is damaged.
+        InputError: jinja2 is not installed, or a file of predictions is damaged.
     """
     from ppe_npu.utils.optional import optional
 
@@ -58,7 +59,7 @@ def write_page(
 
 
 def _part(comparison: Comparison, own: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
-    """What the page shows of one protocol, whose runs are its own."""
+    """The template's values for one protocol. own: the results under it."""
     found = []
     for name, benchmark in comparison["benchmarks"].items():
         runs = [result for result in own if result["settings"]["benchmark"] == name]
@@ -80,9 +81,9 @@ def _part(comparison: Comparison, own: Sequence[Mapping[str, Any]], budget: list
 
 
 def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, Any]:
-    """What a benchmark's methods answered: {"names", "total", "rows"}. A row stands for a sample whose answers or
-    scores differ: {"index", "type", "prompt", "truth", "answers" [of names], "alike" [equal numbers of equal answers],
-    "scores", "picture", "groups" {name: picture}}. Of several runs of one name (seeds) the first is shown.
+    """The answers of a benchmark's methods: {"names", "total", "rows"}. There is a row for each sample whose answers or
+    scores differ: {"index", "type", "prompt", "truth", "answers" [one per name], "alike" [equal numbers for equal
+    answers], "scores", "picture", "groups" {name: picture}}. Of several runs of one name (seeds) the first is shown.
 
     Args:
         budget: [bytes that pictures may still take], counted down.
@@ -104,14 +105,14 @@ def samples(runs: Sequence[Mapping[str, Any]], budget: list[int]) -> dict[str, A
     names = [printable(name) for name in named]
     _add_pictures(rows, names, runs, budget)
     rows = [row for _, row in rows]
-    rows.sort(key=lambda row: "picture" not in row)  # those that can be looked at come first
+    rows.sort(key=lambda row: "picture" not in row)  # samples with a picture come first
     return {"names": names, "total": len(asked), "rows": rows}
 
 
 def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     right = row["GT"] if isinstance(row["GT"], list) else [row["GT"]]
     truth = " | ".join(str(one) for one in right if one is not None)
-    whole: dict[int, int] = {}  # answers that are alike in what is shown of them may still differ
+    whole: dict[int, int] = {}  # digest -> number; answers may differ even if their shortened texts are equal
     return {
         "index": cut(printable(index), _LABEL),
         "type": cut(printable(row.get("type") or ""), _LABEL),
@@ -124,7 +125,7 @@ def _sample(index: Any, row: Mapping[str, Any], own: Sequence[Mapping[str, Any] 
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an answer: pages of text from many methods are more than memory holds."""
+    """The shortened text, a digest and the score of an answer, because all whole texts might not fit into memory."""
     text = _text(row.get("error") or row["answer"], "answer")
     return {"text": text, "digest": hash(row["answer"]), "score": row["score"]}
 
@@ -134,7 +135,7 @@ def _text(text: Any, kind: str) -> str:
 
 
 def _predictions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The lines of a run's predictions; none of a run without a folder."""
+    """The rows of a run's predictions; none if the run has no folder or the folder no predictions."""
     file = Path(run.get("folder", "")) / "predictions.jsonl"
     if "folder" not in run or not file.is_file():
         return
@@ -147,15 +148,18 @@ def _add_pictures(
     runs: Sequence[Mapping[str, Any]],
     budget: list[int],
 ) -> None:
-    """The pictures of samples (of rows with their own indices) whose groups were drawn, and the groups; as many as
-    fit."""
+    """Add the drawn pictures and groups of samples to their rows, as many as fit into the budget.
+
+    Args:
+        rows: (index of the sample, row).
+    """
     folder = next((Path(run["folder"]).parent for run in runs if "folder" in run), None)
     for index, row in rows if folder is not None else ():
         pictures = drawn(folder, index)
         for name, path in pictures.items():
             try:
                 url = _url(path)
-            except InputError:  # one that was damaged since takes nothing from the numbers
+            except InputError:  # a picture that was damaged since; the numbers do not need it
                 continue
             if len(url) > budget[0]:
                 return
@@ -167,7 +171,7 @@ def _add_pictures(
 
 
 def _url(path: Path) -> str:
-    """A picture as text that a page can hold; InputError for a file that is none."""
+    """A picture as a data URL. Raises InputError if the file is no picture."""
     small = load_image(path)
     small.thumbnail(_SIZE)
     data = io.BytesIO()

@@ -1,7 +1,7 @@
-"""The samples of a page as the text that it holds, no larger than there is room for: measured as it is written.
+"""The samples of a page as JSON text that fits into a given number of bytes.
 
-Where samples do not fit, all of their texts are cut shorter, so that every sample stays; only where that does not do,
-samples are left out, of each benchmark as many as its share of the room asks for.
+If the samples do not fit, all their texts are cut shorter, so that every sample stays. Only if that is not enough,
+samples are left out; every benchmark gets an equal share of the room.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEXT = {"prompt": 400, "truth": 200, "answer": 400}  # characters that are shown where there is room
-_PARTS = (1, 2, 4, 8)  # of them is shown, the first that fits
+_PARTS = (1, 2, 4, 8)  # divisors of these limits; the first that fits is used
 
 
 def cut(text: str, limit: int) -> str:
-    """A text that is no longer than so many characters."""
+    """A text of at most `limit` characters; an ellipsis marks a cut."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def fitted(found: Sequence[Mapping[str, Any]], room: int) -> str:
-    """The samples of all benchmarks as JSON that may stand in a page's script: a list of page.samples(), each with
-    "left_out", how many of its rows did not fit.
+    """The samples of all benchmarks as JSON that is safe inside a <script>: a list of page.samples(), each with
+    "left_out", the number of its rows that did not fit.
 
     Args:
         room: bytes that the rows may take.
@@ -40,8 +40,8 @@ def fitted(found: Sequence[Mapping[str, Any]], room: int) -> str:
 
 
 def dumped(value: Any) -> str:
-    """JSON without a sign by which a browser could leave the script that it stands in. Letters of every language stay
-    as they are: spelt out, Chinese would take twice the room."""
+    """JSON without "<", with which a text could end the <script> around it. Non-ASCII letters are not escaped, because
+    Chinese would take twice the room."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -50,7 +50,7 @@ def _size(lines: Sequence[str]) -> int:
 
 
 def _shortened(row: Mapping[str, Any], part: int) -> dict[str, Any]:
-    """A row whose texts have one part of their characters."""
+    """A row whose texts are cut to 1 / `part` of the usual limits."""
     if part == 1:
         return dict(row)
     few = {key: limit // part for key, limit in TEXT.items()}
@@ -59,7 +59,7 @@ def _shortened(row: Mapping[str, Any], part: int) -> dict[str, Any]:
 
 
 def _shared(lines: Sequence[Sequence[str]], room: int) -> list[Sequence[str]]:
-    """Of each benchmark the first rows that fit into its equal share; what a small one leaves is the others'."""
+    """The first rows of each benchmark that fit into its share of the room; what small benchmarks leave, others get."""
     kept: list[Sequence[str]] = [()] * len(lines)
     order = sorted(range(len(lines)), key=lambda number: _size(lines[number]))
     for place, number in enumerate(order):

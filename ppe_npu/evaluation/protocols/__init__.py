@@ -1,7 +1,7 @@
-"""Protocols by name: under which sizes, frames, prompts and rules a benchmark is asked. One .json file each.
+"""Protocols by name: sizes, frames, prompts and rules by which benchmarks are asked and scored, one .json file each.
 
-A score means little without them: the same picture is 391 tokens or 1302, the same video 11,520 or 276,480. A protocol
-is part of every result and named in every table; tables of different protocols are never joined.
+A score means little without its protocol: the same picture is 391 tokens or 1302, the same video 11,520 or 276,480. A
+protocol is part of every result and named in every table; tables of different protocols are never joined.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.errors import InputError
 
-CHECKPOINT = "checkpoint"  # what the first edition went by: the checkpoint's own sizes, our prompts
-PUBLISHED = "lmms-eval"  # of published benchmarks, where none is named: most papers on compression run it
+CHECKPOINT = "checkpoint"  # the protocol of the first edition: the checkpoint's own sizes, our prompts
+PUBLISHED = "lmms-eval"  # the default for published benchmarks, because most papers on compression use it
 _HERE = Path(__file__).parent
 
 
@@ -26,18 +26,18 @@ class Protocol:
 
     Attributes:
         name: "qwen", "lmms-eval", "vlmevalkit" or "checkpoint".
-        what: in one sentence, for documents. source: where the numbers come from. version: of that.
+        what: a description in one sentence, for documents.
+        source: where the numbers come from. version: of the source.
         image: {"min_pixels", "max_pixels"} of a picture, height * width; without them the checkpoint's own.
-        images: benchmark -> what of `image` is another for it; see of().
+        images: benchmark -> the entries of `image` that differ for it; see of().
         video: fields of VideoSampling.
-        max_new_tokens: of an answer; None: as the benchmark says.
-        dtype: "fp32" or "bf16" on an accelerator; None: fp32. On the CPU always fp32, unless asked for by name.
-        rules: whose scorer counts: "authors", "lmms-eval", "vlmevalkit"; None: the benchmark's own.
-        circular: whether MMBench is asked with all turns of its options.
-        draws: seed by which an option is drawn for an answer that names none, where the scorer does that; None: such
-            an answer is wrong.
-        prompts: benchmark -> {attribute of its class: text, or the most tokens of an answer}, where they differ from
-            ours.
+        max_new_tokens: of an answer; None: the benchmark's own number.
+        dtype: "fp32" or "bf16" on an accelerator; None: fp32. On the CPU always fp32, unless the user names a dtype.
+        rules: whose scorer is used: "authors", "lmms-eval", "vlmevalkit"; None: the benchmark's own.
+        circular: whether MMBench is asked with all rotations of its options.
+        draws: seed for drawing an option if an answer names none and the scorer draws one; None: such an answer is
+            wrong.
+        prompts: benchmark -> {attribute of its class: text, or the most tokens of an answer}, if they differ from ours.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Protocol:
     prompts: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
     def of(self, benchmark: str) -> Protocol:
-        """The protocol as it is for one benchmark, whose pictures may have sizes of their own."""
+        """The protocol for one benchmark, whose pictures may have sizes of their own."""
         return replace(self, image={**self.image, **self.images.get(benchmark, {})})
 
     def sampling(self, **asked: Any) -> VideoSampling:
-        """Frames of videos; what is asked for by name (not None) goes before the protocol's own.
+        """The rule for frames of videos; arguments that are not None override the protocol's own.
 
         Raises:
             InputError: as VideoSampling.
@@ -75,7 +75,7 @@ class Protocol:
         return VideoSampling(**{**own, **named})
 
     def pixels(self, least: int | None, most: int | None) -> tuple[int | None, int | None]:
-        """(min_pixels, max_pixels) of pictures; what is asked for by name goes before the protocol's own."""
+        """(min_pixels, max_pixels) of pictures; `least` and `most` override the protocol's own unless None."""
         low, high = self.image.get("min_pixels"), self.image.get("max_pixels")
         if most is not None and least is None and low is not None and low > most:
             low = None
@@ -84,10 +84,10 @@ class Protocol:
         return least if least is not None else low, most if most is not None else high
 
     def recorded(self, changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a result says of it: its name, version, numbers, and what was asked for otherwise.
+        """The protocol as results record it: its name, version, numbers, and the options that the user changed.
 
         Args:
-            changed: {option: value} that the user named in its place.
+            changed: {option: value} that the user chose in place of the protocol's.
         """
         kept = ("name", "version", "image", "video", "max_new_tokens", "dtype", "rules", "circular", "draws")
         found = {key: getattr(self, key) for key in kept}
@@ -96,7 +96,7 @@ class Protocol:
 
 
 def names() -> list[str]:
-    """All protocols."""
+    """Names of all protocols."""
     return sorted(path.stem for path in _HERE.glob("*.json"))
 
 
@@ -104,7 +104,7 @@ def load(name: str) -> Protocol:
     """A protocol by name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: no protocol has this name.
     """
     if name not in names():
         raise InputError(f"protocol {name!r} is not known: use one of {', '.join(names())}")

@@ -1,7 +1,7 @@
-"""Numbers of published tables, as data: one .json file a paper, each with its source and what is known of its protocol.
+"""Numbers of published tables, as data: one .json file per paper, with its source and what is known of its protocol.
 
-They are set beside a run, in tables of their own, and never mixed with ours: what a paper asked, at which sizes and
-under which rule, is mostly not stated.
+Reports show them in tables of their own and never mix them with a run's numbers, because most papers do not state their
+prompts, sizes and scoring rules.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _HERE = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The papers whose tables are here."""
+    """Names of the papers whose tables are here."""
     return sorted(path.stem for path in _HERE.glob("*.json"))
 
 
 def load(name: str) -> dict[str, Any]:
-    """{"paper", "source", "tables": [{"title", "protocol", "benchmarks": [names as ours], "rows": [{"method", "kept"
-    (share of the tokens, or None), "scores" (in the paper's unit, or None)}]}]}.
+    """The tables of a paper: {"paper", "source", "tables": [{"title", "protocol", "benchmarks": [this package's names],
+    "rows": [{"method", "kept" (share of the tokens, or None), "scores" (in the paper's unit, or None)}]}]}.
 
     Raises:
         InputError: no such paper.
@@ -37,13 +37,13 @@ def load(name: str) -> dict[str, Any]:
 
 def cells(asked: Sequence[str] | None) -> list[dict[str, Any]]:
     """The tables of papers: [{"paper", "source", "tables": [{"title" (with the protocol), "cells": (head, lines)}]}];
-    none where none is asked for.
+    [] if no paper is asked for.
 
     Args:
         asked: names(), or "all".
 
     Raises:
-        InputError: a paper that is not here.
+        InputError: there are no tables of a paper.
     """
     chosen = names() if "all" in (asked or ()) else list(dict.fromkeys(asked or ()))
     found = [load(name) for name in chosen]
@@ -57,10 +57,10 @@ def _table(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def paragraphs(asked: Sequence[str] | None) -> list[str]:
-    """cells() in Markdown.
+    """cells() as paragraphs of Markdown.
 
     Raises:
-        InputError: a paper that is not here.
+        InputError: there are no tables of a paper.
     """
     found = cells(asked)
     if not found:
