@@ -248,7 +248,7 @@ def test_help_names_every_preset(run, command):
     listed = " ".join(out.split())
     for name in ("dense", "chatunivi", "keep_one", "ppe", "ppe_plus"):
         assert f" {name}," in listed
-    assert " ppe_cascade or a method that `ppe-npu methods` lists" in listed
+    assert " ppe_cascade or any method listed by `ppe-npu methods`" in listed
 
 
 def test_the_embedded_run_does_not_take_another_models_place(run, tmp_path):
