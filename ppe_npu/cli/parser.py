@@ -235,7 +235,7 @@ def _mapping(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f'{shown(text)} is no JSON object: write it as {{"max_model_len": 8192}}')
+        raise argparse.ArgumentTypeError(f'{shown(text)} is not a JSON object: write it as {{"max_model_len": 8192}}')
     return found
 
 

@@ -135,7 +135,7 @@ def run_train(args: argparse.Namespace) -> int:
         print(f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; the model is in {result.final}")
         if result.skipped:
             broken = counted(result.skipped, "record")
-            print(f"{broken} broke while they were read: see {values['output']}/skipped-*.jsonl")
+            print(f"skipped {broken} that could not be read: see {values['output']}/skipped-*.jsonl")
     return 0
 
 

@@ -222,7 +222,7 @@ def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{'base' if motion else 'train'}.recipe.json").write_text("[1]")
     result = run("demo", *(["--motion"] if motion else []), "--output", tmp_path, "--device", "cpu")
-    refused(result, tmp_path, "name another folder for that of " + ("--motion" if motion else "scenes"))
+    refused(result, tmp_path, "name another folder for the one with " + ("clips" if motion else "scenes"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -231,7 +231,7 @@ def test_a_demo_takes_no_folder_that_holds_something_else(run, tmp_path, monkeyp
     """It would write over it, or drop it."""
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", lambda args: pytest.fail("it began"))
     write_text(tmp_path / place, "mine")
-    refused(run("demo", "--output", tmp_path), tmp_path, "and no demo: name a new folder")
+    refused(run("demo", "--output", tmp_path), tmp_path, "but no demo: name a new folder")
     assert (tmp_path / place).read_text() == "mine"
 
 
@@ -250,7 +250,7 @@ def test_one_folder_does_not_hold_clips_of_both_sizes(run, tmp_path):
 
 
 def test_tokens_of_a_frame_are_of_the_motion_demo(run, tmp_path):
-    refused(run("demo", "--tokens", "64", "--output", tmp_path), "--tokens 64 is of --motion")
+    refused(run("demo", "--tokens", "64", "--output", tmp_path), "--tokens 64 needs --motion")
 
 
 def test_a_frame_has_as_many_tokens_as_it_is_asked_for(tmp_path):

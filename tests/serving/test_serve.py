@@ -129,7 +129,7 @@ def test_what_the_server_would_read_in_place_of_ours_is_refused_however_it_is_sp
 def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, words):
     """It takes the first such word for a model's name, and serves --model."""
     word = words[2] if "--port" in words[:1] else words[0]
-    refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' is no option of vLLM's server: behind -- ")
+    refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' is not an option of vLLM's server: after --")
     assert not started
 
 
