@@ -90,6 +90,7 @@ def test_a_proxy_is_not_asked_for_the_page(monkeypatch, before):
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=themes))
     monkeypatch.setitem(sys.modules, "starlette", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "starlette.middleware", SimpleNamespace(Middleware=lambda *_: None))
-    with pytest.raises(InputError, match=r"no page can be had at \[::1\] \(no port is left\): name another --port"):
+    said = r"the page cannot be served at \[::1\] \(no port is left\): name another --port"
+    with pytest.raises(InputError, match=said):
         page.serve(None, "", "[::1]", None)
     assert seen == [("[::1]", f"{before},localhost,::1" if before else "localhost,::1")]
