@@ -104,11 +104,11 @@ def test_the_report_says_ahead_only_where_intervals_do_not_touch():
         "all: PVC minus frame by frame +0.155, +0.105, -0.245; clearly ahead on 1 of 3 seeds, clearly behind on 1"
         in said
     )
-    assert "**PVC is not clearly ahead on all of 3 seeds** (on 1 of them, all questions together)" in said
+    assert "**PVC is not clearly ahead on every seed** (on 1 of 3, over all questions)" in said
     again = [
         result(name, seed, low, low + 0.1) for seed in (1, 2) for name, low in ((motion.FRAMEWISE, 0), ("PVC", 0.5))
     ]
-    assert "**PVC is clearly ahead on all of 3 seeds** (on 3 of them" in motion.findings(ahead + again)
+    assert "**PVC is clearly ahead on every seed** (on 3 of 3" in motion.findings(ahead + again)
 
 
 def test_the_report_says_who_has_learned_anything():
@@ -143,7 +143,7 @@ def test_the_page_is_given_the_table_and_the_findings():
 def test_a_frame_s_tokens_tell_its_squares_before_any_training(tmp_path, shown):
     motion.build(tmp_path / "start", 0, shown)
     assert motion.squares_told(tmp_path / "start", shown, 1_000 if shown is motion.SMALL else 100) > 0.95
-    assert "tells from a token 91.0% or more" in motion.findings(
+    assert "reads at least 91.0% of the squares" in motion.findings(
         [result(name, seed, 0, 1) for seed in (1, 2) for name in motion.NAMES]
     )
 
