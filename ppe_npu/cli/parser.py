@@ -220,7 +220,7 @@ def _add_eval(commands) -> None:
     what = "after the scores, measure costs in at least N rounds of all methods on the same prompts; 0 skips this "
     what += "(default: 5, or at least 2 if they take over 2 minutes; skipped if nothing changed)"
     parser.add_argument("--cost-rounds", type=int, metavar="N", help=what)
-    what = "also run the dense model on smaller input with as many tokens, all samples for each fraction (default: on)"
+    what = "also run the dense model on all samples made smaller to as many tokens, for each fraction (default: on)"
     parser.add_argument("--smaller-input", action=argparse.BooleanOptionalAction, default=None, help=what)
     parser.add_argument("--seed", type=int, default=0, help="seed for sampling, set before every batch (default: 0)")
     _add_generation(parser)

@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     kinds = ("lora", "dora", "qlora", "none")
     parser.add_argument("--adapter", choices=kinds, help="train an adapter instead of the weights")
     parser.add_argument("--lora-rank", type=int, help="rank of the adapter's factors (default: 16)")
-    parser.add_argument("--lora-alpha", type=float, help="alpha; the update is scaled by alpha / rank (default: 32)")
+    parser.add_argument("--lora-alpha", type=float, help="the update is scaled by LORA_ALPHA / LORA_RANK (default: 32)")
     parser.add_argument(
         "--lora-dropout", type=float, help="fraction of the adapter's input that is zeroed in training (default: 0)"
     )
