@@ -30,58 +30,58 @@ help:
 demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in miniature   [DEVICE= SEEDS=3 FULL=1 METHODS="divprune tome" or all TRAINING_FREE=1 TUNE_RATIOS=0.25]
 	$(BIN)/ppe-npu demo --device $(DEVICE) $(call option,--seeds,$(SEEDS)) $(if $(filter-out 0,$(FULL)),--full) \
 		$(call option,--methods,$(METHODS)) $(if $(filter-out 0,$(TRAINING_FREE)),--training-free) $(call option,--tune-ratios,$(TUNE_RATIOS))
-train: $(READY)  ## fine-tune   [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing ...']
+train: $(READY)  ## fine-tune a model; without MODEL= and DATA= the embedded tiny one   [DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS='--packing ...']
 	$(strip $(launch) train $(call option,--device,$(if $(RECIPE),$(filter-out auto,$(DEVICE)),$(DEVICE))) $(call option,--config,$(RECIPE)) \
 		$(call option,--data,$(DATA)) $(common) $(call option,--deepspeed,$(DEEPSPEED)) $(TRAIN_ARGS))
-eval: $(READY) $(if $(MODEL),,runs/train/final)  ## evaluate   [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= BATCH_SIZE=]
+eval: $(READY) $(if $(MODEL),,runs/train/final)  ## evaluate a model on benchmarks   [DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= BATCH_SIZE=]
 	$(strip $(launch) eval --device $(DEVICE) $(call option,--benchmarks,$(BENCHMARKS)) $(common) $(call option,--batch-size,$(BATCH_SIZE)))
 runs/train/final: | $(READY)  # the embedded model, where MODEL= names no other
 	$(BIN)/ppe-npu train --device $(DEVICE)
-report: $(VENV)/.ready  ## tables and a picture from finished evaluations   [OUTPUT=runs/eval]
+report: $(VENV)/.ready  ## write a report with tables and a plot from finished evaluations   [OUTPUT=runs/eval]
 	$(BIN)/ppe-npu report $(OUTPUT)
-parity: $(READY)  ## this device's operators against the fp64 specification   [DEVICE=]
+parity: $(READY)  ## compare this device's operators with the fp64 specification   [DEVICE=]
 	$(BIN)/ppe-npu parity --device $(DEVICE)
-bench: $(READY)  ## every operator, prefill, decoding, a training step, the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
+bench: $(READY)  ## time operators, prefill, decoding, a training step and the tower: tables, JSON, plots   [DEVICE= OUTPUT=runs/bench]
 	for part in ops prefill tower; do \
 		$(BIN)/python scripts/bench_$$part.py --device $(DEVICE) --output $(or $(OUTPUT),runs/bench)/$$part.json || exit 1; done
-test: $(VENV)/.ready  ## all fast tests, by two workers; random draws are the same in every run
+test: $(VENV)/.ready  ## run all fast tests with two workers and the same random draws in every run
 	PYTHONHASHSEED=0 $(PYTEST) $(WORKERS) -m "not slow and not ci"
 test-all: SEED := $(or $(SEED),$(shell date +%s))
-test-all: $(VENV)/.ready  ## the slow ones, too, with other random draws   [SEED=, which it says]
+test-all: $(VENV)/.ready  ## run all tests, slow ones included, with new random draws, whose seed is printed   [SEED=]
 	@echo "random draws of SEED=$(SEED)"
 	PPE_TEST_SEED=$(SEED) $(PYTEST) $(WORKERS) --hypothesis-seed=$(SEED)
-test-machines: $(VENV)/.ready  ## the tests under the code paths of other CPUs   [QUICK=1]
+test-machines: $(VENV)/.ready  ## run the tests under the code paths of other CPUs   [QUICK=1]
 	$(BIN)/python scripts/test_machines.py $(if $(QUICK),--quick)
-test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## the engine's tests with the pinned and the oldest transformers of our range   [MATRIX=]
+test-matrix: $(VENV)/.ready .venv-oldest/.ready  ## run the engine's tests with the pinned and the oldest supported transformers   [MATRIX=]
 	for environment in $(or $(MATRIX),$(VENV) .venv-oldest); do \
 		OMP_NUM_THREADS=1 $$environment/bin/python -m pytest $(WORKERS) -m "not slow and not ci" --ignore tests/backends --ignore tests/demo || exit 1; done
-test-newest: .venv-newest/.ready  ## the same with the newest torch and transformers, whatever our bounds say, and who refuses them
+test-newest: .venv-newest/.ready  ## run the tests of models and training with the newest torch and transformers, and list packages that refuse these
 	OMP_NUM_THREADS=1 .venv-newest/bin/python scripts/newest.py
-test-lmms: .venv-lmms/.ready  ## tasks of lmms-eval on compressed models, in an environment that has it
+test-lmms: .venv-lmms/.ready  ## run tasks of lmms-eval on compressed models, in an environment with lmms-eval
 	OMP_NUM_THREADS=1 .venv-lmms/bin/python -m pytest tests/evaluation/test_lmms.py tests/evaluation/test_lmms_task.py
-test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app tests/test_notebooks.py  ## the explorer, reports and notebooks in a browser and a kernel
-test-vllm: .venv-vllm/.ready  ## a real vLLM on the CPU, with the plug-in, against transformers, in an environment of its own
+test-app: .venv-app/.ready ; OMP_NUM_THREADS=1 .venv-app/bin/python -m pytest tests/app tests/test_notebooks.py  ## test the explorer, reports and notebooks in a browser and a kernel
+test-vllm: .venv-vllm/.ready  ## compare vLLM on the CPU, with the plug-in, with transformers, in an environment of its own
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -n 2 --dist loadfile --durations 12 tests/serving
-test-integrations: .venv-integrations/.ready  ## other people's trainers, and transformers' own tests, on compressed models, in an environment that has them
+test-integrations: .venv-integrations/.ready  ## run other packages' trainers and transformers' own tests on compressed models, in an environment with both
 	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/training/test_trl.py tests/training/test_foreign_trainers.py tests/integrations
-test-frameworks: .venv-frameworks/.ready  ## LLaMA-Factory and ms-swift train compressed models, in an environment that has both
+test-frameworks: .venv-frameworks/.ready  ## train compressed models with LLaMA-Factory and ms-swift, in an environment with both
 	OMP_NUM_THREADS=1 .venv-frameworks/bin/python -m pytest tests/frameworks
-test-lent: .venv-lent/.ready  ## engine, kernels and parity with the versions of a machine that is lent: Python 3.12, torch 2.11, Triton 3.6
+test-lent: .venv-lent/.ready  ## test engine, kernels and parity with the versions of a lent GPU machine: Python 3.12, torch 2.11, Triton 3.6
 	export OMP_NUM_THREADS=1; .venv-lent/bin/python -m pytest $(WORKERS) -m "not slow" $(LENT_TESTS) && .venv-lent/bin/python -m pytest tests/scripts/test_device_check.py -m slow
-test-ascend-compiler: .venv-ascend/.ready  ## our kernels for Ascend through two releases of Huawei's compiler, twelve chips, no device
+test-ascend-compiler: .venv-ascend/.ready  ## compile our Ascend kernels with two releases of Huawei's compiler for twelve chips, without a device
 	PYTHONPATH=. OMP_NUM_THREADS=1 .venv-ascend/bin/python -m pytest -n 2 --dist loadgroup --confcutdir tests/ascend_compiler tests/ascend_compiler
-test-npu:  ## the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target there   [TORCH_NPU=2.10.0.post4]
+test-npu:  ## test the NPU backend and the operators on an emulated Ascend device; EMULATE=1 runs any target on it   [TORCH_NPU=2.10.0.post4]
 	$(MAKE) EMULATE=1 test-emulated
 test-emulated: $(VENV)/.ready
 	$(PYTEST) $(WORKERS) -m "not slow" tests/test_ascend_emulator*.py tests/test_npu_*.py tests/backends tests/engine/test_marked_rows.py
 	$(BIN)/ppe-npu parity --device npu
 	$(BIN)/ppe-npu parity check tests/data/parity_cpu --device npu
-ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## builds the emulator alone, and prints its folder
+ascend-emulator: $(if $(filter 1,$(EMULATE)),$(VENV)/.ready)  ## build only the emulator, and print its folder
 	@$(if $(filter 1,$(EMULATE)),echo $(ASCEND_EMULATOR),$(MAKE) --no-print-directory EMULATE=1 $@)
-docs: $(VENV)/.ready .venv-docs/.ready  ## runs the code of the documents, and makes a site of them: no dead link, a page for each method (build/site)
+docs: $(VENV)/.ready .venv-docs/.ready  ## run the code in the documents, and build a site from them, with a page per method and no dead links (build/site)
 	$(PYTEST) tests/test_documents.py tests/test_document_blocks.py tests/test_contributing.py
 	$(BIN)/python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs
-lint: $(VENV)/.ready  ## style, imports, types, lengths
+lint: $(VENV)/.ready  ## check style, imports, types and lengths
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python scripts/check_house.py
 	$(BIN)/mypy

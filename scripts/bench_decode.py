@@ -165,8 +165,8 @@ def table(size: str, rows: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "cpu"])
-    parser.add_argument("--steps", type=int, default=60, help="tokens, at least 8")
-    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
+    parser.add_argument("--steps", type=int, default=60, help="tokens to generate, at least 8")
+    parser.add_argument("--output", type=output_file, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     facts = {"device": devices.describe(torch.device("cpu")), "date": str(date.today()), "steps": args.steps}

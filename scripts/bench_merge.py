@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--members", nargs="+", choices=MEMBERS, default=["nearest", "spread"])
     parser.add_argument("--offset", type=float, default=0.0)
-    parser.add_argument("--shapes", nargs="+", metavar="F,N,C", help="(default: the four of docs/speed.md)")
-    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
+    parser.add_argument("--shapes", nargs="+", metavar="F,N,C", help="shapes (default: the four of docs/speed.md)")
+    parser.add_argument("--output", type=output_file, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     shapes = [tuple(int(part) for part in shape.split(",")) for shape in args.shapes] if args.shapes else SHAPES

@@ -134,7 +134,7 @@ def counted(cells: torch.Tensor, threshold: float) -> tuple[int, float]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs=2, default=(128, 128), metavar=("ROWS", "COLUMNS"))
-    parser.add_argument("--values", type=int, default=3072, help="values of a cell")
+    parser.add_argument("--values", type=int, default=3072, help="values per cell")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -77,14 +77,14 @@ def table(part: str, rows: dict[str, dict]) -> str:
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto")
-    parser.add_argument("--dtype", choices=DTYPES, help="(default: bf16 on a device, fp32 on a CPU)")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="(default: 3b 7b on a device, cpu on a CPU)")
-    parser.add_argument("--cases", nargs="+", choices=PROMPTS, help="(default: by the size)")
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="(none: a merge's operators alone)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype (default: bf16 on a device, fp32 on a CPU)")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="models (default: 3b 7b on a device, cpu on a CPU)")
+    parser.add_argument("--cases", nargs="+", choices=PROMPTS, help="prompts (default: by the size)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="parts (none: only merge operators)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="after which a part begins no further round")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
-    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no further round of a part after this")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--output", type=output_file, help="JSON file for the numbers")
     return parser.parse_args(argv)
 
 

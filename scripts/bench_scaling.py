@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--sizes", type=int, help="so many of each axis, at least 2 (default: all)")
-    parser.add_argument("--output", type=output_file, help="a picture; the numbers are written beside it")
+    parser.add_argument("--sizes", type=int, help="number of sizes per axis, at least 2 (default: all)")
+    parser.add_argument("--output", type=output_file, help="picture file; the numbers are written beside it")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     result = {}

@@ -175,12 +175,12 @@ def verdict(rows: dict[str, dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "3b", "7b"), default="3b")
-    parser.add_argument("--patches", type=int, default=2304, help="the square of an even number")
+    parser.add_argument("--patches", type=int, default=2304, help="number of patches: the square of an even number")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
-    parser.add_argument("--checkpointing", action="store_true", help="of the decoder")
-    parser.add_argument("--formula", action="store_true", help="count 3B's and 7B's steps by formula, run nothing")
-    parser.add_argument("--output", type=output_file, help="a JSON file for the numbers")
+    parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing in the decoder")
+    parser.add_argument("--formula", action="store_true", help="only count the steps of 3B and 7B, by formula")
+    parser.add_argument("--output", type=output_file, help="JSON file for the numbers")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}: give 1 or more")

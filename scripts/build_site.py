@@ -189,7 +189,7 @@ def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str:
 def main() -> int:
     """Write the pages, and build the site if mkdocs was named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mkdocs", help="the program")
+    parser.add_argument("--mkdocs", help="the mkdocs program")
     parser.add_argument("--no-pictures", action="store_true")
     arguments = parser.parse_args()
     write_pages(PAGES, not arguments.no_pictures)

@@ -195,24 +195,24 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", default="runs/positions")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, help="test pictures, 12 questions each (24), or clips, 3 each (96)")
-    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the tokens that are kept")
-    parser.add_argument("--rows", **trained, help="that are asked training-free (default: all)")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="fractions of the tokens to keep")
+    parser.add_argument("--rows", **trained, help="rows to run without training (default: all)")
     parser.add_argument(
-        "--counted", nargs="*", choices=rule_names(), default=COUNTED, help="asked with the sizes counted, too"
+        "--counted", nargs="*", choices=rule_names(), default=COUNTED, help="rules also run with the sizes counted"
     )
-    parser.add_argument("--base-steps", type=int, help="of the dense models (900, of clips 600; make demo takes 2,600)")
-    parser.add_argument("--tune", **trained, help="rows that are fine-tuned, of any rule")
-    parser.add_argument("--distill", **trained, help="rows that the dense model teaches, of any rule")
-    parser.add_argument("--tune-shares", type=float, nargs="+", default=[0.25], help="at which both are done")
-    parser.add_argument("--tune-seeds", type=int, default=1, help="of --seeds")
+    parser.add_argument("--base-steps", type=int, help="steps of the dense models (900; clips: 600; make demo: 2,600)")
+    parser.add_argument("--tune", **trained, help="rows to fine-tune, of any rule")
+    parser.add_argument("--distill", **trained, help="rows to train on the dense model, of any rule")
+    parser.add_argument("--tune-shares", type=float, nargs="+", default=[0.25], help="shares for --tune and --distill")
+    parser.add_argument("--tune-seeds", type=int, default=1, help="number of seeds to tune and distill")
     parser.add_argument("--tune-steps", type=int, default=320)
     parser.add_argument("--distill-steps", type=int, default=200)
-    parser.add_argument("--page", help="a document with marks around what is written anew")
+    parser.add_argument("--page", help="document whose marked part is rewritten")
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     args.images, args.base_steps = args.images or task.images, args.base_steps or task.base_steps
     if args.tune_seeds > args.seeds:
-        parser.error(f"--tune-seeds {args.tune_seeds}: there are {args.seeds} dense models; give --seeds as many")
+        parser.error(f"--tune-seeds {args.tune_seeds} exceeds the number of dense models ({args.seeds}): raise --seeds")
     return args
 
 

@@ -106,8 +106,8 @@ def run(variables: dict[str, str], arguments: list[str]) -> tuple[int, list[str]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few tests of numbers under the most different paths")
-    parser.add_argument("--only", action="append", choices=PATHS, help="only this path; may be given several times")
+    parser.add_argument("--quick", action="store_true", help="run a few numerical tests under the most different paths")
+    parser.add_argument("--only", action="append", choices=PATHS, help="run only this path; may be given several times")
     options, arguments = parser.parse_known_args()
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     seen, failed = ({probe({}): "as it is"} if options.quick else {}), 0

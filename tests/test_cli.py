@@ -67,7 +67,7 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
     from ppe_npu.cli import train as commands
 
     monkeypatch.chdir(tmp_path)
-    refused(run("eval"), "runs/train/final is not there", "ppe-npu train")
+    refused(run("eval"), "runs/train/final does not exist", "ppe-npu train")
     monkeypatch.setattr(commands, "_TRAIN_IMAGES", 8)
     monkeypatch.setattr(commands, "_TEST_IMAGES", 2)
     monkeypatch.setattr(commands, "_QUESTIONS", 3)
@@ -80,7 +80,7 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
     code, out, err = run("eval")
     assert code == 0, err
     assert out.index("| dense |") < out.index("| ppe k=4 0.45 |")  # of whose score every share is told
-    assert "compression dpc_knn-ppe-k4-nearest-raster-0.45 is that of" in err
+    assert "compression dpc_knn-ppe-k4-nearest-raster-0.45 is the one in" in err
     assert (tmp_path / "runs" / "eval" / "report.md").is_file()
 
 
@@ -248,7 +248,7 @@ def test_help_names_every_preset(run, command):
     listed = " ".join(out.split())
     for name in ("dense", "chatunivi", "keep_one", "ppe", "ppe_plus"):
         assert f" {name}," in listed
-    assert " ppe_cascade or a method that `ppe-npu methods` lists" in listed
+    assert " ppe_cascade or any method listed by `ppe-npu methods`" in listed
 
 
 def test_the_embedded_run_does_not_take_another_models_place(run, tmp_path):

@@ -107,7 +107,7 @@ def test_describe_refuses(run, tiny_folder, write_image, write_clip, tmp_path):
     refused(run(*model, "--image", image, "--prompt", " "), "--prompt is empty")
     refused(run(*model, "--image", image, "--max-new-tokens", 0), "--max-new-tokens 0")
     refused(run(*model, "--image", image, "--ratio", 2), "ratio")
-    refused(run(*model, "--image", image, "--show", image), "--show", "a.png is what is read: name another file")
+    refused(run(*model, "--image", image, "--show", image), "--show", "a.png is also an input: name another file")
     refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "best"), "best", "chatunivi")
     refused(run(*base[:3], "--model", tiny_folder, "--image", image, "--compression", "ppe", "--k", 9), "k=9")
     refused(run("describe", "--image", image), "--model")

@@ -36,7 +36,7 @@ def test_doctor_says_what_is_there_and_why_not(run):
         assert all(row["why"] for row in rows if not row["runs"])
     assert found["memory"]["total"] >= found["memory"]["free"] > 0
     text = run("doctor")[1]
-    for words in (torch.__version__, "operators on cpu", "memory", "disk", "With a report, send all of this"):
+    for words in (torch.__version__, "operators on cpu", "memory", "disk", "In a bug report, include all of this"):
         assert words in text
     assert all(op in text for op in ops)
 
@@ -66,7 +66,7 @@ def test_doctor_names_versions_that_are_not_asked_for(run, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: "0.1.dev1" if name == "accelerate" else version(name))
     code, out, _ = run("doctor")
     assert code == 0
-    assert "NOTE: accelerate 0.1.dev1 is not tested with this package, which asks for ==1.1.1" in out
+    assert "NOTE: accelerate 0.1.dev1 is not tested with this package, which requires ==1.1.1" in out
     assert "NOTE: torch" not in out
 
 
@@ -98,7 +98,7 @@ def test_numbers_for_programs(run, tiny_folder, write_image, tmp_path):
     assert layers[0] == 18
     assert layers[1:] == [9] * (len(layers) - 1)
     assert found["visual_tokens_after"] == sum(layers) / len(layers)
-    mean = f"the mean of {len(layers)} decoder layers: 18 in 0, 9 from 1 on"
+    mean = f"the mean over {len(layers)} decoder layers: 18 in 0, 9 from 1 on"
     assert f"({100 * found['visual_tokens_kept']:.1f} % kept, {mean})" in err
     assert f"{found['prompt_tokens_after']} after the last merge" in err
     data = tmp_path / "d.jsonl"

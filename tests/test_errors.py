@@ -44,7 +44,7 @@ def test_a_fault_of_ours_is_raised_with_a_line_that_asks_for_a_report(run, monke
     with pytest.raises(type(error)) as caught:
         run("parity", "--out", "a b")
     last = traceback.format_exception(caught.value)[-1]
-    assert last == f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was " + (
+    assert last == f"ppe-npu: this is a bug in ppe-npu {__version__}: please report all of this; command: " + (
         "ppe-npu parity --out 'a b'\n"
     )
 

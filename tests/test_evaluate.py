@@ -188,12 +188,12 @@ def test_report_of_a_folder(run, asked, tmp_path):
         refused(
             run("report", tmp_path / "out", "--out", own.with_suffix(".md")),
             own.stem,
-            "is a name of an evaluation's own files",
+            "is the name of an evaluation's own file",
         )
 
 
 def test_report_refuses(run, tmp_path):
-    refused(run("report", tmp_path / "none"), "none is no folder: name the --output of an evaluation")
+    refused(run("report", tmp_path / "none"), "none is not a folder: name the --output of an evaluation")
     refused(run("report", tmp_path), "holds no results", "ppe-npu eval --output")
     refused(run("report", tmp_path, "--out", tmp_path / "r.pdf"), "r.pdf", ".md")
 

@@ -197,7 +197,7 @@ def test_two_processes_of_one_number_may_look_at_once(tmp_path, monkeypatch):
 def test_a_demo_takes_no_other_files_place(tmp_path, left):
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text("mine")
-    with pytest.raises(InputError, match="and no demo: name a new folder"):
+    with pytest.raises(InputError, match="but no demo: name a new folder"):
         check_demos_own(tmp_path)
 
 

@@ -94,7 +94,7 @@ def test_a_marked_checkpoint_is_looked_into_and_no_flag_is_passed_on(run, tiny_f
     served = tmp_path / "served"
     assert run("export", "--vllm", "--checkpoint", tiny_folder, "--output", served, "--compression", "ppe")[0] == 0
     for flag in ("--trust-remote-code", "--trust_remote_code", "--trust-remote-code=true"):
-        refused(run("serve", "--model", served, "--", flag), flag, "no code of a checkpoint is run")
+        refused(run("serve", "--model", served, "--", flag), flag, "code of a checkpoint is never run")
     file = served / "processor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | ASKING[file.name]))
     refused(run("serve", "--model", served), file.name, "runs no code of a checkpoint")

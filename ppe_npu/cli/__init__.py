@@ -30,7 +30,7 @@ from ppe_npu.utils.paths import as_path
 # `import torch` imports torch_npu, and fails if that fails, even if no NPU is used.
 _NO_CANN = (
     "torch cannot be imported, because torch_npu is installed and finds no CANN: on an Ascend machine source CANN's "
-    "set_env.sh, anywhere else add EMULATE=1 to the make target; TORCH_DEVICE_BACKEND_AUTOLOAD=0 does without an NPU"
+    "set_env.sh, anywhere else add EMULATE=1 to the make target, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 to use no NPU"
 )
 _TEXTS = ("prompt", "title", "run", "host", "vllm", "generation")  # arguments that are not paths, and may be empty
 _BY_PLACE = ("folder", "bundle")  # positional arguments
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, error.exit_code)
     except Exception as error:
         if (why := no_torch(error)) is not None:
-            return _complain(InputError(f"{why}; `ppe-npu doctor` says what is there"), 2)
+            return _complain(InputError(f"{why}; `ppe-npu doctor` lists what is installed"), 2)
         _ask_for_a_report(error, argv)
         raise
 
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         os.getcwd()
     except OSError as error:  # without this check, torch would fail to find its libraries, with an unrelated message
-        raise InputError(f"the working directory cannot be read ({error.strerror}): cd to one that is there") from error
+        raise InputError(f"the working directory cannot be read ({error.strerror}): cd to one that exists") from error
     _check_paths(args)
     module, _, function = args.run.partition(":")
     # Read when torch is loaded, below. By default torch's threads spin while they wait. On cores shared with other work
@@ -160,4 +160,4 @@ def _complain(error: UserError, code: int) -> int:
 def _ask_for_a_report(error: Exception, argv: Sequence[str] | None) -> None:
     """Add the line that is printed below the traceback of a bug of this package."""
     command = shlex.join(["ppe-npu", *(sys.argv[1:] if argv is None else map(str, argv))])
-    error.add_note(f"ppe-npu: a fault of ppe-npu {__version__}, not yours: please report all of this; it was {command}")
+    error.add_note(f"ppe-npu: this is a bug in ppe-npu {__version__}: please report all of this; command: {command}")

@@ -45,14 +45,14 @@ def compressions(args: argparse.Namespace, model: Path) -> list[CompressionConfi
 def _by_default(model: Path) -> tuple[str, str]:
     """The compression that is used if none was named, and where it comes from, in words."""
     own = model / "compression.json"
-    return (str(own), f"that of {own}") if os.path.isfile(own) else ("ppe", "the default")
+    return (str(own), f"the one in {own}") if os.path.isfile(own) else ("ppe", "the default")
 
 
 def whose(args: argparse.Namespace, model: Path, configs: Sequence[CompressionConfig]) -> str | None:
     """A line on which compression is used and why, if none was named; print it once all input has been checked."""
     if args.compression is not None:
         return None
-    return f"compression {configs[-1].label} is {_by_default(model)[1]}; --compression names another"
+    return f"compression {configs[-1].label} is {_by_default(model)[1]}; choose another with --compression"
 
 
 def reading(args: argparse.Namespace) -> dict[str, bool]:

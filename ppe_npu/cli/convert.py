@@ -23,7 +23,7 @@ def run_convert(args: argparse.Namespace) -> int:
         print(f"ppe-npu: {complaint(found.faults, total)}", file=sys.stderr)
     folders = {str(Path(file).resolve().parent) for file in args.data}
     moved = folders != {str(output.resolve().parent)}
-    root = f"; its paths start from {' or '.join(sorted(folders))} (--data-root)" if moved else ""
+    root = f"; their paths start from {' or '.join(sorted(folders))} (--data-root)" if moved else ""
     if args.json:
         faults = [{"line": fault.where, "id": fault.id, "reason": fault.reason} for fault in found.faults]
         print_json(args, {"output": str(output), "converted": len(found.records), "faults": faults})

@@ -38,7 +38,7 @@ def smaller_input(args: argparse.Namespace, processor: Any) -> bool:
     """
     tiled = is_tiled(processor)
     if args.smaller_input and tiled:
-        raise InputError("--smaller-input, but pictures of this model are tiles of one size: leave it out")
+        raise InputError("--smaller-input needs a model whose pictures are not tiles of one size: leave it out")
     return args.smaller_input is not False and not tiled
 
 
@@ -91,7 +91,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     titles = [_title(run) for run in runs]
     if len(runs) < 2 or (asked is None and _measured(folder, runs)):
         return
-    print(f"ppe-npu: {name}: costs in turns, {count} rounds", file=sys.stderr)
+    print(f"ppe-npu: {name}: measuring costs in {count} rounds", file=sys.stderr)
     dense = next((t for t, run in zip(titles, runs) if run.config.is_dense and run.share is None), titles[0])
     samples = cost_pass.chosen(runs[0].benchmark, PROMPTS)
     candidates = []
@@ -100,7 +100,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
         candidates.append(cost_pass.Candidate(title, answers(run), partial(compress, model, run.config)))
     found = cost_pass.measure(candidates, samples, count, dense, _LEAST if asked is None else None)
     for index, why in found["left_out"].items():
-        print(f"ppe-npu: {name}: sample {index} is not part of the costs ({why})", file=sys.stderr)
+        print(f"ppe-npu: {name}: sample {index} is left out of the costs ({why})", file=sys.stderr)
     _draw(runs, candidates, samples)
     of = {method: own[0] for method, own in _marks_of(runs).items()}
     cost_pass.write(folder, {**found, "of": of}, label(runs[0].identity))
@@ -166,5 +166,5 @@ def _differing(runs: Sequence[Asked], known: Sequence[Any]) -> list[Any]:
     try:
         return group_pictures.differing(runs[0].benchmark, [run.folder for run in runs], known)
     except cost_pass.FAULTS as error:
-        print(f"ppe-npu: {runs[0].benchmark.name}: no more samples are drawn ({error})", file=sys.stderr)
+        print(f"ppe-npu: {runs[0].benchmark.name}: no further samples are drawn ({error})", file=sys.stderr)
         return []

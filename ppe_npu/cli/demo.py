@@ -28,16 +28,16 @@ def run_demo(args: argparse.Namespace) -> int:
         raise InputError(f"output {args.output} is a file: name a folder")
     strange = Path(args.output, "data", f"{'base' if args.motion else 'train'}.recipe.json")
     if strange.exists():  # both demos use the same names for data, models and results
-        held, other = ("scenes", "--motion") if args.motion else ("--motion", "scenes")
-        raise InputError(f"output {args.output} holds a demo of {held}: name another folder for that of {other}")
+        held, other = ("scenes", "clips") if args.motion else ("clips", "scenes")
+        raise InputError(f"output {args.output} holds a demo with {held}: name another folder for the one with {other}")
     check_demos_own(Path(args.output))
     if args.motion and (args.methods or args.full):
-        raise InputError("--motion compares two models, without --methods and --full: leave them out")
+        raise InputError("--motion compares two models of its own: leave --methods and --full out")
     if args.tokens is not None and not args.motion:
-        raise InputError(f"--tokens {args.tokens} is of --motion: leave it out, or add --motion")
+        raise InputError(f"--tokens {args.tokens} needs --motion: add --motion, or leave it out")
     if (args.training_free or args.tune_ratios) and not args.methods:
         asked = "--training-free" if args.training_free else "--tune-ratios"
-        raise InputError(f"{asked} is of --methods: leave it out, or add --methods all")
+        raise InputError(f"{asked} needs --methods: add --methods all, or leave it out")
     if args.seeds < 1:
         raise InputError(f"seeds={args.seeds}: give at least 1")
     code = (motion if args.motion else pipeline).main(args) or 0
@@ -58,4 +58,4 @@ def check_demos_own(output: Path) -> None:
         return
     strange = next((path for name in _WRITTEN for path in sorted(output.glob(name))), None)
     if strange is not None:
-        raise InputError(f"output {output} holds {strange.name} and no demo: name a new folder")
+        raise InputError(f"output {output} holds {strange.name} but no demo: name a new folder")

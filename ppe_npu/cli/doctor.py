@@ -25,13 +25,13 @@ _OPTIONAL = {  # package -> its use, and the command or extra that uses it
     "pyyaml": "recipes (train, eval)",
     "pyarrow": "parquet (eval)",
     "nltk": "one benchmark (eval)",
-    "lmms-eval": "its tasks",
+    "lmms-eval": "lmms-eval's tasks",
     "gradio": "the explorer (app)",
     "shtab": "shell completion",
     "vllm": "serve",
-    "triton": "CUDA's kernels",
-    "flash-attn": "CUDA's attention",
-    "liger-kernel": "CUDA's kernels",
+    "triton": "CUDA kernels",
+    "flash-attn": "CUDA attention",
+    "liger-kernel": "CUDA kernels",
     "torch_npu": "Ascend NPUs",
 }
 # The environment variables that affect this package. No others are shown, because they may hold secrets.
@@ -105,7 +105,7 @@ def _untested() -> list[str]:
     for one in wanted:
         version = _version(one.name)
         if version is not None and not one.specifier.contains(version, prereleases=True):
-            found[one.name] = f"{one.name} {version} is not tested with this package, which asks for {one.specifier}"
+            found[one.name] = f"{one.name} {version} is not tested with this package, which requires {one.specifier}"
     return list(found.values())
 
 
@@ -178,13 +178,13 @@ def _page(found: dict[str, Any]) -> str:
     ]
     there = [f"{name} {row['version']}" for name, row in found["optional"].items() if row["version"]]
     absent = [f"{name}: {row['for']}" for name, row in found["optional"].items() if not row["version"]]
-    lines += ["optional    " + (", ".join(there) or "none"), "not there   " + ("; ".join(absent) or "none"), ""]
+    lines += ["optional    " + (", ".join(there) or "none"), "absent      " + ("; ".join(absent) or "none"), ""]
     for kind, row in found["devices"].items():
         facts = ", ".join(f"{key} {value}" for key, value in row.items() if key not in _SAID)
         lines.append(f"{kind:<12}" + (f"{row['name']}" + f" ({facts})" * bool(facts) if row["there"] else row["why"]))
     lines += [f"auto        {found['auto'] or 'none: see the problem below'}", ""]
     for kind, ops in found["operators"].items():
-        lines.append(f"operators on {kind}, best first; what cannot run here, and why, in brackets")
+        lines.append(f"operators on {kind}, best first; [in brackets: those that cannot run here, and why]")
         if not found["devices"][kind]["there"]:
             names = dict.fromkeys(row["name"] for rows in ops.values() for row in rows if row["name"] != "reference")
             lines.append(f"  [{', '.join(names)}: no {kind} device]")
@@ -196,20 +196,20 @@ def _page(found: dict[str, Any]) -> str:
     memory, threads = found["memory"], found["threads"]
     lines += [
         "",
-        "memory      " + ("not told" if memory is None else f"{_gib(memory['free'])} free of {_gib(memory['total'])}"),
+        "memory      " + ("unknown" if memory is None else f"{_gib(memory['free'])} free of {_gib(memory['total'])}"),
     ]
-    lines += [f"threads     {threads['torch'] or 'none'} of torch, {threads['cores']} cores"]
+    lines += [f"threads     {threads['torch'] or 'none'} used by torch, {threads['cores']} cores"]
     for where, disk in found["disk"].items():
         lines.append(
             f"disk        {where}: "
-            + ("not told" if disk is None else f"{_gib(disk['free'])} free of {_gib(disk['total'])}")
+            + ("unknown" if disk is None else f"{_gib(disk['free'])} free of {_gib(disk['total'])}")
         )
     lines += [
         "environment " + (", ".join(f"{name}={value}" for name, value in found["environment"].items()) or "nothing set")
     ]
     lines += ["", *(f"NOTE: {note}" for note in found["untested"])]
     lines += [f"PROBLEM: {problem}" for problem in found["problems"]]
-    lines.append("With a report, send all of this, the command, and what it printed with PPE_NPU_DEBUG=1 before it.")
+    lines.append("In a bug report, include all of this, the command, and what it prints with PPE_NPU_DEBUG=1 set.")
     return "\n".join(lines)
 
 

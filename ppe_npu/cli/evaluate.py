@@ -147,14 +147,14 @@ def _device(args: argparse.Namespace) -> str:
     """
     if args.engine == "transformers":
         if args.engine_args:
-            raise InputError("--engine-args are vLLM's: give --engine vllm beside them")
+            raise InputError("--engine-args are for vLLM: add --engine vllm, or leave them out")
         return args.device
     if args.cost_rounds or args.smaller_input:
-        raise InputError("--engine vllm measures no costs in turns: leave --cost-rounds and --smaller-input out")
+        raise InputError("--engine vllm supports neither --cost-rounds nor --smaller-input: leave them out")
     if devices.process_count() > 1:
         raise InputError(
-            f"--engine vllm in {devices.process_count()} processes: each would start a vLLM on the same device; start "
-            """one, with --engine-args '{"tensor_parallel_size": N}'"""
+            f"--engine vllm in {devices.process_count()} processes would start one vLLM each on the same device: start "
+            """one process, with --engine-args '{"tensor_parallel_size": N}'"""
         )
     args.cost_rounds, args.smaller_input = 0, False
     return "cpu"
@@ -169,7 +169,7 @@ def _model_path(args: argparse.Namespace) -> Path:
     """The named checkpoint; by default the embedded run's."""
     path = Path(args.model) if args.model else EMBEDDED / "final"
     if args.model is None and not path.is_dir():
-        raise InputError(f"{path} is not there: run `ppe-npu train` first, or name a checkpoint with --model")
+        raise InputError(f"{path} does not exist: run `ppe-npu train` first, or name a checkpoint with --model")
     return path
 
 
@@ -178,12 +178,12 @@ def run_report(args: argparse.Namespace) -> int:
     check_plotting()
     folder = Path(args.folder)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name the --output of an evaluation")
+        raise InputError(f"{folder} is not a folder: name the --output of an evaluation")
     out = Path(args.out) if args.out else folder / "report.md"
     if out.suffix != ".md":
-        raise InputError(f"--out {out}: name a .md file; the .json and .png go beside it")
+        raise InputError(f"--out {out} is not a .md file: name one, beside which the .json and .png are written")
     if out.stem in ("results", "settings", "costs"):
-        raise InputError(f"--out {out}: {out.stem}.json is a name of an evaluation's own files: name another .md file")
+        raise InputError(f"--out {out}: {out.stem}.json is the name of an evaluation's own file: name another .md file")
     check_place(out, args.html)
     _report(args, folder, out, args.title or f"Evaluation in {folder}")
     return 0
@@ -208,7 +208,7 @@ def _asked_benchmarks(args: argparse.Namespace) -> tuple[Protocol, list[Any]]:
     loaded = load_benchmarks(args.benchmarks, args.data_root, protocol)
     if args.draws is not None and not any(map(_draws, loaded)):
         raise InputError(
-            f"--draws {args.draws}: no rule of protocol {protocol.name} for these benchmarks draws: leave it out"
+            f"--draws {args.draws}: no rule of protocol {protocol.name} draws for these benchmarks: leave it out"
         )
     return protocol, loaded
 
@@ -245,7 +245,7 @@ def load_benchmarks(names: list[str], data_root: str, protocol: Protocol | None 
     called = [benchmark.name for benchmark in loaded]
     twice = sorted({name for name in called if called.count(name) > 1})
     if twice:
-        raise InputError(f"--benchmarks: {', '.join(twice)} is named twice; give every benchmark its own name")
+        raise InputError(f"--benchmarks: {', '.join(twice)} is named twice: give every benchmark its own name")
     for benchmark in loaded:
         registry.ask_by(protocol, benchmark)
     return loaded
@@ -274,7 +274,7 @@ def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint
     labels: dict[str, CompressionConfig] = {}
     for config in configs:
         if labels.setdefault(config.label, config) != config:
-            raise InputError(f"--compression: two settings are both called {config.label}; evaluate them one by one")
+            raise InputError(f"--compression: two settings are both called {config.label}: evaluate them one by one")
     return list(labels.values())
 
 
@@ -309,7 +309,7 @@ def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> No
     html, papers = getattr(args, "html", False), getattr(args, "published", None)
     path, table = write_report(collect(folder), out, title, (), unfinished(folder), html, papers)
     if html:
-        print(f"one page of it: {path.with_suffix('.html')}")
+        print(f"HTML page: {path.with_suffix('.html')}")
     print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
     if args.json:
         print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
@@ -323,15 +323,15 @@ def _verdict(results: list[dict[str, Any]]) -> int:
         first = next(result for result in results if result["errors"])
         file = Path(first["folder"]) / "predictions.jsonl"
         print(
-            f"ppe-npu: {failed} of {asked} samples failed, the first because: {printable(_first_error(file))}; see "
-            f"{file}, and run again to ask them again",
+            f"ppe-npu: {failed} of {asked} samples failed, the first one with: {printable(_first_error(file))}; see "
+            f"{file}, and run the command again to retry them",
             file=sys.stderr,
         )
     broken = [result for result in results if "metrics_error" in result]
     for result in broken if devices.process_rank() == 0 else []:
         where = printable(f"{result['settings']['benchmark']}, {result['name']}")
         print(
-            f"ppe-npu: {where}: metrics() failed ({printable(result['metrics_error'])}); mend it and run again: the "
+            f"ppe-npu: {where}: metrics() failed ({printable(result['metrics_error'])}); fix it and run again: the "
             f"answers are kept in {result['folder']}",
             file=sys.stderr,
         )

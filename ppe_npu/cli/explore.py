@@ -26,7 +26,7 @@ def run_explore(args: argparse.Namespace) -> int:
     """Run the command until Ctrl-C. The options that can be checked early are, before the weights are read."""
     optional("gradio", "ppe-npu explore", "ppe-npu[app]")
     if args.port is not None and not 0 < args.port < 2**16:
-        raise InputError(f"--port {args.port} is no port: give one from 1 to 65535")
+        raise InputError(f"--port {args.port} is not a port: give one from 1 to 65535")
     host = _listening(args.host, args.port)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
@@ -36,7 +36,7 @@ def run_explore(args: argparse.Namespace) -> int:
     from ppe_npu.explorer.page import serve
 
     page, address = serve(explorer, about, host, args.port)
-    print(f"{about}\nopen {address} (Ctrl-C ends it)".replace("`", ""), flush=True)
+    print(f"{about}\nopen {address} (Ctrl-C stops it)".replace("`", ""), flush=True)
     try:
         threading.Event().wait()
     finally:
@@ -67,11 +67,11 @@ def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
     frames = _FRAMES if args.fps is None and args.nframes is None else args.nframes
     sampling = VideoSampling(args.fps, frames, args.min_pixels, args.max_pixels)
     if name is None and (args.base, args.dtype) != (None, "fp32"):
-        raise InputError("--base and --dtype are of a model, and none was named or found here: name one with --model")
+        raise InputError("--base and --dtype need a model, and none was named or found here: name one with --model")
     if name is None:
         processor, model = tiny.build_processor(), tiny.build_model(seed=0).eval().to(device)
-        about = "No model was named, and neither demo nor train has left one here: these are groups by features of a "
-        about += "tiny model with random weights, which answers nothing."
+        about = "No model was named, and neither demo nor train has left one here: groups come from the features of a "
+        about += "tiny model with random weights, which gives no answers."
     else:
         found = common.checkpoint(args, name)
         processor = common.processor(found, args.min_pixels, args.max_pixels)
@@ -79,7 +79,7 @@ def _explorer(args: argparse.Namespace, device: Any) -> tuple[Explorer, str]:
         about = f"The model is {printable(str(name))}."
         if hasattr(model.config, "pvc"):
             raise InputError(
-                f"--model {printable(str(name))} has PVC's modules, which take pictures for videos: use eval"
+                f"--model {printable(str(name))} has PVC's modules, which treat pictures as videos: use eval"
             )
     maker = processor.image_processor
     least, most = args.min_pixels or maker.size["shortest_edge"], args.max_pixels or maker.size["longest_edge"]

@@ -35,7 +35,7 @@ def _for_vllm(args: argparse.Namespace) -> dict[str, Any] | None:
     checkpoint, asked = Path(args.checkpoint), (args.compression, args.ratio, args.positions, args.k)
     if not args.vllm:
         if asked != (None,) * 4:
-            raise InputError("a plain export keeps the run's own compression: --compression is for --vllm alone")
+            raise InputError("--compression needs --vllm; a plain export keeps the run's own: add it, or leave it out")
         return None
     whole = checkpoint if not checkpoint.is_dir() or (checkpoint / "config.json").is_file() else None
     base = whole or args.model or read_base(checkpoint)["model"]  # the last two: the base of an adapter

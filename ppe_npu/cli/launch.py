@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        print(f"ppe-npu: process {rank} {how}, and with it all others: what it said stands above", file=sys.stderr)
+        print(f"ppe-npu: process {rank} {how}, so all others were stopped: see its output above", file=sys.stderr)
         return code if code > 0 else 128 - code
     return 0
 

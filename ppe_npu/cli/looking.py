@@ -46,7 +46,7 @@ class Looking:
         """
         if show is None:
             if token is not None:
-                raise InputError(f"--token {token} says which token --show outlines: give --show groups.png, too")
+                raise InputError(f"--token {token} is what --show outlines: add --show groups.png, or leave it out")
             return None
         path = Path(show)
         if path.suffix.lower() not in FORMATS:
@@ -55,7 +55,7 @@ class Looking:
         if config.is_dense:
             raise InputError("--show has nothing to draw with compression dense: name one that merges")
         if len(config.ratios) > 1:
-            raise InputError(f"--show with ratio={list(config.ratios)}: a token is in several groups; give one ratio")
+            raise InputError(f"--show with ratio={list(config.ratios)}: tokens are in several groups: give one ratio")
         return cls(path, token, config)
 
     def opened(
@@ -94,7 +94,7 @@ class Looking:
                 given[kind] = sum(self.config.tokens_kept(grid, merge, video=kind == "video"))
         kept = sum(given.values())
         if self.token is not None and not 0 <= self.token < kept:
-            raise InputError(f"--token {self.token} is not there: {kept} tokens are kept, 0 to {kept - 1}")
+            raise InputError(f"--token {self.token} does not exist: {kept} tokens are kept, 0 to {kept - 1}")
 
     def write(self, visuals: Sequence[Visual]) -> Path:
         """Draw all images and videos, one below the other, and write the file atomically.
@@ -105,7 +105,7 @@ class Looking:
         first, sheets = 0, []
         total = sum(len(visual.stages[-1].representatives) for visual in visuals)
         if self.token is not None and self.token >= total:
-            raise InputError(f"--token {self.token} is not there: {total} tokens are kept, 0 to {total - 1}")
+            raise InputError(f"--token {self.token} does not exist: {total} tokens are kept, 0 to {total - 1}")
         for visual, pictures in zip(visuals, self.seen, strict=True):
             kept = len(visual.stages[-1].representatives)
             own = None if self.token is None or not first <= self.token < first + kept else self.token - first

@@ -32,7 +32,7 @@ def check_apart(flag: str, output: str | Path, read: Iterable[str | Path]) -> No
     """Raise InputError if the file to be written is one of the files that are read."""
     output, files = expanded(output), map(expanded, read)
     if output.exists() and any(output.samefile(file) for file in files if file.exists()):
-        raise InputError(f"{flag} {output} is what is read: name another file")
+        raise InputError(f"{flag} {output} is also an input: name another file")
 
 
 def _is_first_process() -> bool:

@@ -18,7 +18,7 @@ def run_parity(args: argparse.Namespace) -> int:
     """Compare this device with fp64, record its results, or compare it with a record; exit code 1 if they disagree."""
     given = {"run": (args.bundle, args.out), "record": (args.bundle,), "check": (args.out, args.dtypes)}[args.action]
     if any(given) or (args.action == "record" and (not args.out or args.dtypes)):
-        raise InputError("parity: give nothing, `record --out FOLDER`, or `check FOLDER`")
+        raise InputError("parity: give no arguments, `record --out FOLDER`, or `check FOLDER`")
     if args.action == "check" and not args.bundle:
         raise InputError("parity check: name the bundle's folder")
     dtypes = tuple(name.strip() for name in (args.dtypes or ",".join(DTYPES)).split(",") if name.strip())
@@ -26,7 +26,7 @@ def run_parity(args: argparse.Namespace) -> int:
         raise InputError(f"--dtypes {args.dtypes}: use some of {', '.join(DTYPES)}, comma-separated")
     device = devices.resolve(args.device)
     if not any(devices.supports(device, DTYPES[name]) for name in dtypes):
-        raise InputError(f"--dtypes {','.join(dtypes)}: {device.type} computes in none of them; name others")
+        raise InputError(f"--dtypes {','.join(dtypes)}: {device.type} supports none of them: name others")
     quiet_transformers()
     if args.action == "record":
         rows = bundle.record(device, args.out)

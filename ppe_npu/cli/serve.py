@@ -32,14 +32,14 @@ def run_serve(args: argparse.Namespace) -> int:
         )
     for place, word in enumerate(args.vllm):
         if word == "--" or (place == 0 and not word.startswith("-")):  # vLLM's server would accept it silently
-            raise InputError(f"{shown(word)} is no option of vLLM's server: behind -- give --NAME, then its value")
+            raise InputError(f"{shown(word)} is not an option of vLLM's server: after --, give --NAME and its value")
         name = option(word, (*OURS, CODE, FILE))
         if name == FILE:
-            raise InputError(f"{word} after --: what stands in the file is not seen here; write its arguments after --")
+            raise InputError(f"{word} after -- names a file that is not checked here: write its arguments after --")
         if name == CODE:
-            raise InputError(f"{word} after --: no code of a checkpoint is run (docs/security.md); leave it out")
+            raise InputError(f"{word} after --: code of a checkpoint is never run (docs/security.md): leave it out")
         if name is not None:
-            raise InputError(f"{word.split('=')[0]} after -- is what ppe-npu serve says to vLLM: leave it out")
+            raise InputError(f"{word.split('=')[0]} after -- is set by ppe-npu serve itself: leave it out")
     quiet_transformers()
     command = server_command(args)
     print("ppe-npu: " + " ".join(command[1:]), file=sys.stderr, flush=True)

@@ -16,46 +16,59 @@ _STEPS, _BATCH = 200, 32
 # Settings of TrainConfig that are options of the same name: (type, help).
 _VALUES = {
     "epochs": (float, "passes over the records (default: 1)"),
-    "max_steps": (int, "optimizer steps, in place of epochs"),
-    "batch_size": (int, "records of a forward pass (default: 1)"),
+    "max_steps": (int, "optimizer steps, instead of --epochs"),
+    "batch_size": (int, "records per forward pass (default: 1)"),
     "gradient_accumulation": (int, "forward passes per optimizer step (default: 1)"),
-    "global_batch": (int, "records per optimizer step over all processes, in place of gradient accumulation"),
-    "learning_rate": (float, "the highest, of the language model (default: 1e-5)"),
-    "merger_learning_rate": (float, "of the layers between tower and decoder; 0 freezes (default: the learning rate)"),
-    "vision_learning_rate": (float, "of the vision tower; 0 freezes (default: the learning rate)"),
-    "pvc_learning_rate": (float, "of PVC's modules (docs/pvc.md); 0 freezes (default: the learning rate)"),
-    "warmup_steps": (float, "steps in which the rate rises from 0; below 1 their share of all (default: 0)"),
-    "schedule": (str, "of the rate after warming up: constant, linear, cosine or stable_decay (default: cosine)"),
-    "weight_decay": (float, "AdamW's; biases and norms have none (default: 0)"),
-    "max_grad_norm": (float, "gradients of a larger norm are scaled down to it (default: 1)"),
-    "max_length": (int, "most tokens of a record after compression (default: any)"),
-    "invalid": (str, "records that cannot be used: stop, or skip and list them (default: stop)"),
-    "distill_weight": (float, "share of self-distillation in the loss, in [0, 1] (default: 0)"),
+    "global_batch": (int, "records per optimizer step over all processes, instead of --gradient-accumulation"),
+    "learning_rate": (float, "peak learning rate of the language model (default: 1e-5)"),
+    "merger_learning_rate": (
+        float,
+        "learning rate of the layers between tower and decoder; 0 freezes them (default: --learning-rate)",
+    ),
+    "vision_learning_rate": (float, "learning rate of the vision tower; 0 freezes it (default: --learning-rate)"),
+    "pvc_learning_rate": (
+        float,
+        "learning rate of PVC's modules (docs/pvc.md); 0 freezes them (default: --learning-rate)",
+    ),
+    "warmup_steps": (
+        float,
+        "steps in which the learning rate rises from 0; below 1, a fraction of all steps (default: 0)",
+    ),
+    "schedule": (str, "learning rate after the warmup: constant, linear, cosine or stable_decay (default: cosine)"),
+    "weight_decay": (float, "weight decay of AdamW; biases and norms have none (default: 0)"),
+    "max_grad_norm": (float, "gradients with a larger norm are scaled down to this norm (default: 1)"),
+    "max_length": (int, "maximum number of tokens of a record after compression (default: no limit)"),
+    "invalid": (str, "how to treat unusable records: stop, or skip and list them (default: stop)"),
+    "distill_weight": (float, "weight of self-distillation in the loss, in [0, 1] (default: 0)"),
     "distill_teacher": (
         str,
-        "present: the model as it learns, seeing all tokens; or start: a frozen copy of it (default: present)",
+        "teacher of self-distillation, which sees all tokens: present, the model as it learns, or start, a frozen "
+        "copy of the model at the start (default: present)",
     ),
-    "seed": (int, "of the records' order and all random draws (default: 0)"),
-    "validation_share": (float, "share of the records that is held back: its loss is told (default: 0)"),
-    "eval_steps": (int, "tell the validation loss every so many steps (default: after the last one)"),
-    "save_steps": (int, "a checkpoint every so many steps (default: none)"),
-    "save_total_limit": (int, "checkpoints that are kept (default: 2)"),
-    "logging_steps": (int, "tell the loss every so many steps (default: 10)"),
-    "num_workers": (int, "processes that read data (default: 0)"),
-    "resume_from_checkpoint": (str, "resume from this one: checkpoint-N in --output, a path, or last-whole"),
-    "deepspeed": (str, "zero2, zero2_offload, zero3, zero3_offload, or a JSON file of DeepSpeed's"),
+    "seed": (int, "seed of the order of records and of all random draws (default: 0)"),
+    "validation_share": (float, "share of the records held out to report their loss (default: 0)"),
+    "eval_steps": (int, "report the validation loss every EVAL_STEPS steps (default: only after the last step)"),
+    "save_steps": (int, "save a checkpoint every SAVE_STEPS steps (default: no checkpoints)"),
+    "save_total_limit": (int, "maximum number of checkpoints to keep (default: 2)"),
+    "logging_steps": (int, "report the loss every LOGGING_STEPS steps (default: 10)"),
+    "num_workers": (int, "worker processes that read data (default: 0)"),
+    "resume_from_checkpoint": (
+        str,
+        "checkpoint to resume from: checkpoint-N in --output, a path, or last-whole, the newest undamaged one",
+    ),
+    "deepspeed": (str, "DeepSpeed settings: zero2, zero2_offload, zero3, zero3_offload, or a JSON file"),
 }
 _SWITCHES = {
-    "group_by_length": "batches of records of like length",
-    "packing": "the records of a forward in one row, without padding",
+    "group_by_length": "batch records of similar length together",
+    "packing": "pack the records of a forward pass into one row, without padding",
     "gradient_checkpointing": "recompute activations to save memory",
-    "fused_adamw": "the device's fused AdamW",
-    "tensorboard": "curves in OUTPUT/tensorboard",
-    "wandb": "curves in Weights & Biases (WANDB_PROJECT, WANDB_MODE and its other variables say where)",
-    "allow_outside": "records may name files outside of the data root",
-    "allow_bin": "read a model that has pytorch_model.bin alone, and no safetensors",
-    "resume": "go on from the newest checkpoint in --output",
-    "overwrite": "drop an earlier run in --output",
+    "fused_adamw": "use the device's fused AdamW",
+    "tensorboard": "write curves to OUTPUT/tensorboard",
+    "wandb": "send curves to Weights & Biases (configured by WANDB_PROJECT, WANDB_MODE and its other variables)",
+    "allow_outside": "let records name files outside the data root",
+    "allow_bin": "also read a model that has only pytorch_model.bin and no safetensors (docs/security.md)",
+    "resume": "resume from the newest checkpoint in --output",
+    "overwrite": "delete an earlier run in --output",
 }
 _ADAPTER = {
     "kind": "adapter",
@@ -66,7 +79,7 @@ _VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only `train` has; an option that is not given is None."""
-    parser.add_argument("--config", metavar="RECIPE", help="a YAML file of settings, or a recipe of this package's")
+    parser.add_argument("--config", metavar="RECIPE", help="YAML file of settings, or a recipe of this package")
     for name, (kind, text) in _VALUES.items():
         metavar = "FILE" if name == "deepspeed" else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text.replace("%", "%%"))
@@ -74,21 +87,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--frozen",
         nargs="+",
         metavar="PART",
-        help="what does not learn: language, merger, vision, pvc, or beginnings of parameter names; none: all learns",
+        help="parts to freeze: language, merger, vision, pvc, or prefixes of parameter names; none trains all parts",
     )
     kinds = ("lora", "dora", "qlora", "none")
-    parser.add_argument("--adapter", choices=kinds, help="train an adapter in place of the weights")
-    parser.add_argument("--lora-rank", type=int, help="columns of each factor (default: 16)")
-    parser.add_argument("--lora-alpha", type=float, help="the update is scaled by alpha / rank (default: 32)")
+    parser.add_argument("--adapter", choices=kinds, help="train an adapter instead of the weights")
+    parser.add_argument("--lora-rank", type=int, help="rank of the adapter's factors (default: 16)")
+    parser.add_argument("--lora-alpha", type=float, help="the update is scaled by LORA_ALPHA / LORA_RANK (default: 32)")
     parser.add_argument(
-        "--lora-dropout", type=float, help="share of an update's input that is zeroed in training (default: 0)"
+        "--lora-dropout", type=float, help="fraction of the adapter's input that is zeroed in training (default: 0)"
     )
     parser.add_argument(
-        "--lora-parts", nargs="+", metavar="PART", help="what gets it: language, merger, vision (default: language)"
+        "--lora-parts", nargs="+", metavar="PART", help="adapted parts: language, merger, vision (default: language)"
     )
-    what = "modules by the ends of their names, as q_proj or attn.qkv (default: every linear layer of the parts)"
+    what = "adapted modules by name suffix, such as q_proj or attn.qkv (default: every linear layer of the parts)"
     parser.add_argument("--lora-targets", nargs="+", metavar="MODULE", help=what)
-    what = "records whose loss is told and not learned from"
+    what = "file(s) of records whose loss is reported, but which are not trained on"
     parser.add_argument("--validation-data", nargs="+", metavar="FILE", help=what)
     for name, text in _SWITCHES.items():
         action = argparse.BooleanOptionalAction
@@ -122,7 +135,7 @@ def run_train(args: argparse.Namespace) -> int:
         print(f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; the model is in {result.final}")
         if result.skipped:
             broken = counted(result.skipped, "record")
-            print(f"{broken} broke while they were read: see {values['output']}/skipped-*.jsonl")
+            print(f"skipped {broken} that could not be read: see {values['output']}/skipped-*.jsonl")
     return 0
 
 

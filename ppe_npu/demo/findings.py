@@ -78,7 +78,7 @@ def _extent(results: Sequence[dict[str, Any]], tail: str) -> str:
         word = _verdict(min(gains), max(gains))
         parts.append(f"{kind} {_signed(gains)} ({word})")
     listed = ", ".join(parts)
-    rule = f"A difference of at most {_ALIKE:.2f} is called none."
+    rule = f"A difference of at most {_ALIKE:.2f} counts as none."
     return f"What K > 1 positions add over one (PPE{tail} minus keep-one{tail}): {listed}. {rule}"
 
 

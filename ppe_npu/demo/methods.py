@@ -123,7 +123,7 @@ def tuned_ratios(args: argparse.Namespace) -> Sequence[float]:
         InputError: a ratio that the table does not have, or one beside --training-free.
     """
     if args.training_free and args.tune_ratios:
-        raise InputError("--training-free leaves out what --tune-ratios asks for: give one of them")
+        raise InputError("--training-free skips what --tune-ratios selects: give only one of them")
     unknown = [ratio for ratio in args.tune_ratios or () if ratio not in RATIOS]
     if unknown:
         raise InputError(f"--tune-ratios {unknown[0]:g}: give some of {', '.join(f'{ratio:g}' for ratio in RATIOS)}")

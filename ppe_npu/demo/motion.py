@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
     write_json(output / "results.json", results)
     minutes = (time.perf_counter() - started) / 60
     command = f"ppe-npu demo --motion --tokens {shown.tokens} --seeds {args.seeds}"
-    spent = f"Made by `{command}` in {minutes:.0f} minutes (what an interrupted run had finished not counted)."
+    spent = f"Made by `{command}` in {minutes:.0f} minutes (without what an interrupted run had finished before)."
     text = f"{table(results)}\n{findings(results)}"
     write_text(output / "report.md", f"# Motion: PVC and frame by frame\n\n{text}\n{spent}\n")
     print(f"{text}\nwritten to {output / 'report.md'}")
@@ -226,15 +226,15 @@ def findings(results: list[dict[str, Any]]) -> str:
     seeds, one = len({found["seed"] for found in results}), results[0]
     ahead, _ = _compared(results, "all")
     verdict = "PVC is clearly ahead" if ahead == seeds else "PVC is not clearly ahead"
-    lines = [f"**{verdict} on all of {seeds} seeds** (on {ahead} of them, all questions together).", ""]
+    lines = [f"**{verdict} on every seed** (on {ahead} of {seeds}, over all questions).", ""]
     lines += [_verdict(results, kind) for kind in KINDS]
     learned = ((name, [found for found in results if found["name"] == name]) for name in NAMES)
     lines += ["", " ".join(_learned(name, own) for name, own in learned), ""]
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
-        f"of a seed do not touch. {counted(one['tokens'], 'token')} a frame, {clips.FRAMES} frames a clip, "
-        f"{one['steps']:,} steps of {one['clips']} clips. Before any training a linear layer tells from a "
-        f"token {min(found['told'] for found in results):.1%} or more of the squares that it shows of unseen boards."
+        f"of a seed do not overlap. {counted(one['tokens'], 'token')} a frame, {clips.FRAMES} frames a clip, "
+        f"{one['steps']:,} steps of {one['clips']} clips. Before any training, a linear layer reads at least "
+        f"{min(found['told'] for found in results):.1%} of the squares of unseen boards from the tokens that show them."
     ]
     return "\n".join(lines) + "\n"
 
@@ -277,4 +277,4 @@ def _verdict(results: list[dict[str, Any]], kind: str) -> str:
 def _learned(name: str, own: list[dict[str, Any]]) -> str:
     """A sentence with the number of seeds on which a model's interval is above chance, by question type."""
     above = (f"{kind} {sum(_of(f, kind)['low'] > _chance(f, kind) for f in own)}" for kind in KINDS)
-    return f"Seeds of {len(own)} on which {name} is above chance: {', '.join(above)}."
+    return f"Number of seeds, out of {len(own)}, on which {name} is above chance: {', '.join(above)}."

@@ -258,9 +258,9 @@ def _report(output: Path, results: list[dict[str, Any]], seconds: float, command
     made = {name: len((output / "data" / f"{name}.jsonl").read_text().splitlines()) for name in _DATA_SEEDS}
     notes = [
         *findings.paragraphs(results, GATE),
-        f"Made by `{command}` in {seconds / 60:.1f} minutes (what an interrupted run had finished not counted): "
+        f"Made by `{command}` in {seconds / 60:.1f} minutes (without what an interrupted run had finished before): "
         f"{made['base']:,} scenes for the base model, {made['tune']:,} for fine-tuning and {made['test']:,} unseen "
-        f"ones to test; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
+        f"ones for testing; {BASE.max_steps:,} steps, then {TUNE.max_steps:,}, in batches of {BASE.batch_size}.",
     ]
     title = "Positions of merged tokens, in miniature"
     path, table = write_report(results, output / "report.md", title, notes)

@@ -125,7 +125,7 @@ class Explorer:
                 raise
         devices.release_memory(self.model.device)  # after `except`, when the error no longer keeps tensors alive
         raise InputError(
-            "this does not fit into memory: take a smaller picture, or start explore with less --max-pixels"
+            "this does not fit into memory: choose a smaller picture, or start explore with a smaller --max-pixels"
         )
 
 
@@ -154,7 +154,7 @@ def _last(trace: Any) -> Groups | None:
     """
     visuals = trace.visuals()
     if len(visuals) != 1:
-        raise InputError(f"{len(visuals)} images and videos: look at one")
+        raise InputError(f"{len(visuals)} images and videos cannot be shown at once: give one")
     return visuals[0].stages[-1] if visuals[0].stages else None
 
 

@@ -68,11 +68,11 @@ class Page:
         gr = self.gr
         with gr.Group():
             self.source = gr.Dropdown([*sources.names(), YOURS], value="house", label="Picture or video")
-            self.upload = gr.File(label="Upload a picture or a video of yours", type="filepath", height=150)
+            self.upload = gr.File(label="Upload a picture or a video", type="filepath", height=150)
             self.question = gr.Textbox("shape red", label="Question", max_lines=3)
         with gr.Group():
-            self.budget = gr.Slider(0.02, 1, 0.25, step=0.01, label="Budget: share of the tokens that is kept")
-            more = "a method, NAME:key=value,key=value, or several with + between them"
+            self.budget = gr.Slider(0.02, 1, 0.25, step=0.01, label="Budget: fraction of the tokens to keep")
+            more = "a method, NAME:key=value,key=value, or several joined by +"
             self.left = gr.Dropdown(choices(), value="ppe", label="Left: method", info=more, allow_custom_value=True)
             self.right = gr.Dropdown(
                 [NONE, *choices()], value=NONE, label="Right: another method", allow_custom_value=True
@@ -81,10 +81,10 @@ class Page:
                 ["ppe", "keep_one", "renumber"],
                 value="ppe",
                 label="Positions of merged tokens",
-                info="the presets ppe, keep_one and chatunivi have their own",
+                info="presets (ppe, keep_one, chatunivi) set their own",
             )
-            self.k = gr.Slider(0, 16, 4, step=1, label="K: positions that a merged token keeps (0: the default)")
-        self.place = gr.Number(0, precision=0, minimum=0, label="Token of the picture that is looked at, by number")
+            self.k = gr.Slider(0, 16, 4, step=1, label="K: positions per merged token (0: the default)")
+        self.place = gr.Number(0, precision=0, minimum=0, label="Selected token, by number")
 
     def _show(self) -> None:
         gr = self.gr
@@ -116,12 +116,12 @@ class Page:
                         )
                     )
                 self.columns.append(column)
-        self.ask = gr.Button("Ask all of them", variant="primary", visible=self.explorer.answers, elem_id="ask")
+        self.ask = gr.Button("Ask all columns", variant="primary", visible=self.explorer.answers, elem_id="ask")
         self.costs = gr.HTML("", elem_id="costs", label="Costs")
-        with gr.Accordion("Take these settings along", open=False):
+        with gr.Accordion("Export these settings", open=False):
             self.files = gr.HTML("", elem_id="files", label="Files")
             self.code = gr.Code("", language="python", label="Three lines of Python", interactive=False)
-        self.link = gr.Textbox("", label="Link to what is shown", interactive=False, elem_id="link")
+        self.link = gr.Textbox("", label="Link to this view", interactive=False, elem_id="link")
 
     def _connect(self, blocks: Any) -> None:
         # The link may arrive as a query alone, or unchanged as a whole address: only its query is used.
@@ -280,7 +280,7 @@ def _columns(session: Session) -> list[tuple[str, Look, Generated | None]]:
 def _budgets(session: Session) -> str:
     """How long the update took, and which columns ignore the budget."""
     fixed = [name for name in COLUMNS[1:] if name in session.looks and not session.settings.moved_by_budget(name)]
-    note = f" {' and '.join(fixed).capitalize()}: its own settings say how many tokens stay, not the budget."
+    note = f" The budget does not apply to {' and '.join(fixed)}, which set their own number of tokens."
     return f"Made in {session.seconds:.2f} s.{note if fixed else ''}"
 
 
@@ -328,7 +328,7 @@ def serve(explorer: Explorer, about: str, host: str, port: int | None) -> tuple[
             app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
         )
     except OSError as error:
-        raise InputError(f"no page can be had at {host} ({error}): name another --port") from error
+        raise InputError(f"the page cannot be served at {host} ({error}): name another --port") from error
     return page, address
 
 

@@ -51,7 +51,7 @@ class Session:
             configs |= {} if config is None else {side: config}
         if settings.source == YOURS:
             if self.uploaded is None:
-                raise InputError("source yours: upload a picture or a video; a link holds none")
+                raise InputError("source yours needs an upload, as a link holds no files: upload a picture or a video")
             source = self.uploaded
         elif self.source is not None and self.settings.source == settings.source:
             source = self.source
@@ -71,7 +71,7 @@ class Session:
     def prompt(self) -> Any:
         """The model's inputs."""
         if self.prepared is None:
-            raise InputError("nothing is looked at any more: choose a picture again")
+            raise InputError("no picture is selected any more: choose one again")
         return self.prepared[2]
 
     @property

@@ -55,7 +55,7 @@ def ours(name: str, unit: int, temporal_patch: int = 2) -> Source:
         InputError: the name is unknown.
     """
     if name not in _OURS:
-        raise InputError(f"source {shown(name)} is none of ours: choose one of {', '.join(_OURS)}")
+        raise InputError(f"unknown source {shown(name)}: choose one of {', '.join(_OURS)}")
     frames = _OURS[name](unit)
     if len(frames) == 1:
         return Source("image", frames[0], tuple(frames))

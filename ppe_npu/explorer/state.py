@@ -49,9 +49,9 @@ class Settings:
     question: str = "shape red"
     left: str = "ppe"
     right: str = NONE
-    budget: float = setting(0.25, above=0, most=1, remedy="give the share of the tokens that is kept, in (0, 1]")
+    budget: float = setting(0.25, above=0, most=1, remedy="give the fraction of the tokens to keep, in (0, 1]")
     positions: str = setting("ppe", choices=POSITIONS, remedy=f"choose one of {', '.join(POSITIONS)}")
-    k: int = setting(4, least=0, most=512, remedy="give how many positions a merged token keeps, or 0")
+    k: int = setting(4, least=0, most=512, remedy="give the number of positions per merged token, or 0")
     place: int = setting(0, least=0, remedy="give the number of a token, counted from 0")
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class Settings:
         known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         unknown = sorted(key for key in values if key not in known and not key.startswith("__"))
         if unknown:
-            raise InputError(f"the link has {shown(unknown)}: its keys are {', '.join(known)}")
+            raise InputError(f"the link has unknown keys {shown(unknown)}: use {', '.join(known)}")
         found: dict[str, Any] = {}
         for key in known.keys() & values.keys():
             try:

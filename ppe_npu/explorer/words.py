@@ -20,10 +20,10 @@ _ROWS = {
     "after": "visual tokens in the decoder, mean over its layers",
     "tower": "visual tokens in the vision tower",
     "prompt": "prompt tokens after the last merge",
-    "ttft": "time to first token, of one run",
+    "ttft": "time to first token, one run",
     "kv": "KV cache of the prompt",
-    "tower_flops": "products in the tower, counted",
-    "decoder_flops": "products in the decoder, counted",
+    "tower_flops": "FLOPs in the tower, counted",
+    "decoder_flops": "FLOPs in the decoder, counted",
 }
 
 
@@ -54,7 +54,7 @@ def told(look: Look, place: int) -> str:
 def _positions(look: Look, token: int, center: int) -> str:
     """A description of the positions that a merged token keeps, and of the tokens that lent them."""
     if look.renumbered:
-        return "It keeps no position: the prompt was numbered anew."
+        return "It keeps no position: the prompt was renumbered."
     groups = look.groups
     held = list(dict.fromkeys(groups.held[token].tolist()))
     if held == [center]:
@@ -96,14 +96,14 @@ def table(columns: Sequence[tuple[str, Look, Generated | None]]) -> str:
         cells = "".join(f"<td>{_cell(key, own.get(key), found[0].get(key), own is found[0])}</td>" for own in found)
         rows.append(f'<tr><th scope="row">{words}</th>{cells}</tr>')
     return (
-        '<table class="costs"><caption>What it costs: one prefill, and its share of the dense one</caption>'
+        '<table class="costs"><caption>What it costs: one prefill (in brackets: relative to dense)</caption>'
         f'<thead><tr><th scope="col">one prompt</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
 def _cell(key: str, value: float | None, dense: float | None, first: bool) -> str:
     if value is None:
-        return "ask, to measure it"
+        return "ask to measure it"
     if key == "ttft":
         said = f"{1e3 * value:.1f} ms"
     elif key == "kv":

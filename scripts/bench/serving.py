@@ -41,15 +41,15 @@ PROMPT = "<|im_start|> user <|vision_start|><|image_pad|><|vision_end|> colour 1
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="compressions, or stock: vLLM's own class")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="compressions, or stock for vLLM's own class")
     parser.add_argument("--loads", nargs="+", type=int, default=[1, 4, 16, 32])
-    parser.add_argument("--rounds", type=int, default=1, help="of every load; a load of 1 has three times as many")
-    parser.add_argument("--side", type=int, default=256, help="pixels of a picture's side")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds per load; a load of 1 gets three times as many")
+    parser.add_argument("--side", type=int, default=256, help="side of the pictures in pixels")
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--memory", type=float, default=0.3, help="share of a GPU's memory, of each engine")
-    parser.add_argument("--graphs", action="store_true", help="compile, and record CUDA graphs")
-    parser.add_argument("--output", help="a JSON file")
+    parser.add_argument("--memory", type=float, default=0.3, help="share of the GPU's memory for each engine")
+    parser.add_argument("--graphs", action="store_true", help="compile and record CUDA graphs")
+    parser.add_argument("--output", help="JSON file for the numbers")
     return parser.parse_args()
 
 

@@ -73,7 +73,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--tokens", type=int, default=1024, help="of a picture, a quarter of its patches")
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a picture: a quarter of its patches")
     parser.add_argument("--kept", type=int, default=461)
     parser.add_argument("--text", type=int, default=10, help="tokens of text")
     parser.add_argument("--new-tokens", type=int, default=16)

@@ -183,7 +183,7 @@ def test_settings_are_taken_along_as_json_and_python(screen):
     from ppe_npu.explorer.state import Settings
 
     config = Settings().compression("left", 2)
-    screen.browser.find_element("xpath", "//button[contains(., 'Take these settings along')]").click()
+    screen.browser.find_element("xpath", "//button[contains(., 'Export these settings')]").click()
     links = wait(lambda: screen.browser.find_elements("css selector", "a.save"), "links")
     assert [one.get_attribute("download") for one in links] == ["left.json", "left.py"]
     script = "return fetch(arguments[0]).then(answer => answer.text())"
@@ -218,7 +218,7 @@ def test_uploads_and_what_is_wrong_with_them_in_one_line(screen, tmp_path, write
     upload(write_clip("clip.mp4"))
     wait(lambda: screen.row("visual tokens in the vision tower")[0] not in ("300", "289"), "the video")
     again = Screen(screen.browser, wait(lambda: screen.settled() and screen.link(), "the link of the video"))
-    assert "a link holds none" in again.text("message")
+    assert "a link holds no files" in again.text("message")
 
 
 def test_what_cannot_be_is_one_line_and_the_rest_stays(screen, address):

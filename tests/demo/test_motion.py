@@ -104,11 +104,11 @@ def test_the_report_says_ahead_only_where_intervals_do_not_touch():
         "all: PVC minus frame by frame +0.155, +0.105, -0.245; clearly ahead on 1 of 3 seeds, clearly behind on 1"
         in said
     )
-    assert "**PVC is not clearly ahead on all of 3 seeds** (on 1 of them, all questions together)" in said
+    assert "**PVC is not clearly ahead on every seed** (on 1 of 3, over all questions)" in said
     again = [
         result(name, seed, low, low + 0.1) for seed in (1, 2) for name, low in ((motion.FRAMEWISE, 0), ("PVC", 0.5))
     ]
-    assert "**PVC is clearly ahead on all of 3 seeds** (on 3 of them" in motion.findings(ahead + again)
+    assert "**PVC is clearly ahead on every seed** (on 3 of 3" in motion.findings(ahead + again)
 
 
 def test_the_report_says_who_has_learned_anything():
@@ -143,7 +143,7 @@ def test_the_page_is_given_the_table_and_the_findings():
 def test_a_frame_s_tokens_tell_its_squares_before_any_training(tmp_path, shown):
     motion.build(tmp_path / "start", 0, shown)
     assert motion.squares_told(tmp_path / "start", shown, 1_000 if shown is motion.SMALL else 100) > 0.95
-    assert "tells from a token 91.0% or more" in motion.findings(
+    assert "reads at least 91.0% of the squares" in motion.findings(
         [result(name, seed, 0, 1) for seed in (1, 2) for name in motion.NAMES]
     )
 
@@ -222,7 +222,7 @@ def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{'base' if motion else 'train'}.recipe.json").write_text("[1]")
     result = run("demo", *(["--motion"] if motion else []), "--output", tmp_path, "--device", "cpu")
-    refused(result, tmp_path, "name another folder for that of " + ("--motion" if motion else "scenes"))
+    refused(result, tmp_path, "name another folder for the one with " + ("clips" if motion else "scenes"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -231,7 +231,7 @@ def test_a_demo_takes_no_folder_that_holds_something_else(run, tmp_path, monkeyp
     """It would write over it, or drop it."""
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", lambda args: pytest.fail("it began"))
     write_text(tmp_path / place, "mine")
-    refused(run("demo", "--output", tmp_path), tmp_path, "and no demo: name a new folder")
+    refused(run("demo", "--output", tmp_path), tmp_path, "but no demo: name a new folder")
     assert (tmp_path / place).read_text() == "mine"
 
 
@@ -250,7 +250,7 @@ def test_one_folder_does_not_hold_clips_of_both_sizes(run, tmp_path):
 
 
 def test_tokens_of_a_frame_are_of_the_motion_demo(run, tmp_path):
-    refused(run("demo", "--tokens", "64", "--output", tmp_path), "--tokens 64 is of --motion")
+    refused(run("demo", "--tokens", "64", "--output", tmp_path), "--tokens 64 needs --motion")
 
 
 def test_a_frame_has_as_many_tokens_as_it_is_asked_for(tmp_path):

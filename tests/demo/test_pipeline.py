@@ -101,7 +101,7 @@ def test_findings_say_what_the_numbers_say():
     assert "PPE is ahead of Chat-UniVi by at least 0.83 on every seed" in text
     assert "barlen +0.25 (ahead)" in text
     assert "row +0.00 (as good)" in text
-    assert "A difference of at most 0.02 is called none." in text
+    assert "A difference of at most 0.02 counts as none." in text
     assert "Not a fair comparison" not in text
 
 

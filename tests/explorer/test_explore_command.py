@@ -43,7 +43,7 @@ def test_a_port_that_is_taken_is_said_before_a_model_is_read(run, alone):
         refused(run("explore", "--device", "cpu", "--model", "m", "--port", port), words)
     assert _listening("127.0.0.1", port) == _listening("", port) == "127.0.0.1"
     for port in (0, -1, 65536, 10**30):
-        refused(run("explore", "--device", "cpu", "--port", port), f"--port {port} is no port")
+        refused(run("explore", "--device", "cpu", "--port", port), f"--port {port} is not a port")
 
 
 def test_an_address_of_ipv6_has_brackets():
@@ -56,7 +56,7 @@ def test_an_address_of_ipv6_has_brackets():
 
 def test_what_is_of_a_model_needs_one(run, alone):
     for asked in (("--base", "gone"), ("--dtype", "bf16")):
-        refused(run("explore", "--device", "cpu", *asked), "--base and --dtype are of a model, and none was named")
+        refused(run("explore", "--device", "cpu", *asked), "--base and --dtype need a model, and none was named")
 
 
 def test_a_model_that_may_not_be_looked_at_was_not_found(tmp_path, monkeypatch):
@@ -90,6 +90,7 @@ def test_a_proxy_is_not_asked_for_the_page(monkeypatch, before):
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(themes=themes))
     monkeypatch.setitem(sys.modules, "starlette", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "starlette.middleware", SimpleNamespace(Middleware=lambda *_: None))
-    with pytest.raises(InputError, match=r"no page can be had at \[::1\] \(no port is left\): name another --port"):
+    said = r"the page cannot be served at \[::1\] \(no port is left\): name another --port"
+    with pytest.raises(InputError, match=said):
         page.serve(None, "", "[::1]", None)
     assert seen == [("[::1]", f"{before},localhost,::1" if before else "localhost,::1")]

@@ -125,7 +125,7 @@ def test_the_answer_comes_in_pieces_and_is_the_models_own(explorer):
     assert "".join(pieces[:-1]) == answer == pieces[-1].answers[0]
     session.done["left"] = pieces[-1]
     shown = words.table([("dense", session.looks["dense"], None), ("left", session.looks["left"], pieces[-1])])
-    assert "ask, to measure it" in shown
+    assert "ask to measure it" in shown
     assert f"{1e3 * pieces[-1].prefill_seconds:.1f} ms" in shown
 
 
@@ -270,7 +270,7 @@ def test_where_memory_ends_it_says_so_and_goes_on(explorer, error, monkeypatch):
         patch.setattr("ppe_npu.explorer.groups.prefill_flops", full)
         patch.setattr("ppe_npu.explorer.groups.generate", full)
         patch.setattr("ppe_npu.explorer.groups.devices.release_memory", release)
-        with pytest.raises(InputError, match="does not fit into memory: take a smaller picture"):
+        with pytest.raises(InputError, match="does not fit into memory: choose a smaller picture"):
             session.update(explorer, Settings(left="divprune"))
         with pytest.raises(InputError, match="does not fit into memory"):
             list(explorer.ask(session.prompt(), CompressionConfig.preset("dense")))

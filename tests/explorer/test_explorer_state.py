@@ -42,7 +42,7 @@ def test_a_link_gives_back_what_it_was_made_of(**values):
         ({"positions": "none"}, "choose one of ppe, keep_one, renumber"),
         ({"place": "-1"}, "place"),
         ({"question": " "}, "question is empty"),
-        ({"budgte": "0.5"}, r"budgte.*keys are source, question"),
+        ({"budgte": "0.5"}, r"unknown keys .*budgte.*: use source, question"),
     ],
 )
 def test_a_link_that_cannot_be_is_one_line(link, words):

@@ -135,11 +135,11 @@ def test_describe_shows_a_cascade_of_a_control(describe, write_image, tmp_path, 
     ("asked", "word"),
     [
         (["--show", "groups.txt"], "name a file that ends in .png"),
-        (["--token", 3], "give --show"),
+        (["--token", 3], "add --show"),
         (["--show", "a.png", "--compression", "dense"], "nothing to draw"),
         (["--show", "a.png", "--compression", "{ratios}"], "give one ratio"),
         (["--show", "a.png", "--compression", "keep_one", "--token", 17], "17 tokens are kept, 0 to 16"),
-        (["--show", "a.png", "--compression", "keep_one", "--token", -1], "--token -1 is not there"),
+        (["--show", "a.png", "--compression", "keep_one", "--token", -1], "--token -1 does not exist"),
         (["--show", "{folder}.png"], "is a folder"),
     ],
 )

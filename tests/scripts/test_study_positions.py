@@ -110,7 +110,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is(capsys):
     for given in (["--tune", "nearby"], ["--seeds", "1", "--tune", "extent", "--tune-seeds", "2"]):
         with pytest.raises(SystemExit):
             study_positions.parsed(given)
-    assert "there are 1 dense models" in capsys.readouterr().err
+    assert "exceeds the number of dense models (1): raise --seeds" in capsys.readouterr().err
     assert study_positions.parsed(["--tune", "extent, sizes counted", "--task", "motion"]).images == 96
 
 

@@ -109,7 +109,8 @@ def test_what_cannot_be_served_is_refused_before_anything_is_done(
 def test_what_is_missing_or_said_twice_is_one_line(run, tiny_folder, tmp_path, started, monkeypatch):
     refused(run("serve", "--model", tiny_folder, "--", "--hf-overrides={}"), "--hf-overrides after --")
     refused(run("serve", "--model", tmp_path / "none"), "none", "does not exist")
-    refused(run("export", "--checkpoint", tiny_folder, "--output", tmp_path / "a", "--ratio", 0.3), "--vllm alone")
+    plain = run("export", "--checkpoint", tiny_folder, "--output", tmp_path / "a", "--ratio", 0.3)
+    refused(plain, "--compression needs --vllm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(run("serve", "--model", tiny_folder), "vllm", "not installed", "[vllm]")
     assert not started
@@ -129,7 +130,7 @@ def test_what_the_server_would_read_in_place_of_ours_is_refused_however_it_is_sp
 def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, words):
     """It takes the first such word for a model's name, and serves --model."""
     word = words[2] if "--port" in words[:1] else words[0]
-    refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' is no option of vLLM's server: behind -- ")
+    refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' is not an option of vLLM's server: after --")
     assert not started
 
 

@@ -169,7 +169,7 @@ def test_the_command(run, tmp_path, write_image):  # noqa: F811
     assert "`ppe-npu convert`" not in check_records(other).faults[0].reason, "it reads no such key"
     code, said, err = run("convert", "--data", file, "--output", out)
     assert (code, err) == (0, "")
-    assert said == f"2 of 2 records are in {out}; its paths start from {tmp_path} (--data-root)\n"
+    assert said == f"2 of 2 records are in {out}; their paths start from {tmp_path} (--data-root)\n"
     assert [record.images for record in check_records(out, data_root=tmp_path).records] == [
         (str(tmp_path / "a.png"),),
         (),
@@ -181,6 +181,6 @@ def test_the_command(run, tmp_path, write_image):  # noqa: F811
     assert found["converted"] == 1
     assert [fault["line"] for fault in found["faults"]] == ["theirs.jsonl line 2", "theirs.jsonl line 3"]
     assert len(out.read_text().splitlines()) == 1
-    refused(run("convert", "--data", file, "--output", file), "is what is read")
+    refused(run("convert", "--data", file, "--output", file), "is also an input")
     refused(run("convert", "--data", file, "--output", tmp_path / "x.json"), "name a .jsonl file")
     refused(run("convert", "--data", tmp_path / "gone.json", "--output", out), "gone.json")

@@ -111,7 +111,7 @@ def test_a_survey_is_not_written_over_what_it_reads(run, tiny_folder, tmp_path):
     assert run(*asked, other)[0] == 0
     assert run(*asked, other)[0] == 0, "a survey is written anew"
     other.rename(tmp_path / "faults.jsonl")
-    refused(run(*asked, tmp_path / "faults.jsonl"), "faults.jsonl is what is read")
+    refused(run(*asked, tmp_path / "faults.jsonl"), "faults.jsonl is also an input")
 
 
 @pytest.mark.parametrize("left", [["faults.jsonl"], ["faults.jsonl", "data.md"], ["data.json", "data.md"]])
