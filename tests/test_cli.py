@@ -226,10 +226,13 @@ def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkey
 
 
 def test_every_options_help_says_what_it_is_and_what_it_is_by_default():
-    """Words beside "(default: ...)", and the default itself, where there is one that is not a switch's."""
+    """Words beside "(default: ...)", and the default itself, where there is one that is not a switch's; and each
+    command's help what the command does."""
     commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     wordless, unsaid = [], []
     for name, parser in commands.choices.items():
+        if len((parser.description or "").split()) < 2:
+            wordless.append(name)
         for option in parser._actions:
             said, flag = option.help or "", f"{name} {option.option_strings or option.dest}"
             if len(re.sub(r"\(default:[^)]*\)", "", said).split()) < 2:

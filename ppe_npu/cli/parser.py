@@ -42,21 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     # DeepSpeed's launcher puts this before the command. It is ignored: the environment has the same number.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(metavar="command", required=True)
-    _add_train(commands)
-    _add_data(commands)
-    _add_convert(commands)
-    _add_merge_lora(commands)
-    _add_export(commands)
-    _add_serve(commands)
-    _add_eval(commands)
-    _add_report(commands)
-    _add_describe(commands)
-    _add_explore(commands)
-    _add_methods(commands)
-    _add_parity(commands)
-    _add_demo(commands)
-    _add_doctor(commands)
-    _add_completion(commands)
+    for add in (
+        *(_add_train, _add_data, _add_convert, _add_merge_lora, _add_export, _add_serve, _add_eval, _add_report),
+        *(_add_describe, _add_explore, _add_methods, _add_parity, _add_demo, _add_doctor, _add_completion),
+    ):
+        add(commands)
     return parser
 
 
@@ -110,11 +100,14 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generation", nargs="+", metavar="SETTING", help=what)
 
 
+def _command(commands, name: str, what: str) -> argparse.ArgumentParser:
+    """The parser of one command, which its own --help describes as the list of commands does."""
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+
+
 def _add_train(commands) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="fine-tune a model; without --model and --data, train the embedded tiny model in about a minute",
-    )
+    what = "fine-tune a model; without --model and --data, train the embedded tiny model in about a minute"
+    parser = _command(commands, "train", what)
     parser.add_argument("--model", help="checkpoint folder or hub id to start from")
     parser.add_argument("--data", nargs="+", help="LLaVA-style .json or .jsonl file(s)")
     parser.add_argument("--data-root", help="base folder of relative paths in the data (default: the file's folder)")
@@ -128,7 +121,7 @@ def _add_train(commands) -> None:
 
 
 def _add_data(commands) -> None:
-    parser = commands.add_parser("data", help="check training data: find unusable records, count tokens")
+    parser = _command(commands, "data", "check training data: find unusable records, count tokens")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id that provides the processor")
     parser.add_argument("--data", nargs="+", required=True, help="LLaVA-style .json or .jsonl file(s)")
     parser.add_argument("--data-root", help="base folder of relative paths in the data (default: the file's folder)")
@@ -147,7 +140,7 @@ def _add_data(commands) -> None:
 
 def _add_convert(commands) -> None:
     what = "convert records in other formats (messages, images, content lists, query, Alpaca) to the one of `train`"
-    parser = commands.add_parser("convert", help=what)
+    parser = _command(commands, "convert", what)
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help=".json or .jsonl file(s) to convert")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="file to write, one record per line")
     _add_json(parser)
@@ -155,14 +148,14 @@ def _add_convert(commands) -> None:
 
 
 def _add_merge_lora(commands) -> None:
-    parser = commands.add_parser("merge-lora", help="merge an adapter into the model it was trained on")
+    parser = _command(commands, "merge-lora", "merge an adapter into the model it was trained on")
     parser.add_argument("--adapter", required=True, help="adapter folder: final/, or a complete checkpoint")
     _add_plain_output(parser)
     parser.set_defaults(run="export:run_merge_lora")
 
 
 def _add_export(commands) -> None:
-    parser = commands.add_parser("export", help="write a checkpoint of a run as a plain transformers checkpoint")
+    parser = _command(commands, "export", "write a checkpoint of a run as a plain transformers checkpoint")
     what = "final/ or checkpoint-N of a run; with --vllm, any checkpoint"
     parser.add_argument("--checkpoint", required=True, help=what)
     _add_plain_output(parser)
@@ -173,7 +166,7 @@ def _add_export(commands) -> None:
 
 
 def _add_serve(commands) -> None:
-    parser = commands.add_parser("serve", help="start vLLM's OpenAI server with a compressed model (docs/serving.md)")
+    parser = _command(commands, "serve", "start vLLM's OpenAI server with a compressed model (docs/serving.md)")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id")
     _add_bin(parser)
     _add_compression(parser)
@@ -189,7 +182,7 @@ def _add_plain_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(commands) -> None:
-    parser = commands.add_parser("eval", help="benchmark a model with several compressions; processes share the work")
+    parser = _command(commands, "eval", "benchmark a model with several compressions; processes share the work")
     what = "checkpoint folder, adapter of a run, or hub id (default: runs/train/final)"
     parser.add_argument("--model", help=what)
     _add_base(parser)
@@ -240,7 +233,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def _add_report(commands) -> None:
-    parser = commands.add_parser("report", help="write a report with tables and a plot from evaluation results")
+    parser = _command(commands, "report", "write a report with tables and a plot from evaluation results")
     parser.add_argument("folder", nargs="?", default="runs/eval", help="folder of the evaluations (default: runs/eval)")
     parser.add_argument("--out", metavar="FILE.md", help="file for the report (default: report.md in the folder)")
     parser.add_argument("--title", help="heading of the report (default: one that names the folder)")
@@ -253,7 +246,7 @@ def _add_report(commands) -> None:
 
 
 def _add_describe(commands) -> None:
-    parser = commands.add_parser("describe", help="ask a model about pictures and videos, and print its costs")
+    parser = _command(commands, "describe", "ask a model about pictures and videos, and print its costs")
     parser.add_argument("--model", required=True, help="checkpoint folder, adapter of a run, or hub id")
     _add_base(parser)
     parser.add_argument("--image", action="append", default=[], help="picture file; may be given several times")
@@ -277,7 +270,7 @@ def _add_describe(commands) -> None:
 
 def _add_explore(commands) -> None:
     what = "serve a page that shows compression at work: groups, costs and answers side by side (extra: app)"
-    parser = commands.add_parser("explore", help=what)
+    parser = _command(commands, "explore", what)
     what = "checkpoint folder, adapter of a run, or hub id (default: a model left here by `demo` or `train`, else "
     what += "random weights, which show groups but no answers)"
     parser.add_argument("--model", help=what)
@@ -293,7 +286,7 @@ def _add_explore(commands) -> None:
 
 
 def _add_methods(commands) -> None:
-    parser = commands.add_parser("methods", help="list all methods with their places, inputs, budgets and papers")
+    parser = _command(commands, "methods", "list all methods with their places, inputs, budgets and papers")
     parser.add_argument("--json", action="store_true", help="print the list as JSON, with the default of every setting")
     help_ = "instead list the rules that choose the positions of merged tokens (members=)"
     parser.add_argument("--positions", action="store_true", help=help_)
@@ -301,7 +294,7 @@ def _add_methods(commands) -> None:
 
 
 def _add_parity(commands) -> None:
-    parser = commands.add_parser("parity", help="compare a device's operators and a tiny model with fp64 on the CPU")
+    parser = _command(commands, "parity", "compare a device's operators and a tiny model with fp64 on the CPU")
     what = "run compares with fp64, record writes results to a bundle, check compares with a bundle (default: run)"
     parser.add_argument("action", nargs="?", default="run", choices=("run", "record", "check"), help=what)
     parser.add_argument("bundle", nargs="?", help="folder of the bundle to check against")
@@ -313,7 +306,7 @@ def _add_parity(commands) -> None:
 
 
 def _add_demo(commands) -> None:
-    parser = commands.add_parser("demo", help="train and compare all methods on the embedded benchmark")
+    parser = _command(commands, "demo", "train and compare all methods on the embedded benchmark")
     parser.add_argument("--device", default="auto", help=_DEVICES)
     what = "folder for data, models and report (default: runs/demo; with --motion, runs/motion or runs/motion-64)"
     parser.add_argument("--output", help=what)
@@ -335,14 +328,14 @@ def _add_demo(commands) -> None:
 
 def _add_doctor(commands) -> None:
     what = "print versions, devices, memory, disk, and which operators run here or why not, for bug reports"
-    parser = commands.add_parser("doctor", help=what)
+    parser = _command(commands, "doctor", what)
     _add_json(parser)
     parser.set_defaults(run="doctor:run_doctor")
 
 
 def _add_completion(commands) -> None:
     what = "print a script that lets a shell complete this command line (extra: completion)"
-    parser = commands.add_parser("completion", help=what)
+    parser = _command(commands, "completion", what)
     what = 'shell to complete for; in bash, run eval "$(ppe-npu completion bash)"'
     parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help=what)
     parser.set_defaults(run="completion:run_completion")
