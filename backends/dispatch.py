@@ -174,7 +174,7 @@ def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Imple
             if reason is None:
                 return entry, module
         if name:
-            problem = f"implementation {name!r} was asked for and cannot be used: {reason}"
+            problem = f"implementation {name!r} was requested, but cannot be used: {reason}"
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, kind, name)}")
         if reason:
             _log_refusal(op, entry.name, reason)

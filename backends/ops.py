@@ -119,7 +119,7 @@ def rotary(
     batch, _, length, width = query.shape
     require(width % 2 == 0, "rotary: the head width must be even, got", width)
     fits = (key.shape[0], *key.shape[2:]) == (batch, length, width)
-    require(fits, "rotary: key does not fit query:", shapes)
+    require(fits, "rotary: key must be like query, except for the number of heads, got", shapes)
     for table in (cos, sin):
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
         require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
