@@ -257,7 +257,7 @@ def become(
     for group, cells in groups:
         own = kept[number : number + len(cells)]
         if len(group) > 1 and cells:
-            assert centers is not None, "of a cell that several pieces make it is known whose tokens are kept"
+            assert centers is not None, "a cell of several pieces needs its representatives"
             ends = np.cumsum([sum(map(len, piece.cells)) for piece in group])
             piece_of = np.searchsorted(ends, centers[number], side="right")
             parts = [[own[0][piece_of == place]] for place in range(len(group))]

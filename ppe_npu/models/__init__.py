@@ -105,7 +105,7 @@ def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None
     """The warning that the default k was lowered to fit the model; None if it was not."""
     if asked.k == fitted.k:
         return None
-    return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
+    return f"k={fitted.k} replaces the default k={asked.k}: it is the most that this model's rotary sections allow"
 
 
 def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
@@ -176,7 +176,7 @@ def _family(class_name: str) -> ModuleType:
         if class_name in family.CLASSES:
             return family
     why = f" ({REFUSED[class_name]})" if class_name in REFUSED else ""
-    raise InputError(f"{class_name} is not supported{why}: supported are {', '.join(supported_classes())}")
+    raise InputError(f"{class_name} is not supported{why}: use one of {', '.join(supported_classes())}")
 
 
 def base_of(model):

@@ -151,7 +151,7 @@ def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
     if not _wanted(model, kwargs, "output_attentions"):
         return None
     if any(is_overridden(layer, "forward") for layer in model.layers):
-        raise InputError("output_attentions=True: the layer that fastv runs as published (released=true) tells none")
+        raise InputError("output_attentions=True with fastv's released=true, whose layer returns none: leave one out")
     return [layer.self_attn for layer in model.layers if has_attention(layer)]
 
 
@@ -170,8 +170,8 @@ def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
     wanted = is_routed(model) and _wanted(model, kwargs, "output_router_logits")
     if wanted and not config.keeps_all:
         raise InputError(
-            "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "
-            "balance; take the dense preset"
+            "output_router_logits=True: a model that merges tokens returns neither router logits nor a load-balancing "
+            "loss; use the dense preset"
         )
 
 

@@ -32,7 +32,7 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
     if found is not None and _tells(model, found):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         raise InputError(
-            f"{name} fails in transformers, without compression, too ({type(found).__name__}: {first_line(found)}): "
+            f"{name} also fails in transformers without compression ({type(found).__name__}: {first_line(found)}): "
             "its config, tokenizer and weights do not fit each other or this prompt; save or download them again"
         ) from error
 

@@ -163,7 +163,7 @@ def _asked(model, kwargs: dict) -> Asked:
     """The arguments of a ...Model's forward as an Asked."""
     ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
     if ids is None and kwargs.get("inputs_embeds") is None:
-        raise InputError("input_ids or inputs_embeds are missing")
+        raise InputError("input_ids and inputs_embeds are both missing: give one")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"]) if ids is None else ids
     return Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs)
 

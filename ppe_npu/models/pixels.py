@@ -88,7 +88,7 @@ def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
         own if given is None else tuple(map(float, given)) for own, given in ((values.mean, mean), (values.std, std))
     )
     if len(mean) != len(std) or not mean:
-        raise InputError(f"the image processor's image_mean {mean} and image_std {std} are not of the same channels")
+        raise InputError(f"the image processor's image_mean {mean} and image_std {std} must have one value per channel")
     # The factor is nearly always 1 / 255, so that scale is 1 up to rounding: nothing needs to be multiplied then.
     return replace(values, mean=mean, std=std, scale=1.0 if abs(scale - 1) < 1e-6 else scale)
 
@@ -117,9 +117,9 @@ def chosen_cells(
         return None
     if pictures and pixels is None:
         raise InputError(
-            f"{method.name} looks at the pixels of images, which are given as features alone: give pixel_values"
+            f"{method.name} looks at the pixels of images, but only their features are given: give pixel_values"
         )
-    assert vision.pixels is not None, "a family without a place for it has refused the step"
+    assert vision.pixels is not None, "steps at the pixels are refused by families without pixels"
     return choose(method, pixels, pictures, clips, vision.pixels, vision.merge_size)
 
 
