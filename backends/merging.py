@@ -12,7 +12,7 @@ from ppe_npu.errors import InputError
 from . import device, dispatch
 from .common import MAX_NEIGHBORS
 from .compiling import traced_once
-from .dispatch import meant, require
+from .dispatch import check_kinds, require
 
 
 def dpc_knn(
@@ -70,7 +70,7 @@ def _check_dpc_knn(
 ) -> None:
     """Raise InputError unless the arguments of dpc_knn() fit together."""
     given = {"tokens": tokens, "valid": valid, "budgets": budgets, "num_neighbors": num_neighbors}
-    meant("dpc_knn", **given, max_groups=max_groups, strict=strict, most_neighbors=most_neighbors)
+    check_kinds("dpc_knn", **given, max_groups=max_groups, strict=strict, most_neighbors=most_neighbors)
     require(tokens.dim() == 3 and tokens.shape[2] > 0, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     shape = (frames, length) if valid is None else tuple(valid.shape)
@@ -142,7 +142,7 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
     Raises:
         InputError: a shape that does not fit; on a CPU also counts that do not match the labels.
     """
-    meant("group_mean", tokens=tokens, labels=labels, counts=counts)
+    check_kinds("group_mean", tokens=tokens, labels=labels, counts=counts)
     require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     fits = labels.shape == (frames, length)

@@ -210,7 +210,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
     return made, [*become(groups, kept), *others], len(rest) + sum(map(len, kept))
 
 
-def hangs_on_features(method: Method, cells: Sequence[Cell]) -> bool:
+def depends_on_features(method: Method, cells: Sequence[Cell]) -> bool:
     """Whether the number of tokens that a step keeps in each of these cells is known only from the features."""
     apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
     together = method.scope == "span" or any(cell.joint for cell in cells)

@@ -133,7 +133,7 @@ class PromptLayout:
     visual: np.ndarray
     spans: tuple[Span, ...]
 
-    def asked(self, labels: np.ndarray) -> np.ndarray:
+    def question_columns(self, labels: np.ndarray) -> np.ndarray:
         """[B] int64, the column of the text token before each sample's answer: the first answer after all its images
         and videos. If that follows them directly, the column of its own first token; -1 if there is no answer.
 

@@ -25,7 +25,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import most_positions
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import REFUSED, check_beside_pvc, check_layers, check_looked_at, check_tower, text_model
+from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, check_with_pvc, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 from ppe_npu.models.seeing_ahead import check_ahead
@@ -162,7 +162,7 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
     most = most_positions(channels)
     fitted = config if config.k_named or not config.k or config.k <= most else config.changed(k=most)
     if hasattr(model_config, "pvc"):
-        check_beside_pvc(config.methods)
+        check_with_pvc(config.methods)
     return Compression(fitted, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 

@@ -20,7 +20,7 @@ from ppe_npu.engine.tower_pass import pass_of_plan
 from ppe_npu.errors import InputError
 from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.numbering import is_numbered_beside_time
+from ppe_npu.models.numbering import is_numbered_without_time
 from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
@@ -97,7 +97,7 @@ def make_plan(
         if not _leave_out(kwargs, hidden.unseen):
             raise
         return make_plan(model, compression, kwargs, past, labels)
-    if past is not None or not compression.config.keeps_all or not is_numbered_beside_time(compression, kwargs):
+    if past is not None or not compression.config.keeps_all or not is_numbered_without_time(compression, kwargs):
         return plan
     positions, _ = prompt_positions(plan.layout, compression.vision, axes=compression.axes, behind_time=False)
     return make(torch.from_numpy(positions), *others)

@@ -17,7 +17,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, make_plan, picked
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
-from ppe_npu.models.numbering import is_numbered_beside_time
+from ppe_npu.models.numbering import is_numbered_without_time
 from ppe_npu.models.seam import original, override
 
 
@@ -111,7 +111,7 @@ def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, mode
     if mask is not None and mask.ndim == 2 and _is_padded_behind(on, tokens, mask):
         return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
     asked = {**model_kwargs, "input_ids": tokens}
-    if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
+    if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_without_time(on, asked):
         return None
     return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, tokens.shape).to(tokens.device)
 

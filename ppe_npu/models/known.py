@@ -152,7 +152,7 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
         _check("attention", [_name(attention, known.values())], known.values(), "vision tower")
 
 
-def check_beside_pvc(methods: Iterable[Method]) -> None:
+def check_with_pvc(methods: Iterable[Method]) -> None:
     """Raise InputError where a method drops patches inside or before a tower with PVC's modules, which attend from each
     patch to the same patch of other frames."""
     for method in methods:

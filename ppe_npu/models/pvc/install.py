@@ -56,7 +56,7 @@ def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
     """
     import transformers
 
-    said = _said(path)
+    said = _read_config(path)
     released = [name for name in _RELEASED if name in said]
     named = "PVC" in " ".join(said.get("architectures") or ())
     if released or (named and "pvc" not in said):
@@ -114,7 +114,7 @@ def model_class(name: str):
     return getattr(transformers, name)
 
 
-def _said(path: str | Path) -> dict:
+def _read_config(path: str | Path) -> dict:
     try:
         said = read_json(Path(path) / "config.json")
     except UnreadableError as error:
