@@ -344,6 +344,6 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
     mixed: Method | None = None
     for method in (method for _, methods in stages for method in methods):
         if mixed is not None and method.scope == "segment":
-            raise InputError(f"{method.name} after {mixed.name}, which leaves no frames of one size: run it first")
+            raise InputError(f"{method.name} after {mixed.name}: it needs frames of one size; run {method.name} first")
         # A method with one count for all frames together leaves no frames; late counts leave frames of unequal size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed

@@ -288,7 +288,7 @@ def test_steps_without_a_place_in_the_model_are_refused_when_it_is_compressed(mo
         (lambda: CompressionConfig(steps=[toys.LargestOfVideo(), Events()]), "events after toy_largest_of_video"),
         (
             lambda: CompressionConfig(steps=[toys.Late(), Events()]),
-            "events after toy_late, which leaves no frames of one",
+            "events after toy_late: it needs frames of one size; run events first",
         ),
         (lambda: CompressionConfig.preset("toy_nothing"), "preset 'toy_nothing' is unknown: choose one of dense"),
     ],
