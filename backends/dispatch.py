@@ -64,7 +64,7 @@ def available(op: str, kind: str) -> list[Implementation]:
     return [entry for entry in candidates(op, kind) if entry.missing() is None]
 
 
-def meant(op: str, **arguments: object) -> None:
+def check_kinds(op: str, **arguments: object) -> None:
     """Raise InputError, naming the argument and its value, unless every argument is of its kind in registry.ARGUMENTS:
     a dense tensor on the device of the others, floating point (16 bits or more) or integer; or a finite number, a whole
     number, or a bool, of Python's or NumPy's types."""
@@ -174,7 +174,7 @@ def _choose(op: str, args: tuple, kwargs: dict, name: str | None) -> tuple[Imple
             if reason is None:
                 return entry, module
         if name:
-            problem = f"implementation {name!r} was asked for and cannot be used: {reason}"
+            problem = f"implementation {name!r} was requested, but cannot be used: {reason}"
             raise ImplementationError(f"{op}: {problem}; use one of {_names(op, kind, name)}")
         if reason:
             _log_refusal(op, entry.name, reason)

@@ -12,7 +12,7 @@ from ppe_npu.errors import InputError
 from . import device, dispatch
 from .common import MAX_NEIGHBORS
 from .compiling import traced_once
-from .dispatch import meant, require
+from .dispatch import check_kinds, require
 
 
 def dpc_knn(
@@ -70,7 +70,7 @@ def _check_dpc_knn(
 ) -> None:
     """Raise InputError unless the arguments of dpc_knn() fit together."""
     given = {"tokens": tokens, "valid": valid, "budgets": budgets, "num_neighbors": num_neighbors}
-    meant("dpc_knn", **given, max_groups=max_groups, strict=strict, most_neighbors=most_neighbors)
+    check_kinds("dpc_knn", **given, max_groups=max_groups, strict=strict, most_neighbors=most_neighbors)
     require(tokens.dim() == 3 and tokens.shape[2] > 0, "dpc_knn: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     shape = (frames, length) if valid is None else tuple(valid.shape)
@@ -84,13 +84,13 @@ def _check_dpc_knn(
         return
     if valid is not None:
         late = (valid[:, 1:] > valid[:, :-1]).any(1).nonzero().flatten().tolist()
-        require(not late, "dpc_knn: valid must be False on what comes last in a frame alone, and is not so in", late)
+        require(not late, "dpc_knn: valid may be False only at the end of a frame, not as in frames", late)
     tokens_of = torch.full_like(budgets, length, dtype=torch.int64) if valid is None else valid.sum(1)
     limits = {"max_groups": max_groups, "most_neighbors": min(most_neighbors, length)}
     for (limit, most), (name, vector) in zip(limits.items(), (("budgets", budgets), ("num_neighbors", num_neighbors))):
         least, largest = tokens_of.clamp(max=1), tokens_of.clamp(1, most)  # a frame without tokens may have 0 or 1
         fits = not ((vector < least) | (vector > largest)).any()
-        expected = f"dpc_knn: {name} must be from 1 to {most} ({limit}) and to a frame's tokens, got"
+        expected = f"dpc_knn: {name} must be from 1 to {most} ({limit}) and at most a frame's tokens, got"
         require(fits, expected, vector.tolist() if not fits else None)
 
 
@@ -142,7 +142,7 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
     Raises:
         InputError: a shape that does not fit; on a CPU also counts that do not match the labels.
     """
-    meant("group_mean", tokens=tokens, labels=labels, counts=counts)
+    check_kinds("group_mean", tokens=tokens, labels=labels, counts=counts)
     require(tokens.dim() == 3, "group_mean: tokens must be [F, N, C], got", tuple(tokens.shape))
     frames, length = tokens.shape[:2]
     fits = labels.shape == (frames, length)
@@ -155,6 +155,6 @@ def group_mean(tokens: Tensor, labels: Tensor, counts: Tensor, *, implementation
         slots = labels.clamp(-1, groups) + 1 + (groups + 2) * torch.arange(frames, device=labels.device)[:, None]
         found = torch.bincount(slots.flatten(), minlength=frames * (groups + 2)).view(frames, groups + 2)
         if found[:, -1].any() or not torch.equal(found[:, 1:-1], counts):
-            raise InputError("group_mean: counts are not how many labels of each frame are 0, 1, ...: count them anew")
+            raise InputError("group_mean: counts must be how many labels of each frame are 0, 1, ...: count them again")
     with torch.autocast(tokens.device.type, enabled=False):
         return dispatch.call("group_mean", tokens, labels, counts, implementation=implementation)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import device, dispatch, segments
 from .common import IGNORED
-from .dispatch import meant, require
+from .dispatch import check_kinds, require
 from .merging import dpc_knn as dpc_knn
 from .merging import group_mean as group_mean
 
@@ -72,7 +72,7 @@ def _check_attention(
 ) -> None:
     """Raise InputError unless the arguments of attention() fit together."""
     given = {"query": query, "key": key, "value": value, "mask": mask}
-    meant("attention", **given, causal=causal, scale=scale, dropout=dropout)
+    check_kinds("attention", **given, causal=causal, scale=scale, dropout=dropout)
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
     fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
     fits = fits and query.shape[3] == key.shape[3] > 0
@@ -111,7 +111,7 @@ def rotary(
     Raises:
         InputError: a shape or dtype that does not fit.
     """
-    meant("rotary", query=query, key=key, cos=cos, sin=sin)
+    check_kinds("rotary", query=query, key=key, cos=cos, sin=sin)
     dtypes = {tensor.dtype for tensor in (query, key, cos, sin)}
     require(len(dtypes) == 1, "rotary: query, key, cos and sin must share a dtype, got", [str(d) for d in dtypes])
     shapes = (tuple(query.shape), tuple(key.shape))
@@ -119,7 +119,7 @@ def rotary(
     batch, _, length, width = query.shape
     require(width % 2 == 0, "rotary: the head width must be even, got", width)
     fits = (key.shape[0], *key.shape[2:]) == (batch, length, width)
-    require(fits, "rotary: key does not fit query:", shapes)
+    require(fits, "rotary: key must be like query, except for the number of heads, got", shapes)
     for table in (cos, sin):
         fits = table.dim() == 3 and table.shape[0] in (1, batch) and table.shape[1:] == (length, width)
         require(fits, f"rotary: cos and sin must be {[batch, length, width]} (or batch 1), got", tuple(table.shape))
@@ -140,7 +140,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, implementation: str | Non
     Raises:
         InputError: the weight does not fit.
     """
-    meant("rms_norm", x=x, weight=weight, eps=eps)
+    check_kinds("rms_norm", x=x, weight=weight, eps=eps)
     fits = x.dim() > 0 and weight.shape == x.shape[-1:]
     require(fits, "rms_norm: weight must be as wide as x, got", (tuple(weight.shape), tuple(x.shape)))
     return dispatch.call("rms_norm", x, weight, eps, implementation=implementation)
@@ -152,7 +152,7 @@ def swiglu(gate: Tensor, up: Tensor, *, implementation: str | None = None) -> Te
     Raises:
         InputError: shapes or dtypes differ.
     """
-    meant("swiglu", gate=gate, up=up)
+    check_kinds("swiglu", gate=gate, up=up)
     fits = gate.shape == up.shape and gate.dtype == up.dtype
     require(fits, "swiglu: gate and up must have one shape and dtype, got", [(t.shape, t.dtype) for t in (gate, up)])
     return dispatch.call("swiglu", gate, up, implementation=implementation)
@@ -185,7 +185,7 @@ def linear_cross_entropy(
         InputError: a shape, dtype or option that does not fit; on a CPU also a label that is out of range.
     """
     given = {"hidden": hidden, "weight": weight, "labels": labels}
-    meant("linear_cross_entropy", **given, ignore_index=ignore_index, chunk_size=chunk_size)
+    check_kinds("linear_cross_entropy", **given, ignore_index=ignore_index, chunk_size=chunk_size)
     shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(labels.shape))
     fits = hidden.dim() == weight.dim() == 2 and hidden.shape[1] == weight.shape[1] and labels.shape == hidden.shape[:1]
     require(fits, "linear_cross_entropy: takes hidden [T, D], weight [V, D] and labels [T], got", shapes)

@@ -13,7 +13,7 @@ from typing import Any
 
 ANY = ("any",)
 
-ARGUMENTS = {  # op -> argument -> its kind, which `dispatch.meant` checks
+ARGUMENTS = {  # op -> argument -> its kind, which `dispatch.check_kinds` checks
     "attention": {
         "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None", "causal": "flag",
         "scale": "number or None", "dropout": "number",

@@ -60,7 +60,7 @@ def check(
 ) -> None:
     """Raise InputError unless cu_seqlens and cu_seqlens_k, if given, divide the arguments of attention() validly."""
     if cu_seqlens is None:
-        require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens beside it, got", cu_seqlens)
+        require(cu_seqlens_k is None, "attention: cu_seqlens_k needs cu_seqlens, too, got", cu_seqlens)
         return
     length, keys = query.shape[2], key.shape[2]
     for borders in (cu_seqlens, cu_seqlens_k):

@@ -122,7 +122,7 @@ def decoder_cache(text: Any, cache: Any) -> Any:
     if not isinstance(cache, own):
         raise InputError(
             f"a {type(cache).__name__} holds no states of linear attention in transformers {__version__}: "
-            "give no cache, or pip install 'transformers>=5.5'"
+            "leave the cache out, or pip install 'transformers>=5.5'"
         )
     if not hasattr(cache, "layers"):
         kinds = {"full_attention": _AttentionLayer, "linear_attention": _StateLayer}

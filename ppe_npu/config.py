@@ -101,20 +101,23 @@ class CompressionConfig:
         object.__setattr__(self, "_k_named", self.k is not None)  # not a field: configs with the same k compare equal
         k = self.k if self.k is not None else DEFAULT_K if self.positions == "ppe" else 1
         if self.positions != "ppe" and k != 1:
-            raise InputError(f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one")
+            raise InputError(
+                f"k={k} with positions={self.positions!r}: only positions='ppe' keeps more than one; leave k out"
+            )
         changed = {"k": k} | (self._given_steps() if self.steps is not None else shorthand.one_form(self))
         for key, value in changed.items():
             object.__setattr__(self, key, value)
         _check_order(self.stages)
-        if sum(method.place == "pixels" for method in self.methods) > 1:
-            raise InputError("steps has several at the pixels, each of which looks at whole pictures: leave one")
+        at_pixels = [method.name for method in self.methods if method.place == "pixels"]
+        if len(at_pixels) > 1:
+            raise InputError(f"steps has {', '.join(at_pixels)} at the pixels, which all need whole pictures: keep one")
 
     def _given_steps(self) -> dict:
         """The shorthand's method, ratio, order and ties as None; raises InputError where a shorthand key was set."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
-                raise InputError(f"{field.name}={shown(value)} with steps: say it in a step")
+                raise InputError(f"{field.name}={shown(value)} with steps: set it in one of the steps")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
     # -- the steps, in the order in which a forward pass reaches them --------------------------------------------------
@@ -202,7 +205,7 @@ class CompressionConfig:
         if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
             raise InputError(
                 f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, "
-                f"the sides multiples of {merge_size}"
+                f"with height and width multiples of {merge_size}"
             )
         if (grids < 1).any():
             raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
@@ -341,6 +344,6 @@ def _check_order(stages: Sequence[tuple[int | None, tuple[Method, ...]]]) -> Non
     mixed: Method | None = None
     for method in (method for _, methods in stages for method in methods):
         if mixed is not None and method.scope == "segment":
-            raise InputError(f"{method.name} after {mixed.name}: there are no frames of one size left to be grouped")
+            raise InputError(f"{method.name} after {mixed.name}: it needs frames of one size; run {method.name} first")
         # A method with one count for all frames together leaves no frames; late counts leave frames of unequal size.
         mixed = method if len(method.kept_cells([4, 4, 4])) == 1 or method.counts == "late" else mixed

@@ -85,7 +85,7 @@ class Released:
         check_mapping(values, "compression config")
         unknown = strangers(values, KEYS)
         if unknown:
-            raise InputError(f"unknown released key(s) {unknown}: known are {', '.join(KEYS)}")
+            raise InputError(f"unknown released key(s) {unknown}: the keys are {', '.join(KEYS)}")
         return cls(**values)
 
     def settings(self) -> dict[str, Any]:
@@ -101,11 +101,11 @@ class Released:
             return {}
         if not self.compression_before_llm and not cascade:
             raise InputError(
-                "spatial_compression=true needs compression_before_llm=true or compression_cascade=true: nothing says "
-                "where to compress"
+                "spatial_compression=true without a place to compress: set compression_before_llm=true or "
+                "compression_cascade=true"
             )
         if cascade and not self.cascade_layer:
-            raise InputError("compression_cascade=true needs cascade_layer, the list of decoder layers that compress")
+            raise InputError("compression_cascade=true needs cascade_layer, a list of decoder layers")
         return {
             "ratio": self.spatial_clustering_ratio,
             "positions": "ppe" if self.use_ppe else "renumber",

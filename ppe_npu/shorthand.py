@@ -64,7 +64,7 @@ def one_form(config: CompressionConfig) -> dict:
     if len(set(layers)) != len(layers):
         raise InputError(f"layers={shown(list(layers))}: {LAYERS}")
     if config.before_llm is False and not layers and not dense:
-        raise InputError("before_llm=false without layers: nothing says where to compress")
+        raise InputError("before_llm=false without layers leaves no place to compress: give layers")
     before = None if config.before_llm == (not layers) else config.before_llm
     _check_events(config, ratios, not layers if before is None else before)
     _check_own(config, set() if dense else _fields(config.method))
@@ -162,12 +162,12 @@ def give_steps(plain: dict[str, Any], values: dict[str, Any], beside: Container[
     for key in [key for key in values if key not in beside]:
         having = [step for step in plain["steps"] if key in step]
         if len(having) > 1:
-            raise InputError(f"{key}={shown(values[key])} with {label}: several steps have it: write them to a file")
+            raise InputError(f"{key}={shown(values[key])} with {label}: several steps have it; give a file of steps")
         if not having:
             fields = [field for step in plain["steps"] for field in step if field != "method"]
             known = [field for field in fields if fields.count(field) == 1]
-            told = f"; give one of {', '.join(known)}" if known else ": there are none"
-            raise InputError(f"{key}={shown(values[key])} with {label}: no step has it{told}")
+            remedy = f"give one of {', '.join(known)}" if known else "leave it out"
+            raise InputError(f"{key}={shown(values[key])} with {label}: no step has it; {remedy}")
         having[0][key] = values.pop(key)
 
 
@@ -180,8 +180,8 @@ def _check_ratios(ratios: tuple[float, ...]) -> None:
     kept = sum(accumulate(ratios, operator.mul))
     if kept > 1 + len(ratios) * sys.float_info.epsilon:
         raise InputError(
-            f"ratio={shown(list(ratios))}: each is a share of what the one before left, and all are kept: "
-            f"{kept:.4g} of the tokens that come in; give ratios that keep at most 1, as [0.45, 0.3] does"
+            f"ratio={shown(list(ratios))}: each ratio keeps a share of what the one before it keeps, in all "
+            f"{kept:.4g} times the tokens; give ratios that keep at most 1 in all, such as [0.45, 0.3]"
         )
 
 
@@ -193,8 +193,8 @@ def _check_events(config: CompressionConfig, ratios: tuple, before_llm: bool) ->
         return
     if len(ratios) > 1:
         raise InputError(
-            f"ratio={shown(list(ratios))} with temporal_ratio={temporal!r}: frames that keep the tokens of several "
-            "ratios are not grouped into events; give one ratio"
+            f"ratio={shown(list(ratios))} with temporal_ratio={temporal!r}: frames are grouped into events only with "
+            "one ratio; give one"
         )
     if not before_llm:
         raise InputError(
@@ -203,8 +203,8 @@ def _check_events(config: CompressionConfig, ratios: tuple, before_llm: bool) ->
         )
     if event is not None and config.layers:
         raise InputError(
-            f"event_ratio={event!r} with layers={layers}: the tokens of each event, which a cascade must know in "
-            "advance, would depend on the features; leave event_ratio out"
+            f"event_ratio={event!r} with layers={layers}: the number of tokens of an event would depend on the "
+            "features, but a cascade must know it in advance; leave event_ratio out"
         )
 
 
@@ -212,12 +212,14 @@ def _check_own(config: CompressionConfig, fields: set[str]) -> None:
     """Raise InputError where a setting that only some methods have is given for another method."""
     if config.seed and "seed" not in fields:
         seeded = " or ".join(repr(name) for name in filter(speaks_of, method_names()) if "seed" in _fields(name))
-        raise InputError(f"seed={config.seed} with method={config.method!r}: only method={seeded} has a seed")
+        raise InputError(
+            f"seed={config.seed} with method={config.method!r}: only method={seeded} has a seed; leave it out"
+        )
     plain = (config.order, config.ties) == ("raster", "first")
     if config.method != "none" and not plain and not {"order", "ties"} <= fields:
         raise InputError(
-            f"method={config.method!r} with order={config.order!r}, ties={config.ties!r}: it has no scores and no "
-            "densities; use order='raster' and ties='first'"
+            f"method={config.method!r} with order={config.order!r}, ties={config.ties!r}: this method has neither "
+            "scores nor densities; use order='raster' and ties='first'"
         )
 
 

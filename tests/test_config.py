@@ -164,7 +164,10 @@ def test_k_is_one_where_positions_other_than_ppe_are_named_without_it(tmp_path, 
         ({"event_ratio": 0.5}, "event_ratio=0.5 needs a temporal_ratio"),
         ({"ratio": []}, r"ratio=\[\]: give the kept share"),
         ({"ratio": [0.45, 0]}, r"ratio=\[0.45, 0\]: give the kept share"),
-        ({"ratio": [0.45, 0.3], "temporal_ratio": 0.5}, r"ratio=\[0.45, 0.3\] with temporal_ratio=0.5.*give one ratio"),
+        (
+            {"ratio": [0.45, 0.3], "temporal_ratio": 0.5},
+            r"ratio=\[0.45, 0.3\] with temporal_ratio=0.5.*one ratio; give one",
+        ),
         ({"layers": [1], "temporal_ratio": 0.5}, r"temporal_ratio=0.5 with layers=\[1\].*set before_llm=true"),
         (
             {"layers": [1], "before_llm": True, "temporal_ratio": 0.5, "event_ratio": 0.5},
@@ -183,9 +186,9 @@ def test_what_does_not_fit_is_refused(values, message):
 )
 def test_lists_of_ratios_that_grow_a_prompt_are_refused(ratio, kept):
     for more in ({}, {"layers": [0, 1, 2], "before_llm": True}):
-        with pytest.raises(InputError, match=rf"ratio=\[.*: {kept} of the tokens that come in; give ratios"):
+        with pytest.raises(InputError, match=rf"ratio=\[.*in all {kept} times the tokens; give ratios"):
             CompressionConfig(ratio=ratio, k=2, **more)
-    with pytest.raises(InputError, match="of the tokens that come in"):
+    with pytest.raises(InputError, match="times the tokens; give ratios that keep at most 1"):
         CompressionConfig.from_released({**RELEASED, "spatial_clustering_ratio": ratio})
 
 
@@ -203,7 +206,7 @@ def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
         share *= ratio
         total += share
     if total > 1 + len(ratios) * 2**-52:
-        with pytest.raises(InputError, match="of the tokens that come in"):
+        with pytest.raises(InputError, match="times the tokens; give ratios that keep at most 1"):
             CompressionConfig(ratio=ratios)
         ratios = [ratio / 2 for ratio in ratios]  # at most 1/2 + 1/4 + ...
     config = CompressionConfig(ratio=ratios, layers=layers, before_llm=True, k=1)
@@ -229,11 +232,11 @@ def test_halves_that_round_up_do_not_grow_a_frame():
         ({**RELEASED, "use_ppe": "false"}, "use_ppe='false' must be true or false or null, not a text"),
         ({**RELEASED, "ppe_k": 2.5}, "ppe_k=2.5: give a positive whole number"),
         ({**RELEASED, "spatial_clustering_ratio": [1.5]}, r"spatial_clustering_ratio=\[1.5\]: give the kept share"),
-        ({**RELEASED, 1: 2}, "unknown released key.* 1: known are"),
+        ({**RELEASED, 1: 2}, "unknown released key.* 1: the keys are"),
         ({**RELEASED, "compression_cascade": True, "temporal_compression": True}, "event_ratio=0.45 with layers="),
         ({**RELEASED, "temporal_compression": True, "temporal_clustering_ratio": [0.5, 0.5]}, "give a list of one"),
         ({"temporal_compression": True}, "needs spatial_compression=true"),
-        ({"spatial_compression": True}, "needs compression_before_llm=true or compression_cascade=true"),
+        ({"spatial_compression": True}, "set compression_before_llm=true or compression_cascade=true"),
         ({"ppe_kk": 8}, "unknown released key"),
     ],
 )

@@ -108,9 +108,9 @@ def test_the_default_k_is_the_largest_that_fits_and_that_is_said(tmp_path, caplo
     ):
         caplog.clear()
         assert ppe_npu.from_pretrained(folder, config).compression.config.k == k
-        said = f"k={k} in place of the default 8: the largest that this model's rotary sections hold"
+        said = f"k={k} replaces the default k=8: it is the most that this model's rotary sections allow"
         assert (said in caplog.text) == (k < 8)
-    with pytest.raises(InputError, match=rf"k=9 is more than .* choose a k from 1 to {min(sections)}"):
+    with pytest.raises(InputError, match=rf"k=9 exceeds .* choose k from 1 to {min(sections)}"):
         ppe_npu.from_pretrained(folder, CompressionConfig.preset("ppe", k=9))
 
 
@@ -119,7 +119,7 @@ def test_commands_take_the_largest_k_too(run, tmp_path, write_image):
     asked = ["describe", "--model", folder, "--image", write_image("a.png"), "--max-new-tokens", 1, "--device", "cpu"]
     code, _, err = run(*asked, "--compression", "ppe")
     assert code == 0, err
-    assert "k=4 in place of the default 8" in err
+    assert "k=4 replaces the default k=8" in err
     assert run(*asked, "--compression", "ppe", "--k", 8)[0] == 2
     changed = CompressionConfig.preset("ppe").changed(ratio=0.2, members="last")
     assert not changed.k_named

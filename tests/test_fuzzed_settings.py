@@ -188,7 +188,7 @@ def test_a_methods_name_of_junk(name):
 
 @pytest.mark.parametrize("name", ["ipcv", "pixelprune", "holitom", "cdpruner", "tome", "fastv", "pact", "pyramiddrop"])
 def test_events_by_a_method_that_cannot_group_means_of_frames(name):
-    with pytest.raises(InputError, match=f"events by={name}: .*give a method that looks at tokens"):
+    with pytest.raises(InputError, match=f"events by={name}: .*give a method that looks only at tokens"):
         CompressionConfig(steps=[{"method": "events", "by": {"method": name}}])
 
 
@@ -252,7 +252,10 @@ FILES = {
     "adapter": ("adapter: []", "adapter=[] must be a text or a mapping"),
     "device": ("device: [1]", "device=[1] must be a text"),
     "seeds": ("seed: 99999999999999999999", "seed=99999999999999999999 must be in [0,"),
-    "growing": ("compression: {ratio: [1.0, 0.5], layers: [0, 1]}", "of the tokens that come in"),
+    "growing": (
+        "compression: {ratio: [1.0, 0.5], layers: [0, 1]}",
+        "times the tokens; give ratios that keep at most 1",
+    ),
 }
 
 

@@ -92,7 +92,8 @@ class CacheState:
             return self
         if batch % own:
             raise InputError(
-                f"the KV cache holds a batch of {own}, the new tokens are of {batch}: give {own} samples, or a multiple"
+                f"the KV cache holds a batch of {own}, but the new tokens one of {batch}: give {own} samples or "
+                "a multiple"
             )
         return self._each(lambda part: part.repeat_interleave(batch // own, dim=0))
 
@@ -118,8 +119,8 @@ class CacheState:
             return self
         if removed < 0 or removed > self.decoded:
             raise InputError(
-                f"the KV cache holds {length} places, the compressed prompt {whole - self.decoded} and all that was "
-                f"decoded {whole}: only decoded tokens can be cut off a compressed cache"
+                f"the KV cache holds {length} places, but the compressed prompt has {whole - self.decoded}, or {whole} "
+                "with all decoded tokens: cut off only decoded tokens"
             )
         masks = tuple(mask[:, : mask.shape[1] - removed] for mask in self.masks)
         cut = self.masks[0][:, -removed:].sum(1)

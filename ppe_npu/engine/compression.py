@@ -87,12 +87,12 @@ class Compression:
         config = self.config
         self.layers, self.axes = config.entry_layers, axes_of(self.channels)
         self.stages = 1 + len(self.layers)
-        assert config.k is not None, "a config that was given no k has chosen one"
+        assert config.k is not None, "a config always has a k"
         check_channels(config.k, self.channels)
         if any(layer >= self.decoder_layers for layer in self.layers):
             raise InputError(
                 f"layers={list(self.layers)}: this model has {self.decoder_layers} decoder layers, "
-                f"0 to {self.decoder_layers - 1}: name some of these"
+                f"0 to {self.decoder_layers - 1}: give some of these"
             )
         for method in config.methods:
             named = method.name if config.temporal_ratio is None else f"temporal_ratio={config.temporal_ratio}"
@@ -113,7 +113,7 @@ class Compression:
 
     def __reduce_ex__(self, protocol: SupportsIndex):
         raise TypeError(
-            "a compressed model cannot be pickled: its methods would come back as its class has them; save it with "
+            "a compressed model cannot be pickled, because its replaced methods would be lost: save it with "
             "save_pretrained(), or restore() it first"
         )
 
@@ -294,7 +294,7 @@ class Compression:
             InputError: position_ids are given, but the stages renumber their tokens.
         """
         if position_ids is not None and self.config.positions == "renumber" and not self.config.keeps_all:
-            raise InputError('position_ids cannot be given to tokens that positions="renumber" numbers: leave them out')
+            raise InputError('position_ids are given, but positions="renumber" sets its own: leave them out')
         counts: torch.Tensor = torch.arange(new.shape[1], device=new.device)
         total: torch.Tensor | int = new.shape[1]
         if padded:
@@ -325,11 +325,11 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
         raise InputError(f"{method.name}: a step inside the tower is not built for this family yet; leave it out")
     inside = sorted(method.needs & LAYER_NEEDS)
     if inside and method.place != "layer":
-        raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give it a layer")
+        raise InputError(f"{method.name} looks at {', '.join(inside)}, which a decoder layer has: give a layer")
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
-            f"{subject}: this model sets text between the frames of a video, so that frames of one event have no place "
-            "of their own; leave it out"
+            f"{subject}: this model puts text between the frames of a video, so that the frames of an event have no "
+            "common place; leave it out"
         )
 
 

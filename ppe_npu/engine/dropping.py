@@ -42,7 +42,7 @@ class Dropping(TowerPass):
         if number < first:
             self.note(number, block)
             return block.whole(rows)
-        assert self.places is not None, "it was said what is kept"
+        assert self.places is not None, "keep() was called"
         places, borders = self.places.to(rows.device), self._segments(block.segments())
         if number == first or number - 1 in self.open:
             rows = rows.index_select(0, places)
@@ -54,7 +54,7 @@ class Dropping(TowerPass):
 
     def _segments(self, borders: Sequence[int]) -> list[int]:
         """The borders of these segments among the kept rows; a segment without kept rows is left out."""
-        assert self._on_host is not None, "it was said what is kept"
+        assert self._on_host is not None, "keep() was called"
         key = tuple(borders)
         if key not in self._borders:
             self._borders[key] = np.unique(np.searchsorted(self._on_host, borders)).tolist()

@@ -62,43 +62,42 @@ def check_items(compression: Compression) -> None:
     methods that look at nothing but the item's own tokens."""
     if compression.layers:
         raise InputError(
-            f"layers={list(compression.layers)}: decoder layers that see fewer tokens than others have no place in a "
-            "KV cache of one length; leave the layers out"
+            f"layers={list(compression.layers)}: a server's KV cache has one length for all decoder layers, so none "
+            "can see fewer tokens than others; leave layers out"
         )
     if compression.config.proportional_attention:
-        raise InputError(
-            "proportional_attention: a server's attention takes nothing to be added to a key's scores; leave it out"
-        )
+        raise InputError("proportional_attention: a server's attention cannot add to the scores of keys; leave it out")
     if compression.config.rule.table != RUNS:
         raise InputError(
-            f"members={compression.config.members}: a server's rotary embedding turns a channel by one position, not "
-            "by the mean of several; take another rule, such as spread"
+            f"members={compression.config.members}: a server's rotary embedding rotates a channel by one position, not "
+            "by the mean of several; use another rule, such as spread"
         )
     for method in compression.config.methods:
         if method.place == "tower":
             raise InputError(
-                f"{method.name}: a step at the tower stands between its blocks, which an engine that serves runs by "
-                "itself; take a step at the pixels or at the input"
+                f"{method.name}: a step at the tower runs between its blocks, but a serving engine runs all blocks "
+                "itself; use a step at the pixels or at the input"
             )
         if leave_after(method):
-            raise InputError(f"{method.name} with leave_after: an engine that serves is given kept cells; leave it out")
+            after = leave_after(method)
+            raise InputError(f"{method.name} leave_after={after}: a serving engine gets only kept cells; leave it out")
         if method.place == "pixels":
             continue  # its counts are known once the processor has the picture
         if method.counts == "late":
             raise InputError(
-                f"{method.name}: how many tokens it keeps is known only from the features, but a prompt's length is "
-                "needed before there are any; take a method with exact counts"
+                f"{method.name}: how many tokens it keeps is known only from the features, but a server needs a "
+                "prompt's length before it has any; use a method with exact counts"
             )
-        beside = sorted(method.needs - _NEEDS)
-        if beside:
+        others = sorted(method.needs - _NEEDS)
+        if others:
             raise InputError(
-                f"{method.name} looks at {', '.join(beside)}, and an item that is merged by itself has its tokens "
-                "alone; take a method that needs no more"
+                f"{method.name} looks at {', '.join(others)}, but a server merges each item from its tokens alone; use "
+                "a method that needs nothing else"
             )
         if compression.vision.frames_apart and len(method.kept_cells([4, 4])) == 1:
             raise InputError(
-                f"{method.name}: frames that compete and have text between them keep numbers that only their features "
-                "tell; take a method whose frames are alone"
+                f"{method.name}: its frames compete and have text between them, so that how many tokens each keeps "
+                "depends on the features; use a method that groups each frame by itself"
             )
 
 
@@ -116,7 +115,7 @@ def item_sources(
         values: how the pixels were normalised.
     """
     method, merge = compression.config.at_pixels, compression.vision.merge_size
-    assert method is not None, "a compression without a step at the pixels keeps all"
+    assert method is not None, "only a step at the pixels has sources"
     parts = pixels.split([int(np.prod(grid)) for grid in grids])
     cells = [(frames, height // merge, width // merge) for frames, height, width in grids]
     found = [choose(method, part, [grid], [], values, merge) for part, grid in zip(parts, cells)]
@@ -195,7 +194,8 @@ def merge_items(
     if found != len(features):
         shown = [[part.grid for part in grid] if isinstance(grid, Parts) else list(grid) for grid in grids]
         raise InputError(
-            f"{kind}_grid_thw {shown} describe {found} tokens, not {len(features)}: give what belongs together"
+            f"{kind}_grid_thw {shown} describe {found} tokens, but there are {len(features)} features: give the grids "
+            "of these features"
         )
     text = features.new_zeros(len(plan.before(0).text), features.shape[1])  # has the padding if nothing is merged
     run = compression.prefill(plan, text, features, deepstack=deepstack)

@@ -51,8 +51,8 @@ class Joined(Movable):
 
     def then(self, step: Round, kept: Tokens, ends: Sequence[int]) -> Joined:
         """What is left after a round on these n cells, which keeps those at the indices kept.spots."""
-        assert kept.spots is not None, "places come out of a round that they went into"
-        assert kept.sizes is not None, "sizes come out of a round that they went into"
+        assert kept.spots is not None, "a round that gets places returns places"
+        assert kept.sizes is not None, "a round that gets sizes returns sizes"
         count = len(self.cells)
         stands = self.cells.new_zeros(count + 1)  # for each of the n, the one it is joined into
         for bucket in step.buckets:
@@ -105,7 +105,7 @@ class Joining(TowerPass):
         if last < 0 and number not in self.rounds:
             self.note(number, block)
             return block.whole(rows)
-        assert self.start is not None, "the pass is prepared"
+        assert self.start is not None, "prepare() was called"
         before = (self.start if last < 0 else self._done[last][1]).to(rows.device)
         if last >= 0 and number - 1 in self.open:
             rows = rows.index_select(0, before.rows)
@@ -127,7 +127,7 @@ class Joining(TowerPass):
     @property
     def stands(self) -> torch.Tensor:
         """[V] int64, once the tower has run, the cell that each cell was joined into (itself if it is left)."""
-        assert self.start is not None, "the pass is prepared"
+        assert self.start is not None, "prepare() was called"
         last = self._done[max(self._done)][1] if self._done else self.start
         return last.cells.index_select(0, last.group)
 
@@ -152,7 +152,7 @@ class Joining(TowerPass):
         """
         key = (last, *borders)
         if key not in self._borders:
-            assert self.start is not None, "the pass is prepared"
+            assert self.start is not None, "prepare() was called"
             patches, frames = before.patches, [end * before.patches for end in self.start.ends]
             if last < 0:
                 found = list(borders)

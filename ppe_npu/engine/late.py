@@ -28,9 +28,9 @@ from ppe_npu.engine.rounds import (
     as_tensor,
     become,
     buckets_of,
+    depends_on_features,
     frames_of,
     groups_of,
-    hangs_on_features,
     round_of,
     upload,
 )
@@ -84,7 +84,7 @@ class Ahead(Movable):
         given = tokens
         made: Round | None
         for method in methods:
-            if hangs_on_features(method, [piece.before for piece in pieces]):
+            if depends_on_features(method, [piece.before for piece in pieces]):
                 made, pieces, count = _late_round(method, pieces, tokens, texts, device)
             else:
                 made, pieces, count = round_of(method, pieces, count)

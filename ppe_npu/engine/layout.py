@@ -20,7 +20,7 @@ import torch
 from ppe_npu.engine.left_alone import later_places
 from ppe_npu.engine.packing import Segments, numbers, packed_rows, padded_rows
 from ppe_npu.engine.pixels import Chosen
-from ppe_npu.engine.rounds import Movable, Round, as_tensor, hangs_on_features, round_of
+from ppe_npu.engine.rounds import Movable, Round, as_tensor, depends_on_features, round_of
 from ppe_npu.engine.shown import OF_PROMPTS, TEXT, Prompts
 from ppe_npu.engine.spans import PromptLayout
 from ppe_npu.methods.base import Method
@@ -194,7 +194,7 @@ class Standing:
         """What the first stage is given: visual features. labels: [B, S] in training. chosen: those that are kept."""
         starts = [span.feature + t * span.frame_tokens for span in layout.spans for t in range(span.grid[0])]
         if labels is not None and labels.shape == layout.real.shape:
-            asked = layout.asked(labels.cpu().numpy())
+            asked = layout.question_columns(labels.cpu().numpy())
         else:
             asked = np.full(len(layout.real), -1)
         before, features, sizes = Arrangement.of(layout), int(layout.visual.sum()), None
@@ -253,7 +253,7 @@ def lay_out(
     out: list[Stage] = []
     for layer, methods in stages:
         standing = standing.after(out[-1]) if out else standing
-        if any(hangs_on_features(method, standing.before.cells) for method in methods):
+        if any(depends_on_features(method, standing.before.cells) for method in methods):
             break
         rounds, pieces, count = [], standing.pieces, standing.count
         for method in methods:

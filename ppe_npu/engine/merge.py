@@ -196,7 +196,7 @@ def _segmented(step: Round, given: Tokens) -> Round:
     wanted = np.array([video.segments for video in step.videos])
     valid = None if (counts == longest).all() else np.arange(longest) < counts[:, None]
     if given.features is None:
-        assert given.places is not None, "on the host tokens are known by their places"
+        assert given.places is not None, "tokens on the host have places"
         device, means = given.places.device, None
     else:
         device = given.features.device

@@ -56,11 +56,12 @@ class PixelValues:
         channels = len(self.mean)
         if pixels.shape[1] % (channels * self.frames):
             raise InputError(
-                f"pixel_values have {pixels.shape[1]} values a patch: not {channels} channels of {self.frames} frames"
+                f"pixel_values have {pixels.shape[1]} values per patch, which do not divide into {channels} channels "
+                f"of {self.frames} frames: give the output of this model's processor"
             )
         values = pixels.detach().unflatten(1, (channels, self.frames, -1))[:, :, 0].float()
         if device.on_cpu(values.device) and not values.sum().isfinite() and not values.isfinite().all():
-            raise InputError("pixel_values hold NaN or infinite values: give what a processor makes of a picture")
+            raise InputError("pixel_values hold NaN or infinite values: give a processor's output")
         if len({*zip(self.mean, self.std)}) == 1:
             values = values * self.std[0] + self.mean[0]
         else:

@@ -125,7 +125,7 @@ class PromptPlan(Movable):
                 ahead += [step.method for step in later]
                 ahead += [step.method for after in out[number + 1 :] for step in after.rounds]
                 break
-            assert kept.places is not None, "places come out of a merge that places went into"
+            assert kept.places is not None, "a merge that gets places returns places"
             text, padding = first.new_zeros(len(stage.text), 3), first.new_zeros(1, 3)
             places = torch.cat([text, kept.places, padding])[stage.rows].flatten(0, 1)
         self.stages = tuple(out)

@@ -96,7 +96,7 @@ def position_rows(given: torch.Tensor, axes: int, shape: tuple[int, ...]) -> tor
     if rows.ndim != 3 or len(rows) != axes or rows.shape[2] != shape[1] or rows.shape[1] not in (1, shape[0]):
         wanted = [axes, *shape]
         raise InputError(
-            f"position_ids have shape {list(given.shape)}, not {wanted}, {wanted[1:]} or {[axes + 1, *shape]}"
+            f"position_ids have shape {list(given.shape)}: give {wanted}, {wanted[1:]} or {[axes + 1, *shape]}"
         )
     return rows.expand(axes, *shape)
 
@@ -133,8 +133,8 @@ def check_channels(k: int, channels: Sequence[int]) -> None:
     if k > min(sections):
         even = [n for n in range(1, min(sections) + 1) if not any(section % n for section in sections)]
         raise InputError(
-            f"k={k} is more than the smallest of this model's rotary sections {sections} has channels: choose a k from "
-            f"1 to {min(sections)}; with {', '.join(map(str, even))} every section is cut evenly"
+            f"k={k} exceeds the smallest of this model's rotary sections (channels: {sections}): choose k from 1 to "
+            f"{min(sections)}; with {', '.join(map(str, even))} every section is cut evenly"
         )
 
 

@@ -41,10 +41,10 @@ class Rebuilding(TowerPass):
             rows = leaving.compact(rows)
         kept = self._kept(number, block, rows, leaving)
         rows = torch.cat([kept, rows[len(kept) :]])
-        self._tell(number, block, len(kept))
+        self._report_block(number, block, len(kept))
         return leaving.full(rows) if number in self.open else rows
 
-    def _tell(self, number: int, block: Block, kept: int) -> None:
+    def _report_block(self, number: int, block: Block, kept: int) -> None:
         if self.report is None:
             return
         borders, alone = block.segments(), not self._stable(number)

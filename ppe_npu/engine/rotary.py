@@ -168,9 +168,9 @@ class RowRotaryEmbedding(torch.nn.Module):
                 break
         else:
             raise InputError(
-                f"{type(original).__name__} gives another table than this model's family states (channels of the axes "
-                f"{[channels.count(axis) for axis in range(axes_of(channels))]}, turned by {pairs}): it is not "
-                "supported, its outputs would be wrong"
+                f"{type(original).__name__} computes another table than this model's family expects (channels of the "
+                f"axes {[channels.count(axis) for axis in range(axes_of(channels))]}, rotated by {pairs}): it is not "
+                "supported, because outputs would be wrong"
             )
         # Up to about version 5.3 transformers expects a table for each axis, of which each layer takes parts.
         self.axes = len(theirs[0]) if theirs[0].ndim == 4 else None

@@ -210,7 +210,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
     return made, [*become(groups, kept), *others], len(rest) + sum(map(len, kept))
 
 
-def hangs_on_features(method: Method, cells: Sequence[Cell]) -> bool:
+def depends_on_features(method: Method, cells: Sequence[Cell]) -> bool:
     """Whether the number of tokens that a step keeps in each of these cells is known only from the features."""
     apart = len({cell.span for cell in cells}) > len({cell.video for cell in cells})
     together = method.scope == "span" or any(cell.joint for cell in cells)
@@ -257,7 +257,7 @@ def become(
     for group, cells in groups:
         own = kept[number : number + len(cells)]
         if len(group) > 1 and cells:
-            assert centers is not None, "of a cell that several pieces make it is known whose tokens are kept"
+            assert centers is not None, "a cell of several pieces needs its representatives"
             ends = np.cumsum([sum(map(len, piece.cells)) for piece in group])
             piece_of = np.searchsorted(ends, centers[number], side="right")
             parts = [[own[0][piece_of == place]] for place in range(len(group))]

@@ -65,7 +65,7 @@ class Run:
     def past_length(self, stage: int) -> int:
         """How many places the cache of a stage's layers held before this pass."""
         rows = self.rows[stage]
-        assert rows is not None, "only a prompt's rows are found on the way"
+        assert rows is not None, "rows are missing only during a prompt's pass"
         return self.state.masks[stage].shape[1] - rows.shape[-1]
 
     def is_late(self, stage: int) -> bool:
@@ -166,7 +166,7 @@ class Prefill(Run):
     def take_embeds(self) -> torch.Tensor:
         """The embeddings, which are not kept here, because they are not needed once the first layer has run."""
         embeds, self.embeds = self.embeds, None
-        assert embeds is not None, "they are taken once, after begin()"
+        assert embeds is not None, "embeddings are taken once, after begin()"
         return embeds
 
     def deepstack(self) -> tuple[torch.Tensor, ...]:

@@ -133,7 +133,7 @@ class PromptLayout:
     visual: np.ndarray
     spans: tuple[Span, ...]
 
-    def asked(self, labels: np.ndarray) -> np.ndarray:
+    def question_columns(self, labels: np.ndarray) -> np.ndarray:
         """[B] int64, the column of the text token before each sample's answer: the first answer after all its images
         and videos. If that follows them directly, the column of its own first token; -1 if there is no answer.
 
@@ -308,7 +308,8 @@ def parts_of(
         tokens.append((int(t), int(h) // size, int(w) // size))
     seconds = list(seconds or [1.0 if kind == VIDEO else 0.0] * len(tokens))
     if len(seconds) != len(tokens):
-        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {counted(len(tokens), 'video')}")
+        videos = counted(len(tokens), "video")
+        raise InputError(f"second_per_grid_ts has {len(seconds)} entries for {videos}: give one for each")
     parts = [Part(kind, source, grid, duration) for source, (grid, duration) in enumerate(zip(tokens, seconds))]
     if kind == VIDEO and vision.frames_apart:
         return [replace(part, grid=(1, *part.grid[1:])) for part in parts for _ in range(part.grid[0])]

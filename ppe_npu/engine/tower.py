@@ -91,7 +91,7 @@ class TowerTokens:
 def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     if not vision.tower_blocks:
         raise InputError(
-            f"{method.name} looks into the vision tower, which is not built for this family yet: take a method that "
+            f"{method.name} looks into the vision tower, which is not built for this family yet: use a method that "
             "looks at tokens, or at a decoder layer"
         )
     blocks = method.blocks(vision.tower_blocks)
@@ -102,8 +102,8 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
         raise InputError(
-            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: name "
-            f'one in which a whole frame attends to itself, of {", ".join(map(str, whole))}, or tower_windows="frame"'
+            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: give "
+            f'one that attends to whole frames ({", ".join(map(str, whole))}), or tower_windows="frame"'
         )
     return left
 

@@ -41,7 +41,7 @@ def pass_of_plan(compression: Compression, plan: PromptPlan, kinds: Sequence[str
     pools = pools_of(method, plan.layout, kinds, vision.merge_size, None if leaving else plan.chosen)
     passing = pass_of(method, pools, vision, where, compression.tower.all)
     if isinstance(passing, Dropping):
-        assert plan.chosen is not None, "it was chosen what leaves"
+        assert plan.chosen is not None, "the cells that leave are chosen"
         cells = kept_in_tower(plan.layout, vision.window, plan.chosen)
         passing.keep(cells[cells < sum(pools) // patches], patches, where)
     if compression.widths is not None:
@@ -75,25 +75,25 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
     late = [method for method in methods if leave_after(method)]
     inside = [method for method in methods if method.place == "tower"]
     if len(inside) > 1:
-        raise InputError(f"{inside[1].name} after {inside[0].name}: only one step may stand inside the vision tower")
+        raise InputError(f"{inside[1].name} after {inside[0].name}: only one can run inside the vision tower; keep one")
     for method in inside:
         if vision.tile_blocks and getattr(method, "released", False):
             raise InputError(
-                f"{method.name} released=true: the published borders are those of frames in Qwen2-VL's tower, and this "
+                f"{method.name} released=true: the published borders are those of frames in Qwen2-VL's tower, but this "
                 "one has tiles with a class token each; leave released out"
             )
         if isinstance(method, ToMeTower):
             method.joins(vision.tower_blocks)
     if late and inside:
         raise InputError(
-            f"{inside[0].name} after {late[0].name} with leave_after={leave_after(late[0])}: cells that leave later "
-            "have no place beside a step inside the tower; let them never enter it, with leave_after=0"
+            f"{inside[0].name} after {late[0].name} with leave_after={leave_after(late[0])}: cells cannot leave inside "
+            "the tower if another step runs there; use leave_after=0, with which they never enter it"
         )
     for method in late:
         if leave_after(method) > vision.tower_blocks:
             raise InputError(
                 f"{method.name} leave_after={leave_after(method)}: the vision tower has {vision.tower_blocks} blocks; "
-                "give a number up to that, or -1 for behind all of them"
+                "give a number up to that, or -1 for after all of them"
             )
     inside += [method for method in late if 0 < leave_after(method) < vision.tower_blocks]
     return inside[0] if inside else None

@@ -44,7 +44,7 @@ def draw_visual(frames: Sequence[Image.Image], visual: Visual, token: int | None
     if len(frames) != steps:
         raise InputError(f"{len(frames)} picture(s) for {steps} temporal step(s): give one for each")
     if token is not None and not 0 <= token < kept:
-        raise InputError(f"token {token} is not there: {kept} are left, counted from 0")
+        raise InputError(f"token {token} does not exist: {kept} are left, give 0 to {kept - 1}")
     token = int(last.sizes.argmax()) if token is None else token
     if visual.modality == "image":
         shown = [(frames[0], groups, 0, token if groups is last else None) for groups in visual.stages]

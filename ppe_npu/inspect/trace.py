@@ -83,7 +83,8 @@ class Trace:
         """
         if any(len(method.levels) > 1 for method in self.config.methods):
             raise InputError(
-                f"ratio={list(self.config.ratios)}: a token is part of several merged ones; give one ratio"
+                f"ratio={list(self.config.ratios)}: with several ratios a token is part of several merged "
+                "ones; give one ratio"
             )
         layout, width = self.plan.layout, self.plan.layout.real.shape[1]
         feature = np.zeros(layout.real.size, np.int64)  # of each place in the prompt

@@ -38,7 +38,7 @@ class ApET(Method):
     ratio: float = share(0.333)
     basis: int = setting(10, least=1)
     ridge: float = setting(1e-5, above=0)
-    fps_start: int | None = setting(None, least=0, remedy="give a token of every frame, counted from 0, or null")
+    fps_start: int | None = setting(None, least=0, remedy="give a token's index in each frame, from 0, or null")
     released: bool = False
     mixed: float = setting(0.5, above=0, most=1)
 

@@ -153,18 +153,18 @@ class Method:
     def __post_init__(self):
         check_fields(self)
         if self.place not in self.places:
-            where = "on entry of a decoder layer: leave layer out" if self.layers else "without a layer: give its layer"
-            raise InputError(f"{self.name} with layer={shown(self.layer)}: it cannot stand {where}")
+            why = "it cannot run at a decoder layer; leave layer out" if self.layers else "it needs a layer; give one"
+            raise InputError(f"{self.name} with layer={shown(self.layer)}: {why}")
         if self.layer_before and 0 in self.layers:
             raise InputError(
-                f"{self.name} with layer={shown(self.layer)}: it looks at the layer before; give 1 or more"
+                f"{self.name} with layer={shown(self.layer)}: it looks at the layer before that; give 1 or more"
             )
 
     def either(self, name: str, other: str) -> None:
         """Raise InputError if both a field and `other`, the published name of the same setting, are given."""
         given, instead = getattr(self, name), getattr(self, other)
         if instead is not None and given != type(self).__dataclass_fields__[name].default:
-            raise InputError(f"{self.name} {name}={shown(given)} with {other}={shown(instead)}: give one of them")
+            raise InputError(f"{self.name} {name}={shown(given)} with {other}={shown(instead)}: give only one of them")
 
     @property
     def tower_blocks(self) -> tuple[int, ...]:
@@ -199,7 +199,9 @@ class Method:
         """
         for block in self.tower_blocks:
             if not -count <= block < count:
-                raise InputError(f"{self.name}: the vision tower has {count} blocks, and none of number {block}")
+                raise InputError(
+                    f"{self.name}: the vision tower has {count} blocks, but no block {block}; give 0 to {count - 1}"
+                )
         return tuple(block % count for block in self.tower_blocks)
 
     def group(self, view: View) -> Grouping:

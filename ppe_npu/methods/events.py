@@ -48,8 +48,8 @@ class Events(Method):
         by = self.by
         if not by.needs <= _OF_MEANS or by.counts == "late" or not {"input", "layer"} & set(by.places):
             raise InputError(
-                f"events by={by.name}: frames are grouped by the means of their tokens: give a method that looks "
-                "at tokens or places and at nothing else, as dpc_knn"
+                f"events by={by.name}: frames are grouped by the means of their tokens; give a method that looks "
+                "only at tokens or places, such as dpc_knn"
             )
         if by.layers:
             raise InputError(f"events by={by.name} with layer={by.layer}: give the layer to events itself")

@@ -33,7 +33,7 @@ class EVS(Method):
     """
 
     ratio: float = share(0.5)
-    pruning_rate: float | None = setting(None, least=0, below=1, remedy="give the share that goes, in [0, 1), or null")
+    pruning_rate: float | None = setting(None, least=0, below=1, remedy="give the share to drop, in [0, 1), or null")
     dropped: str = dropped()
     released: bool = False
 

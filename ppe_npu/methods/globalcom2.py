@@ -68,7 +68,7 @@ class GlobalCom2(Method):
             raise InputError(f"globalcom2 by={shown(by)}: give a method of frames with exact counts and no layer")
         if (self.crops is None) != (self.original_size is None):
             raise InputError(
-                f"globalcom2 crops={self.crops} with original_size={self.original_size}: give both or none of them"
+                f"globalcom2 crops={self.crops} with original_size={self.original_size}: give both or neither"
             )
 
     @property

@@ -79,21 +79,21 @@ def _turns(view: View, scores: torch.Tensor, anchors: torch.Tensor, most: int, r
     """
     found = best(scores, view, most)
     ranks = torch.arange(found.shape[1], device=found.device)
-    beside = (_beside_in_raster if released else _beside)(view, found) & (ranks < anchors[:, None])[:, :, None]
+    beside = (_raster_neighbours if released else _neighbours)(view, found) & (ranks < anchors[:, None])[:, :, None]
     others = 2 * most
     turn = torch.where(beside, most + ranks[:, None], others).amin(1)
     own = torch.where(ranks < anchors[:, None], ranks, turn.gather(1, found))
     return turn.scatter(1, found, own)
 
 
-def _beside(view: View, found: torch.Tensor) -> torch.Tensor:
+def _neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
     """[F, A, N] bool, whether each token is directly above, below, left or right of each token in `found` [F, A]."""
     apart = view.places.gather(1, found[:, :, None].expand(-1, -1, 3))[:, :, None] - view.places[:, None]
     return (apart[..., 0] == 0) & (apart[..., 1:].abs().sum(-1) == 1)
 
 
-def _beside_in_raster(view: View, found: torch.Tensor) -> torch.Tensor:
-    """[F, A, N] bool as in _beside, but by +-1 and +-width in raster order, clamped to the frame's tokens."""
+def _raster_neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
+    """[F, A, N] bool as in _neighbours, but by +-1 and +-width in raster order, clamped to the frame's tokens."""
     width = view.places[..., 2].masked_fill(~view.present, 0).amax(1) + 1
     steps = torch.stack([-torch.ones_like(width), torch.ones_like(width), -width, width], dim=1)
     last = view.present.sum(1)[:, None, None] - 1

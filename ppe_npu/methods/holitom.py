@@ -19,7 +19,7 @@ from ppe_npu.settings import setting
 
 def _flag(value: bool | int | str) -> bool:
     if str(value) not in ("0", "1", "False", "True"):
-        raise InputError(f"NO_BETA={shown(value)}: give true or false, or as the published code has it 1 or 0")
+        raise InputError(f"NO_BETA={shown(value)}: give true or false, or, as in the published code, 1 or 0")
     return str(value) in ("1", "True")
 
 

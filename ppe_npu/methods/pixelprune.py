@@ -46,7 +46,7 @@ class PixelPrune(Method):
 
     predictor: Literal["pred_2d", "raster", "serpentine", "connected", "random"] = "pred_2d"
     metric: Literal["max", "mae", "rmse", "exact"] = "max"
-    threshold: float = setting(0.0, least=0, remedy="give the largest difference of like cells, at least 0")
+    threshold: float = setting(0.0, least=0, remedy="give the largest difference of equal cells, at least 0")
     anchored: bool = True
     max_kept: int | None = setting(None, least=1, remedy="give how many cells may stay, at least 1, or null")
     fill: bool = False
@@ -55,7 +55,7 @@ class PixelPrune(Method):
     rand: bool = False
     align_compression: bool = False
     seed: int = setting(42, least=0, remedy="give a whole number, at least 0 and below 2**63")
-    leave_after: int = setting(0, least=-1, remedy="give a number of the tower's blocks, or -1: behind the tower")
+    leave_after: int = setting(0, least=-1, remedy="give a number of tower blocks, or -1 for after the tower")
     numbering: Literal["prompt", "kept"] = "prompt"
 
     needs = frozenset({"pixels"})
@@ -64,7 +64,7 @@ class PixelPrune(Method):
     def __post_init__(self):
         super().__post_init__()
         if self.fill and self.max_kept is None:
-            raise InputError("pixelprune fill=True without max_kept: say how many cells shall stay")
+            raise InputError("pixelprune fill=true without max_kept: give max_kept, the number of cells to keep")
 
     def to_dict(self) -> dict:
         values = super().to_dict()

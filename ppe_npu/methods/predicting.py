@@ -121,7 +121,7 @@ def sources(leans_on: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return source
 
 
-def beside(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
+def neighbour_distances(cells: Cells) -> tuple[torch.Tensor, torch.Tensor]:
     """[H, W] distances to the cell on the left, and [H, W] to the one above; inf where there is none."""
     left, up = cells.values.new_full((2, len(cells)), torch.inf)
     inner, lower = cells.numbers.view(-1, cells.width)[:, 1:].flatten(), cells.numbers[cells.width :]
@@ -140,7 +140,7 @@ def pred_2d(cells: Cells, anchored: bool) -> Prediction:
     if anchored and cells.threshold > 0:
         leans_on, error = _wavefront(cells)
         return Prediction(~cells.alike(error), error, lambda kept: leans_on)
-    left, up = beside(cells)
+    left, up = neighbour_distances(cells)
     from_above = torch.zeros_like(left, dtype=torch.bool)
     from_above[1:, 0] = True
     from_above[1:, 1:] = cells.alike(up[1:, :-1]) & ~cells.alike(left[:-1, 1:])
@@ -290,7 +290,7 @@ class Thinning:
 def connected(cells: Cells, thinning: Thinning) -> Prediction:
     """Keep some cells of each component. Pairs of like neighbours connect the cells of a component. This runs on the
     host, which reads all distances between neighbours once."""
-    left, up = torch.stack(beside(cells)).cpu()
+    left, up = torch.stack(neighbour_distances(cells)).cpu()
     numbers, label = torch.arange(len(cells), device="cpu"), _components(cells.alike(left), cells.alike(up))
     order = label.sort(stable=True).indices
     _, number, sizes = torch.unique(label, return_inverse=True, return_counts=True)

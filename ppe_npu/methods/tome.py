@@ -33,7 +33,7 @@ class ToMe(Method):
     """
 
     ratio: float = share(0.5)
-    r: int | None = setting(None, least=1, remedy="give how many tokens go, at least 1, or null")
+    r: int | None = setting(None, least=1, remedy="give how many tokens to remove, at least 1, or null")
     metric: Literal["keys", "tokens"] = "keys"
     class_token: bool = False
 

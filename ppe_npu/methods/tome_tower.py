@@ -16,7 +16,7 @@ from ppe_npu.settings import setting
 
 def _rising(blocks: tuple[int, ...]) -> tuple[int, ...]:
     if not blocks or len(set(blocks)) != len(blocks):
-        raise InputError("give different blocks of the vision tower, counted from 0, or from the end where negative")
+        raise InputError(f"merge_blocks={list(blocks)}: give different tower blocks, from 0, or backwards from -1")
     return tuple(sorted(blocks))
 
 
@@ -61,7 +61,7 @@ class ToMeTower(Method):
         if len(set(blocks)) < len(self.merge_blocks):
             raise InputError(
                 f"{self.name} merge_blocks={list(self.merge_blocks)}: the vision tower has {depth} blocks; give "
-                f"different ones of 0 to {depth - 1}"
+                f"different ones from 0 to {depth - 1}"
             )
         return tuple(blocks)
 

@@ -89,8 +89,8 @@ class View:
         first = next(iter(parts.values()), None)
         if first is None or any(part.shape[:1] != first.shape[:1] for part in parts.values()):
             raise InputError(
-                f"View.of needs tensors of as many cells each: it was given "
-                f"{ ({name: list(part.shape) for name, part in parts.items()}) }"
+                f"View.of got the shapes { ({name: list(part.shape) for name, part in parts.items()}) }: give at least "
+                "one tensor, and all with the same number of cells"
             )
         view = cls(None, 0, **parts)
         return view if num_kept is None else view.keeping(num_kept)
@@ -103,7 +103,7 @@ class View:
         counts = counts.to(cells.device, torch.long).expand(len(cells)).contiguous()
         present = self.present.sum(1)
         if (counts < 1).any() or (counts > present).any():
-            raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give from 1 up to all")
+            raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give 1 or more, at most all")
         return replace(self, num_kept=counts, most=int(counts.max()), least=int(counts.min()), **self._frame_sizes())
 
     def _frame_sizes(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.positions import most_positions
 from ppe_npu.errors import InputError
-from ppe_npu.models.known import REFUSED, check_beside_pvc, check_layers, check_looked_at, check_tower, text_model
+from ppe_npu.models.known import REFUSED, check_layers, check_looked_at, check_tower, check_with_pvc, text_model
 from ppe_npu.models.pixels import pixel_values
 from ppe_npu.models.seam import is_shallow_copy
 from ppe_npu.models.seeing_ahead import check_ahead
@@ -105,7 +105,7 @@ def another_k(asked: CompressionConfig, fitted: CompressionConfig) -> str | None
     """The warning that the default k was lowered to fit the model; None if it was not."""
     if asked.k == fitted.k:
         return None
-    return f"k={fitted.k} in place of the default {asked.k}: the largest that this model's rotary sections hold"
+    return f"k={fitted.k} replaces the default k={asked.k}: it is the most that this model's rotary sections allow"
 
 
 def compression_for(class_name: str, model_config, config: CompressionConfig) -> Compression:
@@ -162,7 +162,7 @@ def _compression(family: ModuleType, model_config, config: CompressionConfig) ->
     most = most_positions(channels)
     fitted = config if config.k_named or not config.k or config.k <= most else config.changed(k=most)
     if hasattr(model_config, "pvc"):
-        check_beside_pvc(config.methods)
+        check_with_pvc(config.methods)
     return Compression(fitted, vision, channels, family.decoder_layers(model_config), family.PAIRS)
 
 
@@ -176,7 +176,7 @@ def _family(class_name: str) -> ModuleType:
         if class_name in family.CLASSES:
             return family
     why = f" ({REFUSED[class_name]})" if class_name in REFUSED else ""
-    raise InputError(f"{class_name} is not supported{why}: supported are {', '.join(supported_classes())}")
+    raise InputError(f"{class_name} is not supported{why}: use one of {', '.join(supported_classes())}")
 
 
 def base_of(model):

@@ -41,7 +41,7 @@ def align(model, values: torch.Tensor, fill: float = IGNORED, shifted: bool = Fa
 
     if not is_compressed(model):
         raise InputError(
-            f"{type(model).__name__} is not compressed: its outputs stand as its inputs do, use values as is"
+            f"{type(model).__name__} is not compressed, so its outputs have the inputs' columns: use values unchanged"
         )
     compression = base_of(model).compression
     if compression.last is None:
@@ -118,8 +118,8 @@ def arrange_loss_arguments(plan: PromptPlan, given: torch.Tensor, arranged: torc
     before, left = (int((part != IGNORED).sum()) for part in (given, arranged))
     if left < before:
         warnings.warn(
-            f"{_COUNT} is scaled by {left} / {before}: so many of this batch's labels count on a compressed model, not "
-            "those on images, videos and padding; set them to -100 and your count holds as it is",
+            f"{_COUNT} is scaled by {left} / {before}, because a compressed model ignores this batch's labels on "
+            "images, videos and padding: set these to -100 and do not count them",
             stacklevel=2,
         )
         kwargs[_COUNT] = kwargs[_COUNT] * left / before

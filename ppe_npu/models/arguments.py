@@ -20,7 +20,7 @@ from ppe_npu.engine.tower_pass import pass_of_plan
 from ppe_npu.errors import InputError
 from ppe_npu.models.caches import keeps_no_cache
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.numbering import is_numbered_beside_time
+from ppe_npu.models.numbering import is_numbered_without_time
 from ppe_npu.models.pixels import chosen_cells, run_on_chosen
 from ppe_npu.models.tower import watched
 
@@ -74,7 +74,7 @@ def make_plan(
     """
     ids, mask, given = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get(KEYWORD, NOTHING)
     if ids is None and kwargs.get("inputs_embeds") is None:
-        raise InputError("input_ids or inputs_embeds are missing")
+        raise InputError("input_ids and inputs_embeds are both missing: give one")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"], kwargs.get("mm_token_type_ids")) if ids is None else ids
     if kwargs.get("inputs_embeds") is not None and not compression.config.keeps_all:
         _check_seen(ids, kwargs, compression.vision)
@@ -97,7 +97,7 @@ def make_plan(
         if not _leave_out(kwargs, hidden.unseen):
             raise
         return make_plan(model, compression, kwargs, past, labels)
-    if past is not None or not compression.config.keeps_all or not is_numbered_beside_time(compression, kwargs):
+    if past is not None or not compression.config.keeps_all or not is_numbered_without_time(compression, kwargs):
         return plan
     positions, _ = prompt_positions(plan.layout, compression.vision, axes=compression.axes, behind_time=False)
     return make(torch.from_numpy(positions), *others)
@@ -141,7 +141,7 @@ def _grid(kind: str, kwargs: dict, dense: bool, axes: int) -> Parts | list | Non
     if isinstance(grid, Parts):
         return grid
     if grid is None:
-        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw")
+        raise InputError(f"{PIXELS[kind]} are given without {kind}_grid_thw: give both")
     fits = isinstance(grid, torch.Tensor) and grid.ndim == 2 and grid.shape[1] == 3 and not grid.is_floating_point()
     if not fits:
         shape = list(grid.shape) if isinstance(grid, torch.Tensor) else type(grid).__name__
@@ -152,7 +152,10 @@ def _grid(kind: str, kwargs: dict, dense: bool, axes: int) -> Parts | list | Non
     grids = grid.tolist()
     patches = sum(t * h * w for t, h, w in grids)
     if pixels is not None and len(pixels) != patches:
-        raise InputError(f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}")
+        raise InputError(
+            f"{PIXELS[kind]} hold {len(pixels)} patches, but {kind}_grid_thw describes {patches}: give both as the "
+            "processor returned them"
+        )
     return grids
 
 
@@ -162,8 +165,8 @@ def take_ready_mask(kwargs: dict) -> None:
     if isinstance(masks, dict):
         if set(masks) != {"full_attention"}:
             raise InputError(
-                f"attention_mask is a dict of masks for {', '.join(sorted(masks))}: a compressed model takes one that "
-                "holds full_attention alone"
+                f"attention_mask is a dict of masks for {', '.join(sorted(masks))}: give a tensor, or a dict with "
+                "full_attention alone"
             )
         kwargs["attention_mask"] = masks["full_attention"]
     elif not (masks is None or isinstance(masks, torch.Tensor)):
@@ -198,8 +201,8 @@ def _check_seen(ids: torch.Tensor, kwargs: dict, vision: VisionTokens) -> None:
     rows = positions is not None and positions.ndim == 3 and bool((positions[-3:] != positions[-1:]).any())
     if rows or bool(((ids == vision.image_token_id) | (ids == vision.video_token_id)).any()):
         raise InputError(
-            "inputs_embeds hold images or videos, by position_ids or input_ids, but no grid says which: give input_ids "
-            "(or mm_token_type_ids) and image_grid_thw or video_grid_thw beside them, or call with ids and pixels"
+            "inputs_embeds hold images or videos, according to position_ids or input_ids, but have no grids: add "
+            "input_ids (or mm_token_type_ids) and image_grid_thw or video_grid_thw, or give input_ids and pixels"
         )
 
 
@@ -228,7 +231,10 @@ def tower_features(model, plan: PromptPlan, kwargs: dict) -> Features:
     plan.in_tower = next((output.in_tower for output in outputs if hasattr(output, "in_tower")), plan.in_tower)
     expected, found = len(plan.visual), sum(len(part) for part in tokens)
     if expected != found:
-        raise InputError(f"the prompts hold {expected} visual tokens but the pixels given make {found} features")
+        raise InputError(
+            f"the prompts hold {expected} visual tokens, but the given pixels make {found} features: give the pixels "
+            "of these prompts"
+        )
     if not outputs:
         return Features(None)
     deepstack = zip(*((getattr(output, "deepstack_features", None) or ()) for output in outputs))
@@ -276,7 +282,7 @@ def _check_ready(compression: Compression, kwargs: dict) -> None:
             names = ", ".join(sorted(looking))
             ready = "mm_encoder_outputs" if encoded else "inputs_embeds"
             raise InputError(
-                f"{names} must look into the vision tower, of which {ready} hold only the output: give {pixels}"
+                f"{names} must look into the vision tower, but {ready} hold only its output: give {pixels}"
             )
 
 

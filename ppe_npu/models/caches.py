@@ -108,7 +108,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
             raise InputError("the KV cache was filled by a model without compression: start from an empty cache")
         return _of_others(compression, kwargs, length)
     if other:
-        raise InputError("the KV cache was filled under another compression: start from an empty cache")
+        raise InputError("the KV cache was filled with another compression: start from an empty cache")
     return state if fixed else _of_length(state, cache, length)
 
 
@@ -159,7 +159,10 @@ def continued(compression: Compression, kwargs: dict, state: CacheState | FixedS
     ready = mask if takes_ready and mask is not None and mask.ndim == 4 else None
     mask = None if ready is not None else mask
     if mask is not None and (mask.ndim != 2 or mask.shape[1] < count):
-        raise InputError("attention_mask must be [batch, tokens so far] for tokens that continue a compressed cache")
+        raise InputError(
+            f"attention_mask has shape {list(mask.shape)}: for tokens that continue a compressed cache give [batch, "
+            "tokens so far]"
+        )
     if isinstance(state, FixedState) and (ready is not None or state.masks.shape[1] != len(tokens)):
         state = state.settled()
     if not isinstance(state, FixedState):

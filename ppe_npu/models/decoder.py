@@ -41,7 +41,7 @@ def staged_forward(self, **kwargs):
     wanted = _wanted(self, kwargs, "output_hidden_states")
     states = [hidden]  # the first layer's input, and every layer's output
     inputs: dict[str, Any] = {}  # no dict[str, Any](): torch.compile does not trace that
-    with _told(_attending(self, kwargs), 1) as attentions, _told(_routers(self, kwargs, run), 0) as routers:
+    with _outputs_of(_attending(self, kwargs), 1) as attentions, _outputs_of(_routers(self, kwargs, run), 0) as routers:
         for index, layer in enumerate(self.layers):
             for stage in _stages_from(run, index):
                 enter = _lay_out_and_enter if run.is_late(stage) else type(run).enter
@@ -151,7 +151,7 @@ def _attending(model, kwargs: dict) -> list[torch.nn.Module] | None:
     if not _wanted(model, kwargs, "output_attentions"):
         return None
     if any(is_overridden(layer, "forward") for layer in model.layers):
-        raise InputError("output_attentions=True: the layer that fastv runs as published (released=true) tells none")
+        raise InputError("output_attentions=True with fastv's released=true, whose layer returns none: leave one out")
     return [layer.self_attn for layer in model.layers if has_attention(layer)]
 
 
@@ -170,8 +170,8 @@ def check_routers(model, kwargs: dict, config: CompressionConfig) -> None:
     wanted = is_routed(model) and _wanted(model, kwargs, "output_router_logits")
     if wanted and not config.keeps_all:
         raise InputError(
-            "output_router_logits=True: a model whose tokens are merged gives none, and no loss of its experts' "
-            "balance; take the dense preset"
+            "output_router_logits=True: a model that merges tokens returns neither router logits nor a load-balancing "
+            "loss; use the dense preset"
         )
 
 
@@ -186,7 +186,7 @@ def _routers(model, kwargs: dict, run: Run) -> list[torch.nn.Module] | None:
 
 
 @contextlib.contextmanager
-def _told(modules: list[torch.nn.Module] | None, part: int):
+def _outputs_of(modules: list[torch.nn.Module] | None, part: int):
     """A context with a list that collects this part of each module's output, if it exists; None without modules."""
     if modules is None:
         yield None

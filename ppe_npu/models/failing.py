@@ -26,18 +26,18 @@ def check_alone(model: Any, call: Callable[[], Any], error: Exception) -> None:
     Raises:
         InputError: it fails without compression.
     """
-    if not _tells(model, error):
+    if not _may_be_due_to_model(model, error):
         return
     found = _alone(model, call)
-    if found is not None and _tells(model, found):
+    if found is not None and _may_be_due_to_model(model, found):
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         raise InputError(
-            f"{name} fails in transformers, without compression, too ({type(found).__name__}: {first_line(found)}): "
+            f"{name} also fails in transformers without compression ({type(found).__name__}: {first_line(found)}): "
             "its config, tokenizer and weights do not fit each other or this prompt; save or download them again"
         ) from error
 
 
-def _tells(model: Any, error: Exception) -> bool:
+def _may_be_due_to_model(model: Any, error: Exception) -> bool:
     """Whether an error may be due to the model."""
     told = isinstance(error, UserError) or ran_out(error)
     return not told and (on_cpu(model.device) or not isinstance(error, RuntimeError))

@@ -52,14 +52,14 @@ def check_key_bias(text: Any, device: torch.device | None = None, packed: bool =
     """
     subject, name = "proportional_attention adds log(size) to the scores of keys", text.config._attn_implementation
     if name not in ("sdpa", "eager"):
-        raise InputError(f"{subject}, which {name} takes no mask for: load the model with attn_implementation='sdpa'")
+        raise InputError(f"{subject}, but {name} takes no mask: load the model with attn_implementation='sdpa'")
     if packed:
-        raise InputError(f"{subject}, which attention in the segments of a packed batch cannot: leave packed out")
+        raise InputError(f"{subject}, but attention in the segments of a packed batch cannot: leave packed out")
     fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
         best = candidates("attention", device.type)[0].name
         raise InputError(
-            f"{subject}, which {best} on {device.type} cannot: call ppe_npu.models.fused.unfuse(model), or load the "
+            f"{subject}, but {best} on {device.type} cannot: call ppe_npu.models.fused.unfuse(model), or load the "
             "model with attn_implementation='eager'"
         )
 

@@ -17,7 +17,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.models.arguments import PIXELS, VISUAL, ids_of_embeds, make_plan, picked
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
-from ppe_npu.models.numbering import is_numbered_beside_time
+from ppe_npu.models.numbering import is_numbered_without_time
 from ppe_npu.models.seam import original, override
 
 
@@ -111,7 +111,7 @@ def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, mode
     if mask is not None and mask.ndim == 2 and _is_padded_behind(on, tokens, mask):
         return original(self, "_prepare_position_ids_for_generation")(inputs_tensor, model_kwargs)
     asked = {**model_kwargs, "input_ids": tokens}
-    if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_beside_time(on, asked):
+    if tokens.ndim > 2 or state_of(on, asked) is not None or not is_numbered_without_time(on, asked):
         return None
     return make_plan(self.model, on, asked).positions[:, :-1].unflatten(1, tokens.shape).to(tokens.device)
 
@@ -150,14 +150,14 @@ def _get_candidate_generator(self, assistant_model=None, model_kwargs=None, **kw
     dense = self.compression.config.keeps_all
     if not dense and assistant_model is not None:
         raise InputError(
-            "assistant_model counts the columns of a prompt that is compressed here: use prompt_lookup_num_tokens, "
-            "or restore(model) first"
+            "assistant_model counts the columns of the uncompressed prompt: use prompt_lookup_num_tokens, or "
+            "restore(model) first"
         )
     if Version(transformers.__version__) < Version("5.3"):
         if assistant_model is not None:
-            raise InputError("assistant_model needs transformers 5.3: before, it hands the assistant what is ours")
+            raise InputError("assistant_model needs transformers>=5.3: older ones pass our arguments to the assistant")
         if not dense:
-            raise InputError("prompt_lookup_num_tokens needs transformers 5.3: before, it counts columns by the cache")
+            raise InputError("prompt_lookup_num_tokens needs transformers>=5.3: older ones count the cache's columns")
     others = {name: value for name, value in (model_kwargs or {}).items() if name != KEYWORD}  # go to an assistant, too
     candidate = original(self, "_get_candidate_generator")
     made = candidate(assistant_model=assistant_model, model_kwargs=others, **kwargs)
@@ -188,7 +188,7 @@ def _prefill(self, input_ids, generation_config, model_kwargs, **kwargs):
     if generation_config.prefill_chunk_size is not None:
         # In chunks, transformers would lose the pictures after the first chunk; and a compressed prompt is short.
         warnings.warn(
-            f"prefill_chunk_size={generation_config.prefill_chunk_size} is set aside: a compressed model is given its "
+            f"prefill_chunk_size={generation_config.prefill_chunk_size} is ignored: a compressed model takes its "
             "prompt as a whole, with all its pictures",
             stacklevel=2,
         )
@@ -214,7 +214,7 @@ def _supports_mm_encoder_outputs(self) -> bool:
 
 def _init_continuous_batching(self, **kwargs):
     raise InputError(
-        'continuous batching (generate_batch, cache_implementation="paged") hands the model no images: use generate() '
+        'continuous batching (generate_batch, cache_implementation="paged") gives the model no images: use generate() '
         "with another cache, or restore(model) first"
     )
 

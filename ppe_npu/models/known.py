@@ -27,16 +27,16 @@ DECODERS = {
 TURNED_OTHERWISE = ("Glm4vTextAttention", "Glm4vMoeTextAttention")
 # Classes that were examined and do not fit, and the reason.
 REFUSED = {
-    "Gemma3ForConditionalGeneration": "pictures are seen both ways, and layers have rotary embeddings of their own",
-    "PaliGemmaForConditionalGeneration": "a prompt is seen both ways",
-    "Mistral3ForConditionalGeneration": "text tokens stand behind each row of a picture",
-    "Ovis2ForConditionalGeneration": "its vision tower gives the embeddings of marks among the text",
+    "Gemma3ForConditionalGeneration": "attention in pictures is bidirectional, and layers have own rotary embeddings",
+    "PaliGemmaForConditionalGeneration": "attention in a prompt is bidirectional",
+    "Mistral3ForConditionalGeneration": "a text token follows each row of a picture",
+    "Ovis2ForConditionalGeneration": "its vision tower outputs embeddings of marker tokens in the text",
     "AyaVisionForConditionalGeneration": "its decoder has layers with sliding attention and without positions",
     "Cohere2VisionForConditionalGeneration": "its decoder has layers with sliding attention and without positions",
-    "Ernie4_5_VLMoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
-    "Ernie4_5_VL_MoeForConditionalGeneration": "its rotary embedding takes the frequencies in another order",
+    "Ernie4_5_VLMoeForConditionalGeneration": "its rotary embedding uses the frequencies in another order",
+    "Ernie4_5_VL_MoeForConditionalGeneration": "its rotary embedding uses the frequencies in another order",
     "HunYuanVLForConditionalGeneration": "its positions have four axes",
-    "Qwen2_5OmniForConditionalGeneration": "give its .thinker",
+    "Qwen2_5OmniForConditionalGeneration": "give its .thinker instead",
 }
 ROPE_TYPES = ("default", "linear", "yarn", "llama3", GROWING)
 
@@ -132,7 +132,7 @@ def check_looked_at(layers: Sequence, methods: Iterable[Method]) -> None:
                 others = [n for n in range(before, len(layers)) if has_attention(layers[n - before])]
                 raise InputError(
                     f"{method.name} with layer={layer} looks at attention in layer {seen}, which is linear: "
-                    f"give one of layer={others}"
+                    f"give one of the layers {others}"
                 )
 
 
@@ -152,15 +152,15 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
         _check("attention", [_name(attention, known.values())], known.values(), "vision tower")
 
 
-def check_beside_pvc(methods: Iterable[Method]) -> None:
+def check_with_pvc(methods: Iterable[Method]) -> None:
     """Raise InputError where a method drops patches inside or before a tower with PVC's modules, which attend from each
     patch to the same patch of other frames."""
     for method in methods:
         if method.place == "tower" or (method.place == "pixels" and leave_after(method) != -1):
-            remedy = "take a step at the input, or where the family has steps at the pixels, leave_after=-1"
+            remedy = "use a step at the input or, where the family has steps at the pixels, leave_after=-1"
             raise InputError(
                 f"{method.name}: PVC's attention over frames inside this vision tower needs the patches of all frames, "
-                f"of which this step leaves some out; {remedy}"
+                f"but this step leaves some out; {remedy}"
             )
 
 
@@ -173,4 +173,4 @@ def _name(module, known: Iterable[str]) -> str:
 def _check(what: str, names: Iterable[str], known: Iterable[str], part: str = "decoder") -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{what} {name!r} of the {part} is not supported: supported are {', '.join(known)}")
+            raise InputError(f"{what} {name!r} of the {part} is not supported, only {', '.join(known)}")

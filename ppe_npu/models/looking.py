@@ -164,6 +164,6 @@ def _cached(past: Any, length: int) -> torch.Tensor:
     keys = getattr(past, "keys", None)
     if keys is None or keys.dim() != 4 or keys.shape[2] < length:
         raise InputError(
-            f"{type(past).__name__} holds no plain keys, which a method looks at: use a DynamicCache or a StaticCache"
+            f"{type(past).__name__} holds no plain keys for a method to look at: use a DynamicCache or a StaticCache"
         )
     return keys[:, :, :length].transpose(1, 2)

@@ -56,7 +56,7 @@ def loss_only(model, labels: torch.Tensor, kwargs: dict, arrange: Callable) -> C
     """
     asked, text = kwargs.get("output_router_logits"), model.config.get_text_config()
     if getattr(text, "output_router_logits", False) if asked is None else asked:
-        raise InputError("output_router_logits=True: a pass with skip_logits adds no loss of the experts' balance")
+        raise InputError("output_router_logits=True: a pass with skip_logits adds no load-balancing loss; leave it out")
     distill = kwargs.get(KEYWORD, NOTHING).distill
     given = {name: value for name, value in kwargs.items() if name != _COUNT}
     hidden, targets, arranged = _labelled_hidden(model, labels, kwargs, arrange)

@@ -40,7 +40,7 @@ def has_text_behind_time(name: str) -> bool:
     return int(positions[0, 0, -1]) > 2  # 0: text, 1: the only row and column, 2: text
 
 
-def is_numbered_beside_time(compression: Compression, kwargs: dict) -> bool:
+def is_numbered_without_time(compression: Compression, kwargs: dict) -> bool:
     """Whether the uncompressed model, called with these arguments, would number the text after a video by its rows and
     columns only. Otherwise text is numbered after the last temporal position, too, as Qwen2.5-VL was trained.
 

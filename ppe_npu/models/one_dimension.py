@@ -163,7 +163,7 @@ def _asked(model, kwargs: dict) -> Asked:
     """The arguments of a ...Model's forward as an Asked."""
     ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
     if ids is None and kwargs.get("inputs_embeds") is None:
-        raise InputError("input_ids or inputs_embeds are missing")
+        raise InputError("input_ids and inputs_embeds are both missing: give one")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"]) if ids is None else ids
     return Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs)
 
@@ -216,7 +216,7 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     for kind, places in rows.items():
         new = np.flatnonzero(places[:, 1] >= state.seen)
         inputs |= _picked(family, kind, inputs, len(places), new.tolist())
-    for name, entries in _said(self.model, family, input_ids, kwargs).items():
+    for name, entries in _entries_by_place(self.model, family, input_ids, kwargs).items():
         inputs[name] = [entry for entry, _, column in entries if column >= state.seen]
     return inputs
 
@@ -231,7 +231,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
             own = [np.flatnonzero(places[:, 0] == sample).tolist() for sample in range(len(ids))]
             order = [row for rows in own for row in rows * expand_size]
             held |= _picked(family, kind, kwargs, len(places), order)
-        for name, entries in _said(self.model, family, ids, kwargs).items():
+        for name, entries in _entries_by_place(self.model, family, ids, kwargs).items():
             said = [[entry for entry, owner, _ in entries if owner == sample] for sample in range(len(ids))]
             held[name] = [entry for again in said for entry in again * expand_size]
     others = {name: value for name, value in kwargs.items() if name not in held}
@@ -239,7 +239,7 @@ def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs)
     return input_ids, others | held
 
 
-def _said(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, list[tuple]]:
+def _entries_by_place(model, family: Family, ids: torch.Tensor, kwargs: dict) -> dict[str, list[tuple]]:
     """{argument: [(entry, sample, column)]} the arguments with an entry per image and video, and where each begins."""
     given = {name: list(kwargs[name]) for name in _SAID if kwargs.get(name) is not None}
     if not given:

@@ -48,7 +48,7 @@ class Asked:
         """The argument `name`, which a processor returns beside the pixels, as lists."""
         values = self.arguments.get(name)
         if values is None:
-            raise InputError(f"pixel_values are given without {name}: give all that the processor gave")
+            raise InputError(f"pixel_values are given without {name}: give all that the processor returned")
         return _listed(values)
 
 
@@ -93,7 +93,7 @@ class Family:
         """Raise InputError where the tokens of a tile do not form a grid."""
         strategy, kind = getattr(config, "vision_feature_select_strategy", None), _tower(config)
         if kind not in TOWERS:  # Pixtral's pictures have any size, and text after each row
-            raise InputError(f"vision tower {kind!r} is not supported: supported are {', '.join(TOWERS)}")
+            raise InputError(f"vision tower {kind!r} is not supported, only {', '.join(TOWERS)}")
         if self.class_token is not None and self.class_token(config) != (strategy == "default"):
             raise InputError(
                 f"vision_feature_select_strategy={strategy!r} with {kind} makes no grid of tokens: set "
@@ -114,7 +114,7 @@ class Family:
             features = len(pixels) * tokens // max(held, 1)
             raise InputError(
                 f"Image features and image tokens do not match, tokens: {tokens}, features: {features}: the prompts "
-                f"hold {held} tiles, {PIXELS[kind]} {len(pixels)}"
+                f"hold {held} tiles, but {PIXELS[kind]} has {len(pixels)}"
             )
 
     def idle(self, config) -> dict[str, torch.Tensor]:
@@ -159,7 +159,8 @@ def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
     frames = [int(count) for count in _runs_of_each(asked, grids)]
     if sum(frames) != len(grids) or min(frames, default=1) < 1:
         raise InputError(
-            f"num_frames={frames} are {sum(frames)} runs of image tokens, but the prompts have {len(grids)}"
+            f"num_frames={frames} sum to {sum(frames)}: give counts of at least 1 that sum to the {len(grids)} runs of "
+            "image tokens in the prompts"
         )
     parts, count, at = Parts(), {IMAGE: 0, VIDEO: 0}, 0
     for number in frames:
@@ -179,7 +180,8 @@ def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
     wanted = np.cumsum([0, *(int(times) * int(tiles) for times, tiles in steps)]).tolist()
     if not set(wanted) <= set(ends) or wanted[-1] != ends[-1]:
         raise InputError(
-            f"time_steps={steps} do not fit runs of {[count for count, _, _ in grids]} tiles in the prompts"
+            f"time_steps={steps} do not fit the runs of {[count for count, _, _ in grids]} tiles in the prompts: give "
+            "both as shown_repeatedly() returned them"
         )
     return np.diff([ends.index(end) for end in wanted]).tolist()
 
@@ -206,7 +208,7 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         counts = arguments.get("batch_num_images")
         alone = [True] * len(sizes) if counts is None else _alone(counts)
         if len(alone) != len(sizes):
-            raise InputError(f"batch_num_images are {len(alone)} images in all, but image_sizes has {len(sizes)}")
+            raise InputError(f"batch_num_images sum to {len(alone)} images, but image_sizes has {len(sizes)}")
         out[IMAGE], most = Parts(), _most_tiles(config)
         for source, (size, tiled) in enumerate(zip(sizes, alone)):
             second = _unpadded(config, size, height, most) if tiled else (1, 1)
@@ -221,7 +223,7 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         clips = arguments.get(PIXELS[VIDEO])
         if clips is None:
             raise InputError(
-                "mm_encoder_outputs of videos do not say how many frames they have: give pixel_values_videos"
+                "mm_encoder_outputs of videos do not contain the number of frames: give pixel_values_videos"
             )
         for source, clip in enumerate(clips):
             out[VIDEO] += [Part(VIDEO, source, (len(clip), side, side))]
@@ -248,8 +250,8 @@ def images_of_each(counts, rows: Sequence[int]) -> list[int]:
         number = len(list(same))
         if not single and number == 1:
             raise InputError(
-                f"batch_num_images={_listed(counts)}: one image is new and others of its prompt are in the cache: give "
-                "the processor one list of all images, which are then alone, each with its tiles"
+                f"batch_num_images={_listed(counts)}: one image is new, but others of its prompt are in the cache: "
+                "give the processor one flat list of images, each of which then counts as alone and has tiles"
             )
         out += [1] * number if single else [number]
     return out

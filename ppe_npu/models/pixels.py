@@ -42,9 +42,9 @@ def pixel_values(model, vision: VisionTokens, processor: Any = None) -> VisionTo
     if vision.pixels is None:
         return vision
     if processor is None:
-        said = _checkpoint_says(str(getattr(model.config, "_name_or_path", "") or ""))
+        said = _checkpoint_settings(str(getattr(model.config, "_name_or_path", "") or ""))
     else:
-        said = _processor_says(getattr(processor, "image_processor", processor))
+        said = _processor_settings(getattr(processor, "image_processor", processor))
     return replace(vision, pixels=_normalised(vision.pixels, said))
 
 
@@ -58,16 +58,16 @@ def processed_cells(processor: Any, pixels: torch.Tensor, grid: Sequence[int]) -
         InputError: the processor's mean and std are not of the same channels.
     """
     maker = getattr(processor, "image_processor", processor)
-    values = _normalised(PixelValues(maker.temporal_patch_size, CLIP_MEAN, CLIP_STD), _processor_says(maker))
+    values = _normalised(PixelValues(maker.temporal_patch_size, CLIP_MEAN, CLIP_STD), _processor_settings(maker))
     return values.cells(pixels, (grid[1] // maker.merge_size, grid[2] // maker.merge_size), maker.merge_size)
 
 
-def _processor_says(maker: Any) -> Mapping[str, Any]:
+def _processor_settings(maker: Any) -> Mapping[str, Any]:
     names = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
     return {name: getattr(maker, name, None) for name in names}
 
 
-def _checkpoint_says(folder: str) -> Mapping[str, Any]:
+def _checkpoint_settings(folder: str) -> Mapping[str, Any]:
     for name in _FILES if os.path.isdir(folder) else ():
         with contextlib.suppress(UnreadableError):
             said = read_json(os.path.join(folder, name))
@@ -88,7 +88,7 @@ def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
         own if given is None else tuple(map(float, given)) for own, given in ((values.mean, mean), (values.std, std))
     )
     if len(mean) != len(std) or not mean:
-        raise InputError(f"the image processor's image_mean {mean} and image_std {std} are not of the same channels")
+        raise InputError(f"the image processor's image_mean {mean} and image_std {std} must have one value per channel")
     # The factor is nearly always 1 / 255, so that scale is 1 up to rounding: nothing needs to be multiplied then.
     return replace(values, mean=mean, std=std, scale=1.0 if abs(scale - 1) < 1e-6 else scale)
 
@@ -117,9 +117,9 @@ def chosen_cells(
         return None
     if pictures and pixels is None:
         raise InputError(
-            f"{method.name} looks at the pixels of images, which are given as features alone: give pixel_values"
+            f"{method.name} looks at the pixels of images, but only their features are given: give pixel_values"
         )
-    assert vision.pixels is not None, "a family without a place for it has refused the step"
+    assert vision.pixels is not None, "steps at the pixels are refused by families without pixels"
     return choose(method, pixels, pictures, clips, vision.pixels, vision.merge_size)
 
 

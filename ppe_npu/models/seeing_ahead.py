@@ -34,7 +34,7 @@ def check_ahead(layers, methods: Iterable[Method]) -> None:
     for method in methods:
         for name in {type(layers[number]).__name__ for number in layers_of([method])} - set(LAYERS):
             raise InputError(
-                f"{method.name} with released=true runs the layer before it as published, which is built for "
+                f"{method.name} with released=true runs the layer before it as published, which is supported for "
                 f"{' and '.join(LAYERS)}, not for {name}: add causal=true, or leave released out"
             )
 

@@ -152,7 +152,7 @@ class TileBlock:
     def attended(
         self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None, borders: list[int]
     ) -> torch.Tensor:
-        assert asked is None, "nobody looks into these layers"
+        assert asked is None, "no method looks into these layers"
         normed = self.module.layernorm_before(rows)
         if self._ours:
             heard = self._heard(normed.index_select(0, asking), normed, borders, self.segments())

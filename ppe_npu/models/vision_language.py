@@ -90,8 +90,8 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     text = model.model.language_model
     if isinstance(text.rotary_emb, RowRotaryEmbedding):
         raise InputError(
-            "this model's decoder is compressed as that of another model, of which one is a copy.copy: restore() that "
-            "model first, or take a copy.deepcopy"
+            "this model shares its decoder with another compressed model, because one is a copy.copy of the other: "
+            "restore() that model first, or use copy.deepcopy"
         )
     compression.linear, compression.routed = not all(map(has_attention, text.layers)), is_routed(text)
     staged = staged or compression.stages > 1 or compression.config.proportional_attention
@@ -171,8 +171,8 @@ def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable
     plan, scored = make_plan(model.model, model.compression, kwargs, state, whole), is_scored(model, kwargs)
     if isinstance(columns, torch.Tensor) and not (plan.as_given or scored):
         raise InputError(
-            "logits_to_keep picks columns of the compressed output, but labels are of the prompt's: call with "
-            "use_cache=False, where outputs stand as the prompt does, or let logits_to_keep be a number"
+            "logits_to_keep is a tensor of the compressed output's columns, but labels are in the prompt's: call with "
+            "use_cache=False, so that outputs are in the prompt's columns, too, or give a number"
         )
     kwargs[KEYWORD] = replace(kwargs.get(KEYWORD, NOTHING), plan=plan, scored=scored)
 
@@ -216,7 +216,7 @@ def model_forward(self, **kwargs):
     if compresses:
         inputs, run, places = _prefill(self, settled(state), kwargs, torch.compiler.is_compiling())
     else:
-        assert state is not None, "where nothing came before, there is a prompt to compress"
+        assert state is not None, "without a cache there is a prompt to compress"
         inputs, run = continued(self.compression, kwargs, state)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
@@ -251,11 +251,11 @@ def _check_packed(text, kwargs: dict, methods: Sequence[Method]) -> None:
     for method in methods:
         if method.first_only:
             raise InputError(
-                f"packed: {method.name} with released=true counts images from the row's begin; leave it out"
+                f"packed with {method.name} released=true, which counts images from the row's start: leave released out"
             )
     mask = kwargs.get("attention_mask")
     if cache_of(kwargs) is not None or (mask is not None and mask.ndim == 4):
-        raise InputError("packed takes neither a cache nor a 4D attention_mask: it has one row, for training")
+        raise InputError("packed is for training, without a cache or a 4D attention_mask: leave these out")
     if all(map(has_attention, text.layers)) and not takes_segments(text):
         raise InputError(
             "packed needs attention by ppe_npu.backends: load the model with attn_implementation='sdpa' and call "
@@ -268,7 +268,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     """The decoder's inputs, the pass through it, and the output's place for each prompt column ([B, S], or None)."""
     mask, linear = attention_mask_of(self, kwargs), self.compression.linear
     if mask is not None and mask.ndim == 4 and linear:
-        raise InputError("attention_mask is 4D: linear attention knows padding alone; give [batch, tokens]")
+        raise InputError("attention_mask is 4D: linear attention supports only padding; give [batch, tokens]")
     this, embeds = kwargs.get(KEYWORD, NOTHING), kwargs.get("inputs_embeds")
     plan = this.plan or make_plan(self, self.compression, kwargs, past)
     device = (kwargs["input_ids"] if embeds is None else embeds).device

@@ -92,7 +92,7 @@ def check(folder: str | Path, device: torch.device) -> list[Row]:
     missing, rows = manifest["not_recorded"], []
     if not any(devices.supports(device, DTYPES[dtype]) for dtype in manifest["dtypes"]):
         held = ", ".join(manifest["dtypes"])
-        raise InputError(f"bundle {folder} was recorded in {held}, in which {device.type} does not compute: no parity")
+        raise InputError(f"bundle {folder} holds {held}, which {device.type} does not support: use another device")
     for dtype in manifest["dtypes"]:
         if not devices.supports(device, DTYPES[dtype]):
             rows.append(Row.unsupported("all", dtype, device))

@@ -74,7 +74,7 @@ def check_replaceable(folder: Path) -> None:
     if not isinstance(said, dict) or not str(said.get("format")).startswith(FORMAT.rstrip("0123456789")):
         raise InputError(f"bundle {folder} exists and holds no manifest.json of a bundle: name a new folder")
     if strange := sorted(names - {"manifest.json", "tensors.safetensors"}):
-        raise InputError(f"bundle {folder} holds {strange[0]}, which is not of a bundle: name a new folder")
+        raise InputError(f"bundle {folder} holds {strange[0]}, which is no part of a bundle: name a new folder")
 
 
 def load(folder: str | Path) -> tuple[dict, Tensors]:
@@ -150,7 +150,7 @@ def _check_manifest(folder: Path, manifest: dict) -> None:
         if key == "cases" and isinstance(given, list):
             given = [case for case in given if not str(case).startswith(f"{_RETIRED}:")]
         if given != value:
-            raise InputError(f"bundle {folder} holds other {key} than this version of ppe_npu has: record it again")
+            raise InputError(f"bundle {folder} has other {key} than this version of ppe_npu: record it again")
     dtypes = manifest.get("dtypes")
     if not isinstance(dtypes, list) or not dtypes or any(dtype not in RECORDED for dtype in dtypes):
         raise InputError(f"bundle {folder} has dtypes {dtypes!r}, not some of {', '.join(RECORDED)}: record it again")
@@ -158,7 +158,7 @@ def _check_manifest(folder: Path, manifest: dict) -> None:
     places += [model_place(setting, dtype) for dtype in dtypes for setting in settings(dtype)]
     missing = manifest.get("not_recorded")
     if not isinstance(missing, list) or any(place not in places for place in missing):
-        raise InputError(f"bundle {folder} says of {missing!r} that it was not recorded: record it again")
+        raise InputError(f"bundle {folder} has not_recorded={missing!r}, not a list of cases: record it again")
 
 
 def _check_size(folder: Path, name: str) -> None:
@@ -171,7 +171,7 @@ def _check_size(folder: Path, name: str) -> None:
     if size is None:
         raise InputError(f"bundle {folder} cannot be read (it has no file {name}): record or copy it again")
     if size > LARGEST:
-        raise InputError(f"bundle {folder} cannot be read ({name} has {size:,} bytes, no bundle has): copy it again")
+        raise InputError(f"bundle {folder} cannot be read ({name} has {size:,} bytes, too many): copy it again")
 
 
 def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, torch.Tensor | None]) -> None:
@@ -189,7 +189,7 @@ def _check_tensors(folder: Path, tensors: Tensors, names: dict[str, torch.Tensor
             if is_ != shall:
                 raise InputError(f"bundle {folder} has {name} of {is_}, not {shall}: record it again")
         if name.startswith("model/") and name.rpartition("/")[2] in _FIXED and not found.equal(wanted):
-            raise InputError(f"bundle {folder} has another {name} than this version of ppe_npu has: record it again")
+            raise InputError(f"bundle {folder} has another {name} than this version of ppe_npu: record it again")
         # Our additive masks are -inf where attention is forbidden; all other inputs must be finite.
         masked = wanted.isinf().any()
         _check_finite(folder, name, found.masked_fill(found == -torch.inf, 0) if masked else found)

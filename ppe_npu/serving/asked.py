@@ -50,13 +50,13 @@ class Asked:
         for key in _SAME:
             if key in values and values[key] != getattr(self.own.config, key):
                 raise InputError(
-                    f"mm_processor_kwargs {KEY} has {key}={shown(values[key])}: a server's requests have its own, "
-                    f"{shown(getattr(self.own.config, key))}; change what is kept alone"
+                    f"mm_processor_kwargs {KEY} has {key}={shown(values[key])}: requests cannot change the server's "
+                    f"{shown(getattr(self.own.config, key))}, only what is kept; leave {key} out"
                 )
         made = self.own.with_config(self.own.config.changed(**values))
         check_items(made)
         if (made.config.at_pixels is None) != (self.own.config.at_pixels is None):
-            raise InputError(f"mm_processor_kwargs {KEY}: a step at the pixels is the server's to have or not to have")
+            raise InputError(f"mm_processor_kwargs {KEY}: only the server sets whether there is a step at the pixels")
         return made
 
     def read(self, sent: torch.Tensor) -> Compression:
@@ -72,8 +72,8 @@ class Asked:
         asked, most = (sum(run.kept for run in item_runs(one, kind, shape)) for one in (compression, self.own))
         if asked > most:
             raise InputError(
-                f"mm_processor_kwargs {KEY} may keep {asked} tokens of its {kind}, and this server has room for "
-                f"{most}: ask for fewer, or start it with more"
+                f"mm_processor_kwargs {KEY} may keep {asked} tokens of its {kind}, but this server has room for "
+                f"{most}: keep fewer, or start the server with more"
             )
 
 
@@ -86,4 +86,6 @@ def _plain(values: Mapping[str, Any] | None) -> str:
     try:
         return json.dumps(None if values is None else dict(values), sort_keys=True)
     except (TypeError, ValueError):
-        raise InputError(f"mm_processor_kwargs {KEY}={shown(values)}: give what can be written as JSON") from None
+        raise InputError(
+            f"mm_processor_kwargs {KEY}={shown(values)}: give values that can be written as JSON"
+        ) from None

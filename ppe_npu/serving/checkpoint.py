@@ -33,7 +33,7 @@ def marks(path: str | Path, config: CompressionConfig, allow_bin: bool = False) 
     name = PREFIX + architecture
     if name not in architectures():
         served = ", ".join(known.removeprefix(PREFIX) for known in architectures())
-        raise InputError(f"{architecture} is not served by vLLM with compression: it serves {served}")
+        raise InputError(f"{architecture} is not served by vLLM with compression, only {served}")
     (config,) = check_compression(path, config, allow_bin=allow_bin, tiled=True)
     model_config = AutoConfig.from_pretrained(str(path), **NO_CODE)
     compression = compression_for(architecture, model_config, config)
@@ -58,5 +58,5 @@ def is_marked(path: str | Path) -> bool:
         raise InputError(f"{file}: {KEY}: {error}") from error
     if found.get("architectures") not in [[name] for name in architectures()]:
         asked = shown(found.get("architectures"))
-        raise InputError(f"{file}: architectures={asked} with {KEY}, for which there is no class: export it again")
+        raise InputError(f"{file}: architectures={asked} is no class that serves {KEY}: export it again")
     return True

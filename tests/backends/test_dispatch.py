@@ -88,7 +88,7 @@ def test_a_request_by_name_is_met():
 @pytest.mark.usefixtures("toy")
 def test_a_request_that_cannot_be_met_is_an_error_and_never_a_fallback():
     for name, value, reason in [
-        ("picky", -1.0, "'picky' was asked for and cannot be used: negative numbers"),
+        ("picky", -1.0, "'picky' was requested, but cannot be used: negative numbers"),
         ("absent", 1.0, "pips-name is not installed"),
         ("elsewhere", 1.0, "does not run on cpu: use one of absent, picky, plain"),
         ("magic", 1.0, "'magic' is unknown: use one of absent, picky, elsewhere, plain"),

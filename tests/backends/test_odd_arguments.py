@@ -144,16 +144,14 @@ def test_junk_gives_a_result_or_one_line_often(dice):
 TOKENS, LABELS = torch.ones(1, 3, 2), torch.tensor([[0, 1, -1]])
 HIDDEN = torch.ones(3, 4)
 REFUSED = {
-    "counts are not how many labels": lambda: backends.group_mean(TOKENS, LABELS, torch.tensor([[1, -9]])),
-    "counts are not how many ": lambda: backends.group_mean(TOKENS, LABELS + 7, torch.tensor([[1, 1]])),
+    "counts must be how many labels": lambda: backends.group_mean(TOKENS, LABELS, torch.tensor([[1, -9]])),
+    "counts must be how many ": lambda: backends.group_mean(TOKENS, LABELS + 7, torch.tensor([[1, 1]])),
     "labels must be from 0 to 4, or -100, got 5": lambda: backends.linear_cross_entropy(
         HIDDEN, torch.ones(5, 4), torch.tensor([1, -100, 5])
     ),
     "budgets must be from 1 to 2 ": lambda: backends.dpc_knn(TOKENS, None, LABELS[:, 2] + 4, 2, LABELS[:, 1]),
     "num_neighbors must be from 1 to 3": lambda: backends.dpc_knn(TOKENS, None, LABELS[:, 1], 2, LABELS[:, 1] + 5),
-    "valid must be False on what comes last": lambda: backends.dpc_knn(
-        TOKENS, LABELS < 1, LABELS[:, 1], 2, LABELS[:, 1]
-    ),
+    "valid may be False only at the end": lambda: backends.dpc_knn(TOKENS, LABELS < 1, LABELS[:, 1], 2, LABELS[:, 1]),
     "up is on meta, gate on cpu": lambda: backends.swiglu(TOKENS, TOKENS.to("meta")),
     "eps is nan, a float: give a finite number": lambda: backends.rms_norm(TOKENS, TOKENS[0, 0], math.nan),
     "cu_seqlens must be a host list of int": lambda: backends.attention(*[TOKENS[None]] * 3, cu_seqlens=[0, 1.5, 3]),

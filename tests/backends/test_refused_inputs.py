@@ -72,7 +72,7 @@ REFUSED = {
         ({"cos": floats(2, 5, 8, dtype=BF16)}, "must share a dtype"),
         ({"query": floats(4, 5, 8)}, "query and key must be"),
         ({"query": floats(2, 4, 5, 7)}, "head width must be even"),
-        ({"key": floats(2, 2, 4, 8)}, "key does not fit query"),
+        ({"key": floats(2, 2, 4, 8)}, "key must be like query"),
         ({"cos": floats(2, 5, 6)}, "cos and sin must be"),
         ({"sin": floats(2, 4, 8)}, "cos and sin must be"),
         ({"cos": floats(4, 5, 8), "sin": floats(4, 5, 8)}, "cos and sin must be"),
@@ -125,7 +125,9 @@ REFUSED = {
     ],
 }  # fmt: skip
 # What stands in a tensor is looked at on CPUs alone.
-ON_CPUS = [("dpc_knn", {"valid": torch.tensor([[True, True, False, True, True]] * 2)}, "valid must be False on what")]
+ON_CPUS = [
+    ("dpc_knn", {"valid": torch.tensor([[True, True, False, True, True]] * 2)}, "valid may be False only at the end")
+]
 CASES = [(op, change, said) for op, cases in REFUSED.items() for change, said in cases]
 
 

@@ -80,7 +80,7 @@ def test_any_k_cuts_every_axis_into_runs_as_even_as_they_go(sections, interleave
 @pytest.mark.parametrize("sections", [[16, 24, 24], [11, 11, 10], [64]])
 def test_a_k_beyond_the_smallest_section_is_refused_with_those_that_fit(sections):
     least = min(sections)
-    with pytest.raises(ValueError, match=rf"k={least + 1} is more than .*choose a k from 1 to {least}; with 1"):
+    with pytest.raises(ValueError, match=rf"k={least + 1} exceeds .*choose k from 1 to {least}; with 1"):
         check_channels(least + 1, contiguous_channels(sections))
     check_channels(least, contiguous_channels(sections))
 

@@ -79,5 +79,5 @@ def test_videos_of_other_sizes_change_nothing():
 
 def test_either_share_may_be_given():
     assert get("evs", pruning_rate=0.25).kept(100) == get("evs", ratio=0.75).kept(100) == 75
-    with pytest.raises(InputError, match="give one of them"):
+    with pytest.raises(InputError, match="give only one of them"):
         get("evs", pruning_rate=0.25, ratio=0.3)

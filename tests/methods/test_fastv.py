@@ -52,10 +52,8 @@ def test_they_look_at_different_layers():
     assert get("fastv").layer_before
     assert not get("pyramiddrop").layer_before
     assert get("pyramiddrop").layers == (8, 16, 24)
-    with pytest.raises(InputError, match="fastv with layer=0: it looks at the layer before; give 1 or more"):
+    with pytest.raises(InputError, match="fastv with layer=0: it looks at the layer before that; give 1 or more"):
         get("fastv", layer=0)
-    with pytest.raises(
-        InputError, match="pyramiddrop with layer=None: it cannot stand without a layer: give its layer"
-    ):
+    with pytest.raises(InputError, match="pyramiddrop with layer=None: it needs a layer; give one"):
         get("pyramiddrop", layer=None)
     assert [get("fastv", ratio=ratio).kept(10) for ratio in (0.1, 0.39, 0.05, 1.0)] == [1, 3, 1, 10]

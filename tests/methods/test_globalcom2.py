@@ -126,7 +126,7 @@ def test_a_frame_that_stands_out_keeps_more_and_an_image_keeps_its_share():
     [
         ({"by": Events()}, "globalcom2 by=.*give a method of frames"),
         ({"by": DPCKNN(layer=1)}, "globalcom2 by=.*give a method of frames"),
-        ({"crops": [2, 2]}, "give both or none"),
+        ({"crops": [2, 2]}, "give both or neither"),
         ({"crops": [2]}, "give rows and columns"),
     ],
 )

@@ -63,5 +63,5 @@ def test_videos_of_a_batch_are_alone():
 
 
 def test_two_names_for_one_share_are_refused():
-    with pytest.raises(InputError, match=r"holitom ratio=0.2 with retain_ratio=0.3: give one of them"):
+    with pytest.raises(InputError, match=r"holitom ratio=0.2 with retain_ratio=0.3: give only one of them"):
         get("holitom", ratio=0.2, retain_ratio=0.3)

@@ -247,8 +247,8 @@ def test_tiny_differences_are_differences_at_threshold_0():
         ({"metric": "l2"}, "metric='l2'"),
         ({"threshold": -0.1}, "threshold=-0.1: give the largest difference"),
         ({"max_kept": 0}, "max_kept=0: give how many"),
-        ({"fill": True}, "fill=True without max_kept"),
-        ({"layer": 2}, "pixelprune with layer=2: it cannot stand"),
+        ({"fill": True}, "fill=true without max_kept"),
+        ({"layer": 2}, "pixelprune with layer=2: it cannot run at a decoder layer; leave layer out"),
     ],
 )
 def test_what_cannot_be_is_refused(fields, message):

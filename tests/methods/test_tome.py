@@ -91,5 +91,5 @@ def test_what_it_looks_at_follows_from_where_it_stands():
     assert torch.equal(by_layer.labels, get("tome").group(View.of(tower_keys=keys.mean(2), num_kept=6)).labels)
     with pytest.raises(InputError, match="tome looks at tower_keys"):
         get("tome").group(View.of(tokens=keys[:, :, 0], num_kept=6))
-    with pytest.raises(InputError, match="give one of them"):
+    with pytest.raises(InputError, match="give only one of them"):
         get("tome", r=3, ratio=0.3)

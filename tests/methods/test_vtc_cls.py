@@ -33,5 +33,5 @@ def test_blocks_go_from_the_first_to_the_last_but_one(start, count, blocks):
 
 
 def test_a_block_that_is_not_there():
-    with pytest.raises(InputError, match="vtc_cls: the vision tower has 12 blocks, and none of number 14"):
+    with pytest.raises(InputError, match="vtc_cls: the vision tower has 12 blocks, but no block 14; give 0 to 11"):
         get("vtc_cls", start_layer=14).blocks(12)

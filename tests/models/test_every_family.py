@@ -189,7 +189,9 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
     else:
         monkeypatch.setitem(vars(family), "PAIRS", wrong)
     before = dict(vars(model.model.language_model)) if hasattr(model.model, "language_model") else None
-    with pytest.raises(InputError, match=rf"gives another table than this model's family states .* turned by {wrong}"):
+    with pytest.raises(
+        InputError, match=rf"computes another table than this model's family expects .* rotated by {wrong}"
+    ):
         compress(model, PPE)
     assert before is None or dict(vars(model.model.language_model)).keys() == before.keys()
 
@@ -274,7 +276,7 @@ def test_what_was_tried_and_does_not_fit_is_refused_with_the_reason():
     class Gemma3ForConditionalGeneration(torch.nn.Module):
         pass
 
-    with pytest.raises(InputError, match=r"Gemma3ForCond\w+ is not supported \(pictures are seen both ways"):
+    with pytest.raises(InputError, match=r"Gemma3ForCond\w+ is not supported \(attention in pictures is bidirectional"):
         compress(Gemma3ForConditionalGeneration(), PPE)
 
 

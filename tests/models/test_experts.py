@@ -63,7 +63,9 @@ def test_dense_gives_router_logits_and_the_loss_of_their_balance(model):
     model.config.text_config.output_router_logits = True
     assert len(model(**inputs).router_logits) == len(found) - 2
     assert model(**inputs, output_router_logits=False).router_logits is None
-    with pytest.raises(InputError, match="output_router_logits=True: a pass with skip_logits adds no loss"):
+    with pytest.raises(
+        InputError, match="output_router_logits=True: a pass with skip_logits adds no load-balancing loss"
+    ):
         model(**inputs, skip_logits=True)
     model.config.text_config.output_router_logits = False
 
@@ -79,11 +81,11 @@ def test_router_logits_are_refused_where_the_decoder_is_transformers_own():
     model = GRIDS["glm4v_moe"].model()
     inputs = GRIDS["glm4v_moe"].sample(model, [2, "picture", 3], seed=1)
     compress(model, CompressionConfig.preset("ppe", ratio=0.5, k=2))
-    with pytest.raises(InputError, match="output_router_logits=True: a model whose tokens are merged gives none"):
+    with pytest.raises(InputError, match="output_router_logits=True: a model that merges tokens returns neither"):
         model(**inputs, labels=inputs["input_ids"], output_router_logits=True)
 
 
 def test_router_logits_are_refused_where_tokens_are_merged(model):
     compress(model, config_of("alone"))
-    with pytest.raises(InputError, match="output_router_logits=True: a model whose tokens are merged gives none"):
+    with pytest.raises(InputError, match="output_router_logits=True: a model that merges tokens returns neither"):
         model(**inputs_of("qwen3_vl", PROMPTS[1]), output_router_logits=True)

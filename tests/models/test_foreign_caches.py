@@ -111,7 +111,7 @@ def test_dense_generates_as_untouched_whatever_side_the_padding_is_on(plain, giv
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_chunks_of_a_prompt_do_not_lose_its_picture(plain, setting):
     model, inputs = compressed(plain, setting), single()
-    with pytest.warns(UserWarning, match="prefill_chunk_size=8 is set aside"):
+    with pytest.warns(UserWarning, match="prefill_chunk_size=8 is ignored"):
         chunked = model.generate(**inputs, **FIVE, prefill_chunk_size=8)
     assert torch.equal(chunked, model.generate(**inputs, **FIVE))
 
@@ -134,7 +134,7 @@ def test_assisted_decoding(plain, setting):
         assert torch.equal(model.generate(**single(), **FIVE, assistant_model=copy.deepcopy(plain)), expected)
         assert torch.equal(copy.deepcopy(plain).generate(**single(), **FIVE, assistant_model=model), expected)
     else:
-        with pytest.raises(InputError, match="assistant_model counts the columns of a prompt"):
+        with pytest.raises(InputError, match="assistant_model counts the columns of the uncompressed prompt"):
             model.generate(**single(), **FIVE, assistant_model=plain)
     assert torch.equal(
         model.generate(**single(), **FIVE, prompt_lookup_num_tokens=2), model.generate(**single(), **FIVE)

@@ -200,9 +200,9 @@ def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
 
 
 def test_what_cannot_be_is_refused_by_name(model, family):
-    with pytest.raises(InputError, match="ipcv after ipcv: only one step may stand inside the vision tower"):
+    with pytest.raises(InputError, match="ipcv after ipcv: only one can run inside the vision tower"):
         compress(model, config(METHOD, IPCV(keep=0.5)))
-    with pytest.raises(InputError, match=r"ipcv with layer=2: it cannot stand on entry of a decoder layer"):
+    with pytest.raises(InputError, match=r"ipcv with layer=2: it cannot run at a decoder layer"):
         IPCV(layer=2)
     for key, value in (("keep", 0), ("keep", 1.5), ("prune_block", 0), ("neighbors", 0), ("stabilized_blocks", -1)):
         with pytest.raises(InputError, match=f"{key}={value}"):

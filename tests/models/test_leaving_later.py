@@ -112,11 +112,13 @@ def test_what_has_no_place_beside_it_is_refused(model):
         with pytest.raises(InputError, match=f"{other.name} after pixelprune with leave_after={method.leave_after}"):
             compress(model, config(method, other))
     compress(model, config(INSIDE))
-    with pytest.raises(InputError, match="pixelprune with leave_after: an engine that serves is given kept cells"):
+    with pytest.raises(
+        InputError, match=f"pixelprune leave_after={INSIDE.leave_after}: a serving engine gets only kept"
+    ):
         check_items(model.compression)
     with pytest.raises(InputError, match=r"pixelprune leave_after=80: the vision tower has \d blocks"):
         compress(model, config(PixelPrune(leave_after=80)))
-    with pytest.raises(InputError, match=r"leave_after=-2: give a number of the tower's blocks, or -1"):
+    with pytest.raises(InputError, match=r"leave_after=-2: give a number of tower blocks, or -1"):
         CompressionConfig.from_dict({"steps": [{"method": "pixelprune", "leave_after": -2}], "positions": "keep_one"})
 
 

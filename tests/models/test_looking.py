@@ -287,7 +287,7 @@ def test_text_before_the_decoder_is_its_embeddings(family):
 
 def test_what_cannot_be_looked_at_is_refused():
     model = random_model()
-    with pytest.raises(InputError, match=r"toy_looker looks at layer_keys.*: give it a layer"):
+    with pytest.raises(InputError, match=r"toy_looker looks at layer_keys.*: give a layer"):
         compress(model, CompressionConfig(steps=[Looker(looks=("layer_keys",))], positions="keep_one"))
-    with pytest.raises(InputError, match=r"toy_looker with layer=0: it looks at the layer before; give 1 or more"):
+    with pytest.raises(InputError, match=r"toy_looker with layer=0: it looks at the layer before that; give 1 or more"):
         Looker(layer=0, before=True)

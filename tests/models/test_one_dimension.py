@@ -230,7 +230,7 @@ def test_a_second_turn_is_told_how_many_pictures_its_prompts_have():
     assert torch.equal(turn(apart, cut, 1), model.generate(**apart, **settings))
     said, parts = {"batch_num_images": torch.tensor([3])}, [1, "picture", "picture", 3, "picture", 2]
     beside = of_several_pictures(tiny, model, parts, 4, **said) | said
-    with pytest.raises(InputError, match=r"batch_num_images=\[3\]: one image is new and others of its prompt are in"):
+    with pytest.raises(InputError, match=r"batch_num_images=\[3\]: one image is new, but others of its prompt are in"):
         turn(beside, 1 + 2 * 17 + 1, 2)
 
 
@@ -271,7 +271,9 @@ def test_frames_of_a_video_are_told_by_the_caller():
         ("video", 0, 1),
         ("video", 0, 2),
     ]
-    with pytest.raises(InputError, match=r"num_frames=\[2\] are 2 runs of image tokens, but the prompts have 3"):
+    with pytest.raises(
+        InputError, match=r"num_frames=\[2\] sum to 2: give counts of at least 1 that sum to the 3 runs"
+    ):
         logits(model, sample, num_frames=[2])
 
 
@@ -292,7 +294,7 @@ def test_what_disagrees_is_said_before_the_tower_runs():
     inputs = TINY["internvl"].sample(model, [2, "picture", 2], seed=1)
     compress(model, PPE)
     model.model.vision_tower.register_forward_hook(lambda *_: pytest.fail("the tower ran"))
-    with pytest.raises(InputError, match="tokens: 12, features: 8: the prompts hold 3 tiles, pixel_values 2"):
+    with pytest.raises(InputError, match="tokens: 12, features: 8: the prompts hold 3 tiles, but pixel_values has 2"):
         model(**inputs | {"pixel_values": inputs["pixel_values"][:2]})
     with pytest.raises(
         InputError,
@@ -321,7 +323,7 @@ def test_towers_whose_tokens_are_no_grid_and_sliding_decoders_are_refused():
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     pixtral = {"model_type": "pixtral", "image_size": 16, "patch_size": 4, **sizes}
     model = dataclasses.replace(TINY["llava"], config={"vision_config": pixtral}).model()
-    with pytest.raises(InputError, match="vision tower 'pixtral' is not supported: supported are clip_vision_model"):
+    with pytest.raises(InputError, match="vision tower 'pixtral' is not supported, only clip_vision_model"):
         compress(model, PPE)
     model = TINY["smolvlm"].model()
     model.config.vision_config.model_type = "idefics3"  # as its checkpoints have it

@@ -101,10 +101,10 @@ def test_what_cannot_be_packed_is_refused():
     fuse(model)
     length = inputs["input_ids"].shape[1]
     mask = torch.ones(3, 1, length, length, dtype=torch.bool).tril()
-    with pytest.raises(ValueError, match="neither a cache nor a 4D"):
+    with pytest.raises(ValueError, match="without a cache or a 4D"):
         model(**inputs | {"attention_mask": mask}, packed=True)
     cache = model(**inputs).past_key_values
-    with pytest.raises(ValueError, match="neither a cache nor a 4D"):
+    with pytest.raises(ValueError, match="without a cache or a 4D"):
         model(input_ids=torch.full((3, 2), 5), past_key_values=cache, packed=True)
 
 

@@ -267,7 +267,7 @@ def test_the_normalisation_is_undone_by_the_processors_own_numbers():
     cells = PixelValues(2, mean, std).cells(rows, (2, 3), 2)
     expected = picture.unfold(1, 2, 2).unfold(2, 2, 2).permute(1, 2, 3, 4, 0).reshape(2, 3, 12)
     assert torch.equal(cells.mul(2**20).round(), expected.mul(2**20).round())
-    with pytest.raises(InputError, match="7 values a patch: not 3 channels of 2 frames"):
+    with pytest.raises(InputError, match="7 values per patch, which do not divide into 3 channels of 2 frames"):
         PixelValues(2, mean, std).cells(torch.zeros(8, 7), (1, 2), 2)
 
 
@@ -277,7 +277,7 @@ def test_pixels_that_are_no_numbers_are_refused_wherever_they_stand(some):
     for place in ((0, 0), (17, 3), (79, 70)):  # of the first frame, the one that is looked at
         inputs["pixel_values"] = patches.clone()
         inputs["pixel_values"][place] = torch.nan
-        with pytest.raises(InputError, match="pixel_values hold NaN or infinite values: give what a processor makes"):
+        with pytest.raises(InputError, match="pixel_values hold NaN or infinite values: give a processor's output"):
             logits(model, inputs)
 
 

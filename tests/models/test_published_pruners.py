@@ -155,9 +155,9 @@ def test_it_generates_goes_on_and_leaves_nothing(model):
 def test_what_cannot_be_is_refused_by_name(model):
     compress(model, config(AHEAD))
     inputs = given("qwen2_vl", PROMPTS[0])
-    with pytest.raises(InputError, match=r"output_attentions=True: the layer that fastv runs as published"):
+    with pytest.raises(InputError, match=r"output_attentions=True with fastv's released=true"):
         model(**inputs, output_attentions=True)
-    with pytest.raises(InputError, match=r"packed: fastv with released=true"):
+    with pytest.raises(InputError, match=r"packed with fastv released=true"):
         model(**inputs, packed=True)
     other = random_model(family="qwen3_vl")
     with pytest.raises(InputError, match=r"fastv with released=true .* not for Qwen3VLTextDecoderLayer: add causal"):

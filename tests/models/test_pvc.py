@@ -250,7 +250,7 @@ def test_a_base_is_loaded_with_new_modules_that_change_nothing(name, model, tmp_
 
 def test_the_released_checkpoint_is_refused_with_what_is_known(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "pvc_internvl", "use_temporal": True}))
-    with pytest.raises(InputError, match=r"only the configuration's keys image_repeat_time, .* are known"):
+    with pytest.raises(InputError, match=r"only its configuration's keys image_repeat_time, .* are known"):
         load_pvc(tmp_path)
 
 
@@ -305,5 +305,5 @@ def test_settings_that_do_not_fit_are_refused(name, model):
         add_pvc(EVERY[name].model(), PVCConfig(blocks=1, heads=3))
     with pytest.raises(InputError, match="has PVC's modules already"):
         add_pvc(add_pvc(EVERY[name].model(), SMALL), SMALL)
-    with pytest.raises(InputError, match="model_type 'llava' has no PVC"):
+    with pytest.raises(InputError, match="PVC does not support model_type 'llava'"):
         add_pvc(EVERY["llava"].model())

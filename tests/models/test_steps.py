@@ -258,7 +258,7 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([toys.Pixels(), toys.Pixels(0.25)], "steps has several at the pixels"),
+        ([toys.Pixels(), toys.Pixels(0.25)], "steps has toy_pixels, toy_pixels at the pixels"),
         ([DPCKNN(layer=3)], r"layers=\[3\]: this model has 3 decoder layers, 0 to 2"),
     ],
 )
@@ -270,20 +270,26 @@ def test_steps_without_a_place_in_the_model_are_refused_when_it_is_compressed(mo
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: toys.Rows(), r"toy_rows with layer=None: it cannot stand without a layer: give its layer"),
-        (lambda: toys.Pixels(layer=1), r"toy_pixels with layer=1: it cannot stand on entry of a decoder layer"),
+        (lambda: toys.Rows(), r"toy_rows with layer=None: it needs a layer; give one"),
+        (lambda: toys.Pixels(layer=1), r"toy_pixels with layer=1: it cannot run at a decoder layer"),
         (lambda: DPCKNN(ratio=0), r"ratio=0: give the kept share"),
         (lambda: DPCKNN(layer=[1, 1]), r"layer.*give different decoder layers"),
         (lambda: DPCKNN(layer=-1), r"layer=-1: give decoder layers"),
-        (lambda: CompressionConfig(steps=[DPCKNN()], ratio=0.3), r"ratio=0.3 with steps: say it in a step"),
-        (lambda: CompressionConfig(steps=[DPCKNN()], layers=[3]), r"layers=\(3,\) with steps: say it in a step"),
+        (lambda: CompressionConfig(steps=[DPCKNN()], ratio=0.3), r"ratio=0.3 with steps: set it in one of the steps"),
+        (
+            lambda: CompressionConfig(steps=[DPCKNN()], layers=[3]),
+            r"layers=\(3,\) with steps: set it in one of the steps",
+        ),
         (lambda: CompressionConfig(steps=DPCKNN()), "steps="),
         (lambda: CompressionConfig(steps=[{"ratio": 0.5}]), "a step is .*give a method"),
         (lambda: CompressionConfig(steps=[{"method": "best"}]), "method='best': choose one of .*avg_pool"),
         (lambda: CompressionConfig(steps=[{"method": "dpc_knn", "rate": 1}]), "dpc_knn has no rate: its keys are"),
         (lambda: CompressionConfig(steps=[{"method": "random", "ratio": 2}]), "ratio=2: give the kept share"),
         (lambda: CompressionConfig(steps=[toys.LargestOfVideo(), Events()]), "events after toy_largest_of_video"),
-        (lambda: CompressionConfig(steps=[toys.Late(), Events()]), "events after toy_late: there are no frames of one"),
+        (
+            lambda: CompressionConfig(steps=[toys.Late(), Events()]),
+            "events after toy_late: it needs frames of one size; run events first",
+        ),
         (lambda: CompressionConfig.preset("toy_nothing"), "preset 'toy_nothing' is unknown: choose one of dense"),
     ],
 )

@@ -116,8 +116,12 @@ FOREIGN = {
     "an unknown dtype": (lambda values: values.update(dtypes=["fp99"]), None, "has dtypes"),
     "a dtype that is not recorded": (lambda values: values.update(dtypes=["fp16"]), None, "has dtypes"),
     "a dtype of another type": (lambda values: values.update(dtypes=[{}]), None, "has dtypes"),
-    "skipped unknown": (lambda values: values.update(not_recorded=["sums"]), None, "that it was not recorded"),
-    "skipped missing": (lambda values: values.pop("not_recorded"), None, "None that it was not recorded"),
+    "skipped unknown": (
+        lambda values: values.update(not_recorded=["sums"]),
+        None,
+        r"not_recorded=\['sums'\], not a list of cases",
+    ),
+    "skipped missing": (lambda values: values.pop("not_recorded"), None, "not_recorded=None, not a list of cases"),
     "an input missing": (None, lambda tensors: tensors.pop(INPUT), f"lacks {INPUT}"),
     "a result missing": (None, lambda tensors: tensors.pop(RESULT), f"lacks {RESULT}"),
     "logits missing": (None, lambda tensors: tensors.pop(LOGITS), f"lacks {LOGITS}"),
@@ -197,7 +201,7 @@ def test_a_damaged_or_foreign_bundle_is_refused(copy, tmp_path):
     with pytest.raises(InputError, match="is not in the format"):
         bundle.check(copy, CPU)
     with_manifest(format=files.FORMAT, cases=["none"])
-    with pytest.raises(InputError, match="holds other cases than this version"):
+    with pytest.raises(InputError, match="has other cases than this version"):
         bundle.check(copy, CPU)
     with_manifest(cases=files.compared()["cases"])
     data = bytearray((copy / "tensors.safetensors").read_bytes())

@@ -163,7 +163,10 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(few, once, tmp_path):
         for name, text in texts.items():
             (folder / name).write_text(text)
     (beside / "manifest.json").write_text(json.dumps({"format": files.FORMAT}))
-    for folder, words in ((web, "holds no manifest.json of a bundle"), (beside, "holds notes.txt, which is not of a")):
+    for folder, words in (
+        (web, "holds no manifest.json of a bundle"),
+        (beside, "holds notes.txt, which is no part of a"),
+    ):
         before = {path.name: path.read_text() for path in folder.iterdir()}
         with pytest.raises(InputError, match=words):
             bundle.record(CPU, folder)
@@ -186,6 +189,6 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(tmp_path, mo
 
 def test_a_device_without_the_dtype_is_no_parity(recorded, monkeypatch, run):
     monkeypatch.setattr(bundle.devices, "supports", lambda device, dtype: False)
-    with pytest.raises(InputError, match="recorded in fp32, bf16, in which cpu does not compute"):
+    with pytest.raises(InputError, match="holds fp32, bf16, which cpu does not support"):
         bundle.check(recorded, CPU)
     assert run("parity", "--device", "cpu", "--dtypes", "fp16")[0] == 2

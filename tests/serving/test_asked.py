@@ -58,9 +58,9 @@ def test_a_step_of_several_is_changed_by_its_own_key():
         ("ratio=0.25", "give a mapping"),
         ({"ratio": 2}, "ratio=2"),
         ({"ratoi": 0.5}, "ratoi"),
-        ({"k": 8}, "k=8: a server's requests have its own, 4"),
+        ({"k": 8}, "k=8: requests cannot change the server's 4"),
         ({"positions": "keep_one"}, "positions='keep_one'"),
-        ({"layers": [1]}, "layers=[1]: decoder layers that see fewer tokens"),
+        ({"layers": [1]}, "layers=[1]: a server's KV cache has one length"),
         ({"steps": [{"method": "visionzip"}]}, "steps"),
         ({"ratio": {0.5}}, "written as JSON"),
     ],
@@ -73,12 +73,12 @@ def test_what_cannot_be_asked_for_is_refused_by_name(values, said):
 
 def test_steps_at_the_pixels_are_the_servers():
     plain = server(CompressionConfig(steps=[{"method": "uniform"}], k=4))
-    with pytest.raises(InputError, match="at the pixels is the server's"):
+    with pytest.raises(InputError, match="only the server sets whether there is a step at the pixels"):
         plain.of({"steps": [{"method": "pixelprune", "max_kept": 4}]})
 
 
 def test_a_request_keeps_no_more_than_its_server():
     asked = server()
     asked.check_room(asked.of({"ratio": 0.25}), "image", [1, 20, 20])
-    with pytest.raises(InputError, match="may keep 60 tokens of its image, and this server has room for 50"):
+    with pytest.raises(InputError, match="may keep 60 tokens of its image, but this server has room for 50"):
         asked.check_room(asked.of({"ratio": 0.6}), "image", [1, 20, 20])

@@ -73,7 +73,7 @@ def test_what_vllm_cannot_be_asked_for_is_said_first(run, tiny_folder, tmp_path,
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else there(name))
     refused(run(*asked, *more, "ppe:k=4"), "vllm", "not installed", "[vllm]")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json" if name == "vllm" else name))
-    refused(run(*asked, *more, "keep_one:layers=[1]"), "layers=[1]: decoder layers that see fewer")
+    refused(run(*asked, *more, "keep_one:layers=[1]"), "layers=[1]: a server's KV cache has one length")
     for name in ("model", "dtype", "hf_overrides", "mm_processor_kwargs", "trust_remote_code"):
         wrong = ["--engine-args", json.dumps({"max_model_len": 8, name: {}})]
         refused(run(*asked, *more, "ppe:k=4", *wrong), f"--engine-args {name}", "leave it out")

@@ -138,7 +138,7 @@ class Late(Method):
         ({"steps": [{"method": "cdpruner"}]}, TOGETHER, "cdpruner looks at text"),
         ({"steps": [{"method": "visionzip"}]}, TOGETHER, "visionzip looks at tower_keys, tower_saliency"),
         ({"steps": [{"method": "ipcv"}]}, TOGETHER, "ipcv: a step at the tower"),
-        ({"steps": [{"method": "evs"}]}, APART, "evs: frames that compete"),
+        ({"steps": [{"method": "evs"}]}, APART, "evs: its frames compete"),
     ],
 )
 def test_what_cannot_be_merged_by_itself_is_refused_by_name(settings, vision, said):
@@ -153,5 +153,5 @@ def test_methods_of_tokens_alone_are_taken():
 
 
 def test_features_that_are_not_those_of_the_grids_are_refused():
-    with pytest.raises(InputError, match="describe 20 tokens, not 19"):
+    with pytest.raises(InputError, match="describe 20 tokens, but there are 19 features"):
         merge_items(compression("ppe"), IMAGE, torch.zeros(19, WIDTH), [[1, 8, 10]])

@@ -90,7 +90,7 @@ def test_a_checkpoint_that_was_exported_for_vllm_is_none_for_other_commands(run,
     ("compression", "said"),
     [
         ("ppe_cascade", "layers=[11, 23, 35]"),
-        ("ppe:layers=[1],k=4", "layers=[1]: decoder layers that see fewer tokens"),
+        ("ppe:layers=[1],k=4", "layers=[1]: a server's KV cache has one length"),
         ("visionzip", "visionzip looks at tower_keys, tower_saliency"),
         ("ppe:k=9", "k=9"),
     ],
@@ -138,7 +138,7 @@ def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, w
     ("key", "value", "words"),
     [
         (KEY, {"ratoi": 0.5}, f"{KEY}: unknown compression key(s) ratoi"),
-        ("architectures", ["Qwen2_5_VLForConditionalGeneration"], "with ppe_compression, for which there is no class"),
+        ("architectures", ["Qwen2_5_VLForConditionalGeneration"], "is no class that serves ppe_compression"),
         (None, None, "holds no weights"),
     ],
 )

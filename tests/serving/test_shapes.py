@@ -83,7 +83,7 @@ def test_items_of_a_prompt_are_those_of_the_whole_prompt(name):
 
 
 def test_parts_that_are_not_the_features_are_refused():
-    with pytest.raises(InputError, match="not 11"):
+    with pytest.raises(InputError, match="but there are 11 features"):
         merge_items(compression("ppe"), IMAGE, torch.zeros(11, 8), TILES.of(IMAGE, [2]))
 
 

@@ -71,12 +71,12 @@ class Entries:
 
     def of_representatives(self) -> torch.Tensor:
         """[F, groups, 1] int64, the first original token that each representative holds."""
-        assert self.representatives is not None, "a grouping names the representatives"
+        assert self.representatives is not None, "a grouping has representatives"
         return self.held.gather(1, self.representatives)[:, :, None]
 
     def coordinates(self, axis: int) -> torch.Tensor:
         """[F, H * N] int64 position of each entry on one axis."""
-        assert self.positions is not None, "a pass hands on the prompt's positions"
+        assert self.positions is not None, "entries in a pass have positions"
         return self.positions[axis][self.held]
 
     # -- orders: [F, H * N] permutations of the entries ---------------------------------------------------------------
@@ -171,7 +171,7 @@ def chosen(
     """members() of groups that are given by their labels [F, N]. known: other fields of Entries."""
     if not rule.by_axis:
         return rule.choose(Entries.of(labels, held, groups, positions=positions, **known), k)
-    assert positions is not None, "a pass hands on the prompt's positions"
+    assert positions is not None, "entries in a pass have positions"
     axes, parts = len(positions), []
     for axis in range(axes):
         own = held if held is None or held.shape[-1] == 1 else held.chunk(axes, dim=-1)[axis]

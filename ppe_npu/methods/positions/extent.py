@@ -33,7 +33,7 @@ class Extent(Rule):
         labels, at = entries.distinct(), entries.coordinates(axis)
         order, last = entries.by_value(at), entries.sizes(labels) - 1
         high, low = (entries.listed(labels, place, order) for place in (last, torch.zeros_like(last)))
-        assert entries.positions is not None, "a pass hands on the prompt's positions"
+        assert entries.positions is not None, "entries in a pass have positions"
         where = entries.positions[axis]
         twice_middle = torch.cat([where[high] + where[low], torch.zeros_like(high[:, :1])], dim=1)[:, :, 0]
         off = (2 * at - twice_middle.gather(1, labels)).abs()

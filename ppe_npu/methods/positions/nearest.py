@@ -16,7 +16,7 @@ class Nearest(Rule):
     by_nearness = True
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        assert entries.distance is not None, "the rules of nearness are given distances"
+        assert entries.distance is not None, "rules by nearness get distances"
         labels = entries.distinct()
         used = entries.sizes(labels).clamp(1, k)
         # The k nearest of each group are chosen, then listed in raster order.

@@ -15,7 +15,7 @@ class OnGrid(Rule):
     """One place, whatever k is: that of the member nearest to the mean of all members' places (city blocks)."""
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        assert entries.positions is not None, "a pass hands on the prompt's positions"
+        assert entries.positions is not None, "entries in a pass have positions"
         labels = entries.distinct()
         size = entries.sizes(labels)[:, :, 0]
         away = torch.zeros_like(labels)

@@ -29,7 +29,7 @@ def add_pvc(model, config: PVCConfig | None = None):
     check_release("PVC")
     pvc, module = config or PVCConfig(), _module(model.config.model_type)
     if type(model).__name__.startswith("PVC"):
-        raise InputError(f"{type(model).__name__} has PVC's modules already")
+        raise InputError(f"{type(model).__name__} has PVC's modules already: do not add them again")
     if "compression" in vars(model):
         raise InputError("the model is compressed: restore() it, add_pvc(), and compress() again")
     known, like = {id(part) for part in model.modules()}, next(model.parameters())
@@ -56,14 +56,14 @@ def load_pvc(path: str | Path, config: PVCConfig | None = None, **options: Any):
     """
     import transformers
 
-    said = _said(path)
+    said = _read_config(path)
     released = [name for name in _RELEASED if name in said]
     named = "PVC" in " ".join(said.get("architectures") or ())
     if released or (named and "pvc" not in said):
         raise InputError(
-            f"{path} is a checkpoint of the paper's own code ({', '.join(released) or 'by its architecture'}): of it "
-            f"only the configuration's keys {', '.join(_RELEASED)} are known, and no tensor's name; add_pvc() to its "
-            "base and train"
+            f"{path} is a checkpoint of the paper's own code ({', '.join(released) or 'by its architecture'}), which "
+            f"cannot be loaded: only its configuration's keys {', '.join(_RELEASED)} are known, not the names of its "
+            "tensors; call add_pvc() on its base and train"
         )
     module = _module(said.get("model_type"))
     if "pvc" not in said and config is None:
@@ -114,7 +114,7 @@ def model_class(name: str):
     return getattr(transformers, name)
 
 
-def _said(path: str | Path) -> dict:
+def _read_config(path: str | Path) -> dict:
     try:
         said = read_json(Path(path) / "config.json")
     except UnreadableError as error:
@@ -124,5 +124,5 @@ def _said(path: str | Path) -> dict:
 
 def _module(kind: str | None):
     if kind not in _BASES:
-        raise InputError(f"model_type {kind!r} has no PVC: it is built for {', '.join(_BASES)}")
+        raise InputError(f"PVC does not support model_type {kind!r}, only {', '.join(_BASES)}")
     return import_module(f"ppe_npu.models.pvc.{_BASES[kind]}")

@@ -65,7 +65,7 @@ class PVCInternVLModel(base.InternVLModel):
         steps = [(1, len(pixel_values))] if time_steps is None else [(int(t), int(n)) for t, n in time_steps]
         frames = Frames.of(steps)
         if frames.count != len(pixel_values):
-            raise InputError(f"time_steps are {frames.count} tiles in all, but pixel_values has {len(pixel_values)}")
+            raise InputError(f"time_steps sum to {frames.count} tiles, but pixel_values has {len(pixel_values)}")
         timing = Timing.of(frames, self.time_embedding, pixel_values)
         timed = (self.vision_tower.encoder, self.multi_modal_projector)
         try:
@@ -122,7 +122,7 @@ def equip(model, pvc: PVCConfig) -> None:
     inner, vision = model.model, model.config.vision_config
     layers = inner.vision_tower.encoder.layer
     if pvc.blocks > len(layers):
-        raise InputError(f"pvc's blocks={pvc.blocks}: the vision tower has {len(layers)}")
+        raise InputError(f"pvc's blocks={pvc.blocks}: the vision tower has {len(layers)} blocks; give at most as many")
     if pvc.internvl_shuffle not in (0, _shuffle_of(model.config)):
         inner.multi_modal_projector = _coarser(model.config, inner.multi_modal_projector, pvc.internvl_shuffle)
     model.__class__, inner.__class__ = PVCInternVLForConditionalGeneration, PVCInternVLModel

@@ -122,7 +122,7 @@ class TemporalAttention(nn.Module):
     def __init__(self, width: int, heads: int, time_width: int, eps: float = 1e-6):
         super().__init__()
         if width % heads:
-            raise InputError(f"pvc's heads={heads} do not divide the vision tower's width {width}")
+            raise InputError(f"pvc's heads={heads} do not divide the vision tower's width {width}: give a divisor")
         self.heads = heads
         self.norm, self.time_norm = nn.LayerNorm(width, eps=eps), TimeNorm(width, time_width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)

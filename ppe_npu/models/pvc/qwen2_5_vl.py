@@ -87,7 +87,9 @@ def equip(model, pvc: PVCConfig) -> None:
     """Change a model and its parts to the classes above, and add PVC's modules."""
     visual, vision = model.model.visual, model.config.vision_config
     if pvc.blocks > len(visual.blocks):
-        raise InputError(f"pvc's blocks={pvc.blocks}: the vision tower has {len(visual.blocks)}")
+        raise InputError(
+            f"pvc's blocks={pvc.blocks}: the vision tower has {len(visual.blocks)} blocks; give at most as many"
+        )
     model.__class__, visual.__class__ = PVCQwen2_5_VLForConditionalGeneration, PVCQwen2_5_VLTower
     visual.merger.__class__ = PVCQwen2_5_VLMerger
     visual.time_embedding = TimeEmbedding(pvc.time_width)

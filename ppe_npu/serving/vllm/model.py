@@ -204,14 +204,14 @@ def _table(stock: Any, positions: int) -> torch.Tensor:
     """
     known = stock.cos_sin_cache
     if not stock.is_neox_style:
-        raise InputError("rotary embedding of neighbouring channels is not supported")
+        raise InputError("a rotary embedding that rotates neighbouring channels is not supported")
     if len(known) >= positions:
         return known.clone()
     more = rotary_columns(stock._compute_inv_freq(stock.base), positions, getattr(stock, "mscale", 1.0))
     more = more.to(known.device, known.dtype)
     if not torch.equal(more[: len(known)], known):
         raise InputError(
-            f"{type(stock).__name__} is computed otherwise than this release knows: its table of {len(known)} "
-            f"positions cannot be continued to {positions}"
+            f"{type(stock).__name__} computes its table in an unknown way: its {len(known)} positions cannot be "
+            f"extended to {positions}"
         )
     return more

@@ -114,8 +114,8 @@ class CompressedProcessor:
         if compression.config.at_pixels is not None and data.get("image_grid_thw") is not None:
             if data.get("pixel_values") is None:
                 raise InputError(
-                    f"{compression.config.at_pixels.name} looks at the pixels of images, which are given as features "
-                    "alone: give the images"
+                    f"{compression.config.at_pixels.name} looks at the pixels of images, but only their features are "
+                    "given: give the images"
                 )
             numbers = pixel_numbers(data["pixel_values"], self._normalised(others))
             data["pixel_values"], data[CELLS] = without_dropped(
@@ -157,7 +157,7 @@ class CompressedProcessor:
                 most = max(run.extent for run in runs)
                 if most > self.largest:
                     raise InputError(
-                        f"{kind} {index} takes {most} positions: at most {self.largest}; give fewer seconds"
+                        f"{kind} {index} takes {most} positions, but at most {self.largest} fit: give fewer seconds"
                     )
                 full = stock(index)
                 full = full.full if isinstance(full, PromptUpdateDetails) else full

@@ -30,33 +30,33 @@ def _refusals(config: Any, compression: Compression) -> Iterator[str]:
         )
     if config.model_config.multimodal_config.is_multimodal_pruning_enabled():
         yield (
-            "--video-pruning-rate (or --video-pruning-method) is vLLM's own pruning of videos: leave it out, "
-            "ppe_compression says what is kept"
+            "--video-pruning-rate (or --video-pruning-method) is vLLM's own pruning of videos: leave it out, because "
+            "ppe_compression sets what is kept"
         )
     if compression.axes == 1 and not config.model_config.uses_mrope:
         yield f"the config has no {AXES}, without which vLLM keeps no positions of merged tokens: let ppe-npu write it"
     if KEY in (config.model_config.multimodal_config.mm_processor_kwargs or {}):
-        yield f"--mm-processor-kwargs with {KEY}: that is for a request to say; say a server's in --hf-overrides"
+        yield f"--mm-processor-kwargs with {KEY}: that is for requests; set a server's in --hf-overrides"
     if compression.config.at_pixels is not None and config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
         yield (
-            "--mm-encoder-tp-mode data with a step at the pixels: vLLM shares the patches out by whole pictures; leave "
+            "--mm-encoder-tp-mode data with a step at the pixels: vLLM distributes patches by whole pictures; leave "
             "it out"
         )
     if parallel.use_ubatching:
-        yield "--enable-dbo (or --ubatch-size) cuts a step in two, and its rows of positions are one: leave it out"
+        yield "--enable-dbo (or --ubatch-size) splits a step, but its rows of positions cannot be split: leave it out"
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        yield "--prefill-context-parallel-size cuts a prompt, and its rows of positions are whole: leave it out"
+        yield "--prefill-context-parallel-size splits a prompt, but its rows of positions cannot be split: leave it out"
     state = getattr(config.model_config.hf_text_config, "mamba_ssm_dtype", None)
     if state is not None and config.cache_config.mamba_ssm_cache_dtype == "auto":
         yield f"this checkpoint's linear attention needs --mamba-ssm-cache-dtype {state}: give it"
     drafter = getattr(config.speculative_config, "method", None)
     if drafter not in (None, "ngram"):
         yield (
-            f"speculative decoding by {drafter}: its draft model would read merged features with their rows; use "
+            f"speculative decoding by {drafter}: its draft model would read merged features and their rows; use "
             "ngram, or leave it out"
         )
     if getattr(config.lora_config, "enable_tower_connector_lora", False):
         yield (
-            "--enable-tower-connector-lora counts the tower's tokens by those that stay: leave it out; adapters of "
+            "--enable-tower-connector-lora counts only the kept ones of the tower's tokens: leave it out; adapters of "
             "the language model are served"
         )
