@@ -123,7 +123,7 @@ def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
             sum_ = checksum(packet) if key else 0
             found.append(_Packet(packet.pts, packet.dts, key, hidden, packet.is_corrupt, sum_))
     if not found:
-        raise InputError(f"video {video.path} holds no frames: record or convert it again")
+        raise InputError(f"video {video.path} contains no frames: record or convert it again")
     if first is None:
         raise video.broken()
     return found, first
@@ -150,7 +150,7 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
         rate = next(iter(rates), 1.0)
         ticks, tick = np.arange(sum(not packet.hidden for packet in usable)), 1 / rate
     if not len(ticks):
-        raise InputError(f"video {video.path} holds no frames: record or convert it again")
+        raise InputError(f"video {video.path} contains no frames: record or convert it again")
     fps = _rate(ticks, tick, rates)
     _check_whole(video, len(packets), (float(ticks[-1]) - float(ticks[0])) * tick + 1 / fps)
     keys = (
@@ -222,4 +222,4 @@ def _check_whole(video: OpenVideo, found: int, seconds: float) -> None:
     stated = None if stream.duration is None else float(stream.duration * stream.time_base)
     if lacks and (stated is None or seconds < _WHOLE * stated):
         told = f"{found:,} of {stream.frames:,} frames"
-        raise InputError(f"video {video.path} breaks off after {told}: give a whole video file")
+        raise InputError(f"video {video.path} is cut off after {told}: give a whole video file")
