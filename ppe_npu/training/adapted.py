@@ -50,7 +50,7 @@ class Checkpoint:
         adapter = (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
         if not adapter:
             if base is not None:
-                raise InputError(f"--base {base}: model {folder} is no adapter, it needs none")
+                raise InputError(f"--base {base}: model {folder} is not an adapter and needs no base: leave it out")
             check_checkpoint(folder, allow_bin, tiled)
             return cls(str(folder), None, allow_bin, tiled)
         check_no_code(path)

@@ -25,7 +25,8 @@ def describe_run(
 ) -> str:
     """The table, as lines of text; `said` is one more line."""
     accumulation = config.accumulation(processes)
-    shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
+    shares = f"{config.batch_size} per forward x {accumulation}"
+    shares += f" x {processes} processes" if processes > 1 else ""
     effective = config.batch_size * accumulation * processes
     if config.warmup_steps >= 1:
         steps_said = counted(config.warmup_steps, "warm-up step")
@@ -39,7 +40,7 @@ def describe_run(
             f"schedule {config.schedule}{warmup}",
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
-            "operators, best first: " + "; ".join(_operators(device.type)),
+            "operators, first choice first: " + "; ".join(_operators(device.type)),
             *([said] if said else []),
         ]
     )
@@ -52,8 +53,8 @@ def _tokens(config: TrainConfig, survey: Survey) -> str:
     before, after = int(survey.before.sum()), int(survey.after.sum())
     seen, left = int(survey.visual_before.sum()), int(survey.visual_after.sum())
     return (
-        f"compression {what}; tokens an epoch {before:,}, of them visual {seen:,}; "
-        f"entering the LLM {after:,}, of them visual {left:,}"
+        f"compression {what}; tokens per epoch {before:,}, of which visual {seen:,}; "
+        f"entering the LLM {after:,}, of which visual {left:,}"
     )
 
 

@@ -66,7 +66,7 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
             if state.global_step == self.first + 1:
                 ran = ", ".join(f"{op} {name}" for op, name in dispatch.chosen().items())
-                self.bar.write(f"step {state.global_step} ran by: {ran}")
+                self.bar.write(f"step {state.global_step} ran with: {ran}")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.bar is None or not logs:
@@ -127,6 +127,6 @@ class GradientCheck(TrainerCallback):
         if without:
             more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
             raise TrainingError(
-                f"{len(without)} of {len(self.expected)} parameters that should learn were given no gradient in the "
-                f"first step ({', '.join(without[:_SHOWN])}{more}): freeze them, or mend what cuts them off"
+                f"{len(without)} of {len(self.expected)} trainable parameters received no gradient in the "
+                f"first step ({', '.join(without[:_SHOWN])}{more}): freeze them, or fix what detaches them"
             )
