@@ -40,7 +40,7 @@ def try_processor(processor: Any, path: str | Path, model: str | Path | None = N
         _check_numbers(getattr(processor, name), name, path, () if tiled else _SIZES, _SIDES if tiled else _EDGES)
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
-        raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is not a number above 0")
+        raise _unusable("tokenizer", path, f"model_max_length={shown(longest)} is not a number above 0")
     config = _config(model or path)
     _check_vocabulary(processor, config, path)
     image, video = processor.image_processor, processor.video_processor
@@ -80,7 +80,7 @@ def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
     if isinstance(rows, int):
         word, last = max(words, key=lambda pair: pair[1], default=("", -1))
         if last >= rows:
-            raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, but config.json has {rows} words")
+            raise _unusable("tokenizer", path, f"{shown(word)} has the id {last}, but config.json has {rows} words")
 
 
 def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
@@ -88,13 +88,13 @@ def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
     for key in ("image_token_id", "video_token_id"):
         token, wanted = getattr(processor, key, None), getattr(config, key, None)
         if isinstance(wanted, int) and token != wanted:
-            raise _useless("tokenizer", path, f"{key}={shown(token)}, but config.json says {wanted}")
+            raise _unusable("tokenizer", path, f"{key}={shown(token)}, but config.json says {wanted}")
     vision = getattr(config, "vision_config", None)
     for name in ("image_processor", "video_processor"):
         for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
             size, wanted = getattr(getattr(processor, name), key), getattr(vision, of_model, None)
             if isinstance(wanted, int) and size != wanted:
-                raise _useless(name, path, f"{key}={shown(size)}, but config.json says {of_model}={wanted}")
+                raise _unusable(name, path, f"{key}={shown(size)}, but config.json says {of_model}={wanted}")
 
 
 def _try_tiles(processor: Any, path: str | Path) -> None:
@@ -112,7 +112,7 @@ def _try_text(processor: Any, path: str | Path) -> None:
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
     said = _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
     if "what?" not in said:
-        raise _useless("chat template", path, "it drops the text of a message")
+        raise _unusable("chat template", path, "it drops the text of a message")
 
 
 def check_sizes(config: Any) -> None:
@@ -186,21 +186,21 @@ def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str],
     for key in sizes:
         value = getattr(part, key, None)
         if not _is_number(value) or not 1 <= value <= _LARGEST or value != int(value):
-            raise _useless(name, path, f"{key}={shown(value)} is not a whole number from 1 to {_LARGEST}")
+            raise _unusable(name, path, f"{key}={shown(value)} is not a whole number from 1 to {_LARGEST}")
     for key in edges:
         value = part.size.get(key) if hasattr(part.size, "get") else None
         if not _is_number(value) or not value > 0:
-            raise _useless(name, path, f"size {key}={shown(value)} is not a number above 0")
+            raise _unusable(name, path, f"size {key}={shown(value)} is not a number above 0")
 
 
 def _use(name: str, path: str | Path, use: Callable[[], Any]) -> Any:
     try:
         return use()
     except Exception as error:  # a wrong setting makes transformers, tokenizers, jinja raise any error
-        raise _useless(name, path, f"{type(error).__name__}: {first_line(error)}") from error
+        raise _unusable(name, path, f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _useless(name: str, path: str | Path, why: str) -> InputError:
+def _unusable(name: str, path: str | Path, why: str) -> InputError:
     return InputError(f"{name} of {path} cannot be used ({why}): save the processor there again")
 
 

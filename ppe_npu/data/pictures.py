@@ -288,12 +288,12 @@ def _orientation_by_header(image: Image.Image) -> int:
     """The orientation that is still to be applied to the size in the header."""
     if _ORIENTATION in getattr(image, "tag_v2", ()):
         return 1  # Pillow turns such a TIFF itself, and has already turned its size
-    if image.format == "PNG" and _is_unread(image) and _says_more_behind_pixels(image.fp):
+    if image.format == "PNG" and _is_unread(image) and _has_metadata_after_pixels(image.fp):
         image.load()
     return _orientation(image)
 
 
-def _says_more_behind_pixels(file: Any) -> bool:
+def _has_metadata_after_pixels(file: Any) -> bool:
     """Whether a PNG file has EXIF or text chunks after its pixels, which Pillow reads only when it decodes."""
     before, behind = file.tell(), False
     try:

@@ -145,7 +145,7 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
     rates = [rate for rate in rates if rate > 0]  # in order of preference
     usable = _decodable(packets)
     ticks = _timeline(usable, in_packs=video.format == "mpeg")
-    by_order = ticks is None or _order_is_unsaid(usable, stream.codec_context.has_b_frames)
+    by_order = ticks is None or _order_is_unstated(usable, stream.codec_context.has_b_frames)
     if ticks is None:
         rate = next(iter(rates), 1.0)
         ticks, tick = np.arange(sum(not packet.hidden for packet in usable)), 1 / rate
@@ -191,7 +191,7 @@ def _timeline(packets: list[_Packet], in_packs: bool) -> np.ndarray | None:
     return np.array(distinct, dtype=np.int64)
 
 
-def _order_is_unsaid(packets: list[_Packet], reordered: int) -> bool:
+def _order_is_unstated(packets: list[_Packet], reordered: int) -> bool:
     """Whether the decoder reorders frames but the packets' times do not show it, as in AVI, which has no such times."""
     shown = [packet.shown for packet in packets]
     return None in shown or (bool(reordered) and not _falls(shown))

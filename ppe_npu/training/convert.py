@@ -88,7 +88,7 @@ def convert_record(raw: Any) -> dict[str, Any]:
     check_repeated(raw, "it")
     files: dict[str, list[str]] = {"image": [], "video": []}
     beside = {kind: _beside(raw, kind) for kind in _FILES}
-    turns = _said(raw, files, beside)
+    turns = _all_turns(raw, files, beside)
     for kind, left in beside.items():
         _place(turns, kind, files[kind], left)
     system = _one(raw, SYSTEMS) or None
@@ -101,7 +101,7 @@ def convert_record(raw: Any) -> dict[str, Any]:
     return {**rest, **{kind: named for kind, named in files.items() if named}, "conversations": turns}
 
 
-def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
+def _all_turns(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
     """The turns. Files named in their parts are added to `files`; files named beside them are taken from `beside`."""
     lists = {key: raw[key] for key in _TURNS if isinstance(raw.get(key), list)}  # other values are notes
     turns = _one(lists or raw, _TURNS)

@@ -56,7 +56,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters())
     for asked in names:
-        chosen = [name for name in parameters if _is_meant(asked, name)]
+        chosen = [name for name in parameters if _matches(asked, name)]
         if not chosen:
             if asked == "pvc":
                 raise InputError("frozen='pvc' or pvc_learning_rate=0: this model has no PVC modules; leave it out")
@@ -71,7 +71,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         raise InputError(f"frozen={list(names)} leaves no trainable parameter: freeze less")
 
 
-def _is_meant(asked: str, name: str) -> bool:
+def _matches(asked: str, name: str) -> bool:
     return part_of(name) == asked if asked in ALL_PARTS else plain_name(name).startswith(asked)
 
 

@@ -111,7 +111,7 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
         return _WANTED
     if name in _JUDGED and value is False:
         return f"{_WANTED}; {_NOTE}"
-    if name not in _TOO_COMMON and not (_counts(name, value) and _no_more(name, value)):
+    if name not in _TOO_COMMON and not (_counts(name, value) and _adds_no_loss(name, value)):
         return _LOSS
     if _empty(value):
         return None
@@ -122,10 +122,10 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
     if instead is not None:
         return _INSTEAD[instead][name]
     held = (names[name] for kind, names in _OF_VISUALS.items() if name in names and not _empty(raw.get(kind)))
-    return None if value == 0 or _of_file(raw, name, value) else next(held, None)
+    return None if value == 0 or _describes_file(raw, name, value) else next(held, None)
 
 
-def _of_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
+def _describes_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
     """Whether a number beside a video only describes its file: a rate of ten frames per second or more is the file's,
     not one to sample at, and a clip that ends where the video ends cuts nothing off there."""
     rates = (raw.get(key) for key in _RATES)
@@ -140,7 +140,7 @@ def _counts(name: str, value: Any) -> bool:
     return name not in _COUNTS or value in (None, "", True, 1)
 
 
-def _no_more(name: str, value: Any) -> bool:
+def _adds_no_loss(name: str, value: Any) -> bool:
     """Whether a key does not ask for a loss on what the human says, or on parts of a turn."""
     return name not in _MORE or not value or _empty(value)
 
@@ -154,7 +154,7 @@ def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
         counts = _counts(name, value) and (name != "mask" or value in (None, ""))
         if role != "assistant":  # other turns have no loss, and may say so
             counts = counts or name in _LEFT_OUT or name == "mask" or value in (False, 0)
-        if not (counts and _no_more(name, value)):
+        if not (counts and _adds_no_loss(name, value)):
             raise InputError(f"a turn's key {brief(key)} is not read: {_LOSS}")
 
 

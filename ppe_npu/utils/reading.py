@@ -70,7 +70,7 @@ def read_json(path: str | os.PathLike) -> Any:
     Raises:
         UnreadableError: as read_text; or the file is empty, not JSON, nested too deeply, or has a duplicate key.
     """
-    text = _some(path)
+    text = _nonempty_text(path)
     try:
         return json.loads(text, object_pairs_hook=_pairs)
     except RecursionError:
@@ -95,7 +95,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
             aliases repeat too many values.
         InputError: PyYAML is not installed.
     """
-    yaml, text = optional("yaml", f"reading {path}", "pyyaml"), _some(path, _LARGEST_YAML)
+    yaml, text = optional("yaml", f"reading {path}", "pyyaml"), _nonempty_text(path, _LARGEST_YAML)
     loader = None
     try:
         loader = yaml.SafeLoader(text)
@@ -115,7 +115,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
             loader.dispose()
 
 
-def _some(path: str | os.PathLike, largest: int = _LARGEST) -> str:
+def _nonempty_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
     text = read_text(path, largest)
     if not text.strip():
         raise _unreadable(path, "it is empty")
