@@ -169,7 +169,7 @@ class TrainConfig:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.least_rate and self.schedule != "cosine":
             raise InputError(
-                f"least_rate={self.least_rate} with schedule={self.schedule!r}, which does not end at it: give "
+                f"least_rate={self.least_rate} with schedule={self.schedule!r}, which does not decay to it: give "
                 "schedule='cosine', or leave it out"
             )
         if self.global_batch is not None and self.gradient_accumulation != 1:
@@ -181,7 +181,10 @@ class TrainConfig:
         if self.video_frames is not None and (self.video.nframes is not None or self.video.fps is not None):
             raise InputError("video_frames and video's nframes or fps exclude each other: give one of them")
         if self.pvc is not None and self.adapter is not None:
-            raise InputError("pvc with an adapter: PVC's modules are trained with the model's weights: give one")
+            raise InputError(
+                "pvc and adapter exclude each other, because PVC's modules are trained with the model's own weights: "
+                "give one of them"
+            )
         if self.eval_steps and not self.validates:
             raise InputError(
                 f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "

@@ -55,7 +55,8 @@ def _parts(
     for kind, given in (("image", images), ("video", videos)):
         held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
-            raise InputError(f"has {held} {PLACEHOLDERS[kind]} for {counted(len(given), kind)} in its human turns")
+            token, files = PLACEHOLDERS[kind], counted(len(given), kind)
+            raise InputError(f"has {held} {token} for {files} in its human turns: write one {token} per {kind}")
     independent, _ = (_flag(raw, key) for key in ("independent", "literal"))
     check_places(raw, len(images) + len(videos)) if images or videos else check_unseen(raw)
     check_marks(raw)

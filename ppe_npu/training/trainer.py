@@ -183,8 +183,8 @@ def _check(config: TrainConfig, device, processes: int) -> None:
     """Raise InputError for every fault of the settings that can be found before the data is read."""
     if config.fused_adamw and devices.keeps_cleared_gradients(device):
         raise InputError(
-            "fused_adamw does not work on an NPU, where transformers' Trainer clears gradients without NpuFusedAdamW's "
-            "notice, which would keep using those of the first step: leave it out"
+            "fused_adamw does not work on an NPU: NpuFusedAdamW does not see that transformers' Trainer clears the "
+            "gradients, and would keep using those of the first step; leave it out"
         )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         remedy = f"pip install {named_for_pip('ppe-npu[train]')}, or leave it out"
