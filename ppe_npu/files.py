@@ -30,15 +30,15 @@ _MAKE_ROOM, _OTHER_PLACE = "make room there", "name another place"
 _CAUSES = {
     errno.ENOSPC: ("no space is left on its disk", _MAKE_ROOM),
     errno.EDQUOT: ("the disk quota is used up", _MAKE_ROOM),
-    errno.EFBIG: ("it grew larger than a file may be here", "raise the limit (ulimit -f)"),
-    errno.EACCES: ("permission denied", f"give yourself the right to write, or {_OTHER_PLACE}"),
-    errno.EPERM: ("not permitted", f"give yourself the right to write, or {_OTHER_PLACE}"),
+    errno.EFBIG: ("it exceeds the file size limit", "raise the limit (ulimit -f)"),
+    errno.EACCES: ("permission denied", f"change the permissions there, or {_OTHER_PLACE}"),
+    errno.EPERM: ("not permitted", f"change the permissions there, or {_OTHER_PLACE}"),
     errno.EROFS: ("its file system is read-only", _OTHER_PLACE),
     errno.ENOTDIR: ("a part of its path is a file", _OTHER_PLACE),
     errno.EEXIST: ("a file has the name that a folder needs", _OTHER_PLACE),
     errno.EISDIR: ("it is a folder", _OTHER_PLACE),
-    errno.ENOENT: ("a folder that it needs is not there, or was taken away", _OTHER_PLACE),
-    errno.EIO: ("its disk reports an error", f"look at the disk, or {_OTHER_PLACE}"),
+    errno.ENOENT: ("a folder that it needs does not exist, or was removed", _OTHER_PLACE),
+    errno.EIO: ("its disk reports an error", f"check the disk, or {_OTHER_PLACE}"),
 }
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF)  # folders that cannot be synced
 _RUST = re.compile(r"\(os error (\d+)\)")  # safetensors and tokenizers

@@ -143,7 +143,7 @@ def check_some(cls: type, values: Mapping[str, Any], subject: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = strangers(values, known)
     if unknown:
-        raise InputError(f"{subject} has no setting {unknown}: there are {', '.join(known)}")
+        raise InputError(f"{subject} has no setting {unknown}: its settings are {', '.join(known)}")
     for field in dataclasses.fields(cls):
         try:
             if field.name in values:
@@ -248,7 +248,7 @@ def _fit_one(value: Any, kind: Any, rule: _Rule, key: str) -> Any:
         return _list(value, typing.get_args(kind), rule, key)
     if origin is Mapping:
         if isinstance(value, Mapping) and strangers(value, [name for name in value if isinstance(name, str)]):
-            raise _Unfit(" must have texts as keys", close=True)
+            raise _Unfit(" must have strings as keys", close=True)
         return _require(value, isinstance(value, Mapping))
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         make = getattr(kind, "from_dict", None) or functools.partial(from_mapping, kind, subject=key)
@@ -276,7 +276,7 @@ def _text(value: Any, rule: _Rule) -> str:
         value = os.fspath(value)
     _require(value, isinstance(value, str))
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise _Unfit(" holds a character that is none: write it as plain text", close=True)
+        raise _Unfit(" contains an invalid character: write it as plain text", close=True)
     return str.__str__(value)
 
 
@@ -326,9 +326,8 @@ def _must_be(value: Any, arms: Sequence[Any], rule: _Rule) -> str:
     said = f" must be {' or '.join(dict.fromkeys(_words(arm, rule) for arm in arms))}"
     if isinstance(value, str) and not any(arm is str for arm in arms):
         dotless = float in arms and "e" in value.lower() and "." not in value
-        said += (
-            f", not a text{' (YAML reads 1e-5 as a text: write 1.0e-5)' if dotless else ': write it without quotes'}"
-        )
+        hint = " (YAML reads 1e-5 as a string: write 1.0e-5)" if dotless else ": write it without quotes"
+        said += f", not a string{hint}"
     return said
 
 
@@ -346,5 +345,5 @@ def _words(kind: Any, rule: _Rule) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if dataclasses.is_dataclass(kind) or origin is Mapping:
         return "a mapping of keys to values"
-    words = {bool: "true or false", str: "a text", type(None): "null", None: "null"}
+    words = {bool: "true or false", str: "a string", type(None): "null", None: "null"}
     return words.get(origin) or f"a {origin.__name__}"

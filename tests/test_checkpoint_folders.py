@@ -32,18 +32,18 @@ FOLDERS = {
     "end": ("generation_config.json", "eos_token_id", ["a"], "eos_token_id"),
     "unknown": ("tokenizer_config.json", "unk_token", "", "of"),
     "patch": ("config.json", "vision_config.temporal_patch_size", [8, 0, 0], "temporal_patch_size"),
-    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is no number above 0"),
+    "window": ("config.json", "vision_config.window_size", -1, "window_size=-1 is not a number above 0"),
     "seconds": ("config.json", "vision_config.tokens_per_second", "x", "tokens_per_second"),
     "merge": ("config.json", "vision_config.spatial_merge_size", 0, "cannot be used"),
-    "heads": ("config.json", "vision_config.num_heads", 8, "num_heads=8 of a width of"),
-    "no heads": ("config.json", "vision_config.num_heads", 0, "num_heads=0 of a width of"),
-    "features": ("config.json", "vision_config.out_hidden_size", 5_000_000, "out_hidden_size=5000000 is not"),
-    "taps": ("config.json", "vision_config.deepstack_visual_indexes", [0, 0], "deepstack_visual_indexes=[0, 0] are no"),
+    "heads": ("config.json", "vision_config.num_heads", 8, "num_heads=8 does not fit a width of"),
+    "no heads": ("config.json", "vision_config.num_heads", 0, "num_heads=0 does not fit a width of"),
+    "features": ("config.json", "vision_config.out_hidden_size", 5_000_000, "out_hidden_size=5000000 differs"),
+    "taps": ("config.json", "vision_config.deepstack_visual_indexes", [0, 0], "deepstack_visual_indexes=[0, 0] is not"),
     "sections": (
         "config.json",
         "text_config.rope_parameters.mrope_section",
         [],
-        "mrope_section=[] are no three",
+        "mrope_section=[] is not three",
     ),
     "rope": ("config.json", "text_config.rope_parameters.rope_theta", "qwen3_vl", "cannot be"),
     "rope of pictures": ("config.json", "vision_config.rope_parameters.rope_theta", [8, 0, 0], "cannot be"),
@@ -52,7 +52,7 @@ FOLDERS = {
     "spread": ("processor_config.json", "image_processor.image_std", "qwen3_vl", "image_processor of"),
     "mean": ("processor_config.json", "image_processor.image_mean", [{"a": 1}, 0, 0], "image_processor of"),
     "scale": ("processor_config.json", "image_processor.do_rescale", [4, 6, 6], "image_processor of"),
-    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is no whole"),
+    "side": ("processor_config.json", "image_processor.patch_size", float("nan"), "patch_size=nan is not a whole"),
     "edge": (
         "processor_config.json",
         "image_processor.size",
@@ -68,7 +68,7 @@ FOLDERS = {
     "steps": ("processor_config.json", "video_processor.temporal_patch_size", True, "video_processor of"),
 }
 DAMAGES = {
-    "no config": ("config.json", None, "holds no config.json"),
+    "no config": ("config.json", None, "contains no config.json"),
     "half a config": ("config.json", b'{"a": ', "cannot be read as JSON"),
     "no tower": ("config.json", b'{"model_type": "qwen3_vl", "vision_config": null}', "vision_config is null"),
     "labels without end": ("config.json", b'{"model_type": "qwen3_vl", "num_labels": 9000000000}', "num_labels=9"),
@@ -76,7 +76,11 @@ DAMAGES = {
     "list of settings": ("generation_config.json", b"[]", "generation_config.json"),
     "half of weights": ("model.safetensors", b"\x10\0\0\0", "cannot be loaded"),
     "half a tokenizer": ("tokenizer.json", b'{"version": ', "cannot be loaded (tokenizer.json: "),
-    "no object": ("processor_config.json", b"[1]", "cannot be loaded (processor_config.json holds [1], no settings)"),
+    "no object": (
+        "processor_config.json",
+        b"[1]",
+        "cannot be loaded (processor_config.json contains [1], not settings)",
+    ),
     "a page": ("tokenizer_config.json", b"<html>", "cannot be loaded (tokenizer_config.json: "),
     "no template": ("chat_template.jinja", b"{% for", "chat template of"),
     "no template, but a page": ("chat_template.jinja", b"<!DOCTYPE html>", "chat template of"),
@@ -146,7 +150,7 @@ def test_weights_that_are_not_there_are_named(folder):
     index.write_text(json.dumps({"weight_map": {f"w{name}": name for name in names}}))
     load(folder)  # the one file is read, whatever stands beside it
     (folder / "model.safetensors").rename(folder / names[0])
-    with pytest.raises(InputError, match=rf"lacks 4 of 5 files of weights .* \('{names[1]}', .*, \.\.\.\): download"):
+    with pytest.raises(InputError, match=rf"lacks 4 of 5 weight files .* \('{names[1]}', .*, \.\.\.\): download"):
         load(folder)
     (folder / names[1]).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     for name in names[2:]:
@@ -158,7 +162,7 @@ def test_weights_that_are_not_there_are_named(folder):
     (folder / "model.safetensors").unlink()
     index = json.dumps({"weight_map": {"lm_head.weight": "a" * 5000}})
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(InputError, match=r"lacks 1 of 1 files of weights .* \('a{80}\.\.\.'\): download"):
+    with pytest.raises(InputError, match=r"lacks 1 of 1 weight files .* \('a{80}\.\.\.'\): download"):
         load(folder)
 
 
@@ -167,7 +171,7 @@ def test_weights_that_may_not_be_read_are_named(folder, monkeypatch):
     access, closed = os.access, folder / "model.safetensors"
     monkeypatch.setattr("os.access", lambda path, mode: path != closed and access(path, mode))
     with pytest.raises(
-        InputError, match=r"model\.safetensors may not be read \(permission denied\): change its rights"
+        InputError, match=r"model\.safetensors may not be read \(permission denied\): change its permissions"
     ):
         load(folder)
 
@@ -191,7 +195,7 @@ def test_an_added_word_that_the_processor_replaces_needs_no_row(folder):
     config = SimpleNamespace(get_text_config=lambda: text)
     trial._check_vocabulary(processor, config, folder)
     text.vocab_size = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-    with pytest.raises(InputError, match=f"has the id .*, and config.json says {text.vocab_size} words"):
+    with pytest.raises(InputError, match=f"has the id .*, but config.json has {text.vocab_size} words"):
         trial._check_vocabulary(processor, config, folder)
 
 
@@ -207,7 +211,7 @@ def test_a_config_without_a_part_is_not_taken_for_transformers_own(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]
     replace(folder / "config.json", json.dumps(config).encode())
-    with pytest.raises(InputError, match=r"vision_config out_hidden_size=\d+ is not text_config hidden_size"):
+    with pytest.raises(InputError, match=r"vision_config out_hidden_size=\d+ differs from text_config hidden_size"):
         check_compression(folder, CompressionConfig.preset("keep_one"))
 
 

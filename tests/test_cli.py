@@ -36,7 +36,7 @@ def test_an_empty_text_is_not_the_default(run, tiny_folder, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     command, flag = flags
     needed = ["--model", tiny_folder, "--data", "none.jsonl"] if command == "data" else []
-    refused(run(command, *needed, flag, ""), f"{flag} '' is an empty text", "leave it out")
+    refused(run(command, *needed, flag, ""), f"{flag} '' is an empty string", "leave it out")
     assert not list(tmp_path.iterdir())
 
 
@@ -50,7 +50,7 @@ def test_train_and_eval_of_a_given_model(run, tiny_folder, tmp_path):
     settings = ["--max-steps", 2, "--batch-size", 4, "--compression", "ppe", "--k", 4, "--learning-rate", 0.001]
     code, out, err = run("train", "--model", tiny_folder, *asked, *settings)
     assert code == 0, err
-    assert "2 steps of 4 (4 a forward x 1)" in out
+    assert "2 steps of 4 (4 per forward x 1)" in out
     assert str(tmp_path / "run" / "final") in out
     where = ["--model", tmp_path / "run" / "final", "--data-root", tmp_path / "data", "--output", tmp_path / "eval"]
     asked = ["--compression", "dense", "ppe", "--ratio", 0.25, "--k", 4, "--max-new-tokens", 2, "--device", "cpu"]
@@ -187,7 +187,7 @@ def test_a_picture_that_is_not_there_is_one_line(run, tiny_folder, tmp_path):
     asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", tmp_path / "none.png"]
     refused(run(*asked), f"image {tmp_path}/none.png does not exist: check the path")
     asked = ["describe", "--model", Path(tiny_folder, "config.json"), "--image", "a.png"]
-    refused(run(*asked), "config.json is no folder: give the checkpoint's folder")
+    refused(run(*asked), "config.json is not a folder: give the checkpoint's folder")
     asked = ["describe", "--model", tiny_folder, "--compression", "keep_one", "--image", "a.png", "--max-pixels", 1]
     refused(run(*asked), f"of {tiny_folder} is larger than max_pixels=1: give both")
 

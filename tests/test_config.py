@@ -229,7 +229,7 @@ def test_halves_that_round_up_do_not_grow_a_frame():
     ("values", "message"),
     [
         ({**RELEASED, "compression_cascade": True, "cascade_layer": []}, "needs cascade_layer"),
-        ({**RELEASED, "use_ppe": "false"}, "use_ppe='false' must be true or false or null, not a text"),
+        ({**RELEASED, "use_ppe": "false"}, "use_ppe='false' must be true or false or null, not a string"),
         ({**RELEASED, "ppe_k": 2.5}, "ppe_k=2.5: give a positive whole number"),
         ({**RELEASED, "spatial_clustering_ratio": [1.5]}, r"spatial_clustering_ratio=\[1.5\]: give the kept share"),
         ({**RELEASED, 1: 2}, "unknown released key.* 1: the keys are"),
@@ -254,7 +254,7 @@ def test_unknown_preset_and_unreadable_files(tmp_path):
     with pytest.raises(ValueError, match="needs a JSON object, has a list"):
         CompressionConfig.from_file(tmp_path / "list.json")
     for path, kind in ((None, "NoneType"), (0, "int"), (b"c.json", "bytes"), (["c.json"], "list")):
-        with pytest.raises(ValueError, match=rf"cannot be read as JSON \(it is a {kind}, no path\)"):
+        with pytest.raises(ValueError, match=rf"cannot be read as JSON \(it is of type {kind}, not a path\)"):
             CompressionConfig.from_file(path)
 
 

@@ -74,7 +74,7 @@ def check(seeds: Path, place: Path, command: str, **full) -> str:
     assert code in (1, 2)
     assert "Traceback" not in said
     line = lines[0]
-    assert re.search(r"error: \S+.* cannot be written \((no space|it grew larger)", line), line
+    assert re.search(r"error: \S+.* cannot be written \((no space|it exceeds the file size limit)", line), line
     after = state(where)
     assert state(seeds).items() <= after.items(), "what was there is there"
     assert not [name for name in after if name.endswith(".tmp")], "nothing half written takes up room"
@@ -87,7 +87,7 @@ def check(seeds: Path, place: Path, command: str, **full) -> str:
     ("command", "full", "words"),
     [
         ("convert", {"named": "records.jsonl"}, "out/records.jsonl cannot be written (no space"),
-        ("merge-lora", {"size": 50_000}, "model.safetensors cannot be written (it grew larger"),
+        ("merge-lora", {"size": 50_000}, "model.safetensors cannot be written (it exceeds"),
         pytest.param("report", {"named": ".html"}, "results/report.html cannot", marks=pytest.mark.slow),
         pytest.param("data", {"named": "data.md"}, "out/data.md cannot", marks=pytest.mark.slow),
         pytest.param("show", {"size": 100}, "groups.png cannot", marks=pytest.mark.slow),

@@ -167,11 +167,11 @@ def test_packages_that_are_missing_or_broken_are_named_with_the_remedy(monkeypat
 def test_texts_are_read_or_refused(tmp_path):
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfgr\xc3\xbcn")
     assert read_text(tmp_path / "marked") == "grün"
-    for path, words in ((tmp_path, "it is a folder"), ("a\0b", "null"), ("/dev/zero", "no plain file")):
+    for path, words in ((tmp_path, "it is a folder"), ("a\0b", "null"), ("/dev/zero", "not a regular file")):
         with pytest.raises(UnreadableError, match=words) as error:
             read_text(path)
         assert error.value.why in str(error.value)
-    with pytest.raises(UnreadableError, match="it has 8 bytes, of at most 7"):
+    with pytest.raises(UnreadableError, match="it has 8 bytes, more than the limit of 7"):
         read_text(tmp_path / "marked", 7)
 
 

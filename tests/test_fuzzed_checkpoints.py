@@ -95,10 +95,10 @@ def test_damaged_generation_settings_are_named_or_change_no_answer(tiny_folder, 
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("config.json", lambda found: found.update(image_token_id=5), "image_token_id=.*, and config.json says 5"),
-        ("config.json", lambda found: found.pop("image_token_id"), "image_token_id=.*, and config.json says 151655"),
-        ("config.json", lambda found: found["text_config"].update(vocab_size=20), "and config.json says 20 words"),
-        ("tokenizer.json", lambda found: found["model"]["vocab"].update(row=999), "'row' has the id 999, and config"),
+        ("config.json", lambda found: found.update(image_token_id=5), "image_token_id=.*, but config.json says 5"),
+        ("config.json", lambda found: found.pop("image_token_id"), "image_token_id=.*, but config.json says 151655"),
+        ("config.json", lambda found: found["text_config"].update(vocab_size=20), "but config.json has 20 words"),
+        ("tokenizer.json", lambda found: found["model"]["vocab"].update(row=999), "'row' has the id 999, but config"),
     ],
 )
 def test_words_and_placeholders_that_the_model_beside_a_processor_lacks(tiny_folder, tmp_path, file, change, words):

@@ -224,33 +224,33 @@ FILES = {
     "comment": ("# nothing\n", "is empty"),
     "deep": ("[" * 3000, "nested too deeply"),
     "deep map": ("a: " + "{a: " * 2000, "nested too deeply"),
-    "bomb": (BOMB, "stand for more than 100,000 values"),
-    "merges": (MERGES, "stand for more than 100,000 values"),
-    "loop": ("a: &a [*a]", "an alias holds itself"),
+    "bomb": (BOMB, "expand to more than 100,000 values"),
+    "merges": (MERGES, "expand to more than 100,000 values"),
+    "loop": ("a: &a [*a]", "an alias contains itself"),
     "twice": ("seed: 1\noverwrite: false\nseed: 2\n", "the key 'seed' is given twice"),
-    "no index": ('seed: !!int ""', "is no YAML"),
-    "no date": ("seed: !!timestamp x", "is no YAML"),
-    "object": ("seed: !!python/object/apply:os.system [x]", "is no YAML"),
-    "two": ("a: 1\n---\nb: 2\n", "is no YAML"),
+    "no index": ('seed: !!int ""', "cannot be read as YAML"),
+    "no date": ("seed: !!timestamp x", "cannot be read as YAML"),
+    "object": ("seed: !!python/object/apply:os.system [x]", "cannot be read as YAML"),
+    "two": ("a: 1\n---\nb: 2\n", "cannot be read as YAML"),
     "latin": ("output: grün".encode("latin-1"), "byte 10 is not UTF-8"),
     "utf16": ("output: o".encode("utf-16"), "is not UTF-8"),
     "binary": (bytes(range(256)), "is not UTF-8"),
-    "control": ("output: \x07", "is no YAML"),
-    "digits": ("seed: " + "9" * 5000, "is no YAML"),
-    "list": ("- 1", "holds a list"),
-    "text": ("ppe", "holds a str"),
+    "control": ("output: \x07", "cannot be read as YAML"),
+    "digits": ("seed: " + "9" * 5000, "cannot be read as YAML"),
+    "list": ("- 1", "contains a list"),
+    "text": ("ppe", "contains a str"),
     "keys": ("1: 2\nnull: 3\n", "has no setting 1, None"),
-    "large": (b"# " + b"x" * 2_000_000, "bytes, of at most"),
-    "quoted": ('overwrite: "false"', "overwrite='false' must be true or false, not a text: write it without quotes"),
+    "large": (b"# " + b"x" * 2_000_000, "bytes, more than the limit of"),
+    "quoted": ('overwrite: "false"', "overwrite='false' must be true or false, not a string: write it without quotes"),
     "half": ("save_steps: 0.5", "save_steps=0.5 must be a whole number"),
     "endless": ("epochs: .inf", "epochs=inf must be"),
     "none": ("learning_rate: .nan", "learning_rate=nan must be finite"),
     "dotless": ("learning_rate: 1e-5", "write 1.0e-5"),
-    "number": ("output: 5", "output=5 must be a text"),
+    "number": ("output: 5", "output=5 must be a string"),
     "nested": ("video: {fps: '2'}", "fps='2' must be a number"),
     "compression": ("compression: {1: 2}", "unknown compression key(s) 1: the keys are"),
-    "adapter": ("adapter: []", "adapter=[] must be a text or a mapping"),
-    "device": ("device: [1]", "device=[1] must be a text"),
+    "adapter": ("adapter: []", "adapter=[] must be a string or a mapping"),
+    "device": ("device: [1]", "device=[1] must be a string"),
     "seeds": ("seed: 99999999999999999999", "seed=99999999999999999999 must be in [0,"),
     "growing": (
         "compression: {ratio: [1.0, 0.5], layers: [0, 1]}",
@@ -282,15 +282,17 @@ def test_recipes_that_cannot_be_are_one_line_before_anything_is_loaded(run, untr
 def test_what_is_no_recipe_file_is_one_line(run, untrained, tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     os.mkfifo(tmp_path / "pipe.yaml")
-    for name, words in (("folder.yaml", "folder"), ("pipe.yaml", "no plain file"), ("gone.yaml", "neither a file nor")):
-        refused(run("train", "--config", tmp_path / name, "--model", "m", "--data", "d.json"), name, words)
-    refused(run("train", "--config", "/dev/zero", "--model", "m", "--data", "d.json"), "/dev/zero", "no plain file")
+    kinds = {"folder": "folder", "pipe": "not a regular file"}
+    for name, words in {**kinds, "gone": "neither a file nor"}.items():
+        file = tmp_path / f"{name}.yaml"
+        refused(run("train", "--config", file, "--model", "m", "--data", "d.json"), file.name, words)
+    refused(run("train", "--config", "/dev/zero", "--model", "m", "--data", "d.json"), "/dev/zero", kinds["pipe"])
     refused(run("train", "--config", "x" * 300, "--model", "m", "--data", "d.json"), "too long")
-    for name, words in (("folder.json", "folder"), ("pipe.json", "no plain file"), ("gone.json", "does not exist")):
-        if (tmp_path / name.replace("json", "yaml")).exists():
-            (tmp_path / name.replace("json", "yaml")).rename(tmp_path / name)
-        with pytest.raises(InputError, match=rf"{name}: cannot be read as JSON \(.*{words}"):
-            CompressionConfig.from_file(tmp_path / name)
+    for name, words in {**kinds, "gone": "does not exist"}.items():
+        if (tmp_path / f"{name}.yaml").exists():
+            (tmp_path / f"{name}.yaml").rename(tmp_path / f"{name}.json")
+        with pytest.raises(InputError, match=rf"{name}\.json: cannot be read as JSON \(.*{words}"):
+            CompressionConfig.from_file(tmp_path / f"{name}.json")
     for text, words in (
         ("[" * 9000, "deeply"),
         ('{"k": 2, "k": 4}', "'k' is given twice"),

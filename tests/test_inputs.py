@@ -213,7 +213,7 @@ def test_a_prompt_needs_one_placeholder_per_visual(tiny_processor, write_image):
         {"role": "user", "content": [*ask("", image=path)[0]["content"], {"type": "text", "text": "<|image_pad|>"}]}
     ]
     with pytest.raises(
-        InputError, match=r"prompt 2 holds 2 image placeholders .* for 1 image: its text must hold no <\|im"
+        InputError, match=r"prompt 2 has 2 image placeholders .* for 1 image: its text must not contain <\|im"
     ) as error:
         build_inputs(tiny_processor, [ask("count"), extra])
     one_line(error)
@@ -222,9 +222,7 @@ def test_a_prompt_needs_one_placeholder_per_visual(tiny_processor, write_image):
 def test_a_template_that_writes_no_placeholder_is_refused(tiny_folder, write_image):
     processor = load_processor(tiny_folder)
     processor.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
-    with pytest.raises(
-        InputError, match=r"prompt 1 holds 0 image .*: the checkpoint's chat template must write one per"
-    ):
+    with pytest.raises(InputError, match=r"prompt 1 has 0 image .*: the checkpoint's chat template must write one per"):
         build_inputs(processor, [ask("count", image=write_image("a.png"))])
 
 

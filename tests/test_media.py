@@ -111,7 +111,7 @@ def test_a_video_that_lacks_its_end_is_not_taken_for_a_shorter_one(tmp_path, cli
     data = whole.index(b"mdat") + 4
     (tmp_path / "cut.mp4").write_bytes(whole[: data + (len(whole) - data) // 3])
     for read in (video_header, load_video):
-        with pytest.raises(InputError, match=r"breaks off after [678] of 24 frames: give a whole"):
+        with pytest.raises(InputError, match=r"is cut off after [678] of 24 frames: give a whole"):
             read(tmp_path / "cut.mp4")
     (tmp_path / "last.mp4").write_bytes(whole[:-200])
     header, video = video_header(tmp_path / "last.mp4"), load_video(tmp_path / "last.mp4", VideoSampling(nframes=24))

@@ -59,7 +59,7 @@ from ppe_npu.evaluation.benchmarks.readers import decode_image
             (data + bytes(30), kind)
             for data, kind in ((b"v/1\1", "OpenEXR"), (b"qoif", "QOI"), (b"PK\3\4", "a zip file"))
         ),
-        (b"\0\0\0\x18ftypavis" + bytes(30), "AVIF, damaged or not read by this Pillow"),
+        (b"\0\0\0\x18ftypavis" + bytes(30), "AVIF, damaged or not supported by this Pillow"),
         (b"\0\0\0\x18ftypM4A " + bytes(30), "sound"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
@@ -124,7 +124,7 @@ def test_a_gigantic_picture_is_refused_by_its_header_with_what_helps(tmp_path, m
     data = empty_png(side, 8)
     data = data[:16] + side.to_bytes(4, "big") * 2 + data[24:]  # says so much, and breaks off: nothing is decoded
     data = data.replace(data[29:33], zlib.crc32(data[12:29]).to_bytes(4, "big"), 1)
-    words = rf"{megapixels} megapixels \({side}x{side}\), more than are read: make it smaller than 178 megapixels"
+    words = rf"{megapixels} megapixels \({side}x{side}\), more than can be read: make it smaller than 178 megapixels"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _, given in [("path", tmp_path / "a.png"), ("bytes", data), ("row", {"bytes": data})]:
@@ -148,7 +148,7 @@ def test_formats_whose_decoders_need_more_memory_are_read_up_to_less(monkeypatch
     large = Image.new("RGB", (2_000, 1_500))
     assert load_image(saved(large, "PNG")).size == large.size
     for kind, most in (("WEBP", 1), ("TIFF", 1), ("JPEG2000", 0)):
-        words = rf"3 megapixels \(2000x1500\), more than are read: make it smaller than {most} megapixels"
+        words = rf"3 megapixels \(2000x1500\), more than can be read: make it smaller than {most} megapixels"
         with pytest.raises(InputError, match=words):
             load_image(saved(large, kind))
     assert load_image(saved(large, "JPEG")).size == large.size

@@ -54,7 +54,7 @@ def test_home_is_home_for_every_option(tmp_path, monkeypatch):
     assert {taken(action, "~/run") for _, action in options()} == {str(tmp_path / "run")}
     assert {taken(action, "./~") for _, action in options()} == {"./~"}
     for _, action in options():
-        with pytest.raises(InputError, match="is an empty text"):
+        with pytest.raises(InputError, match="is an empty string"):
             taken(action, " ")
     config = TrainConfig("~/m", ["~/a.json"], "~/run", data_root="~/d", validation_data="~/b.json")
     paths = (config.model, *config.data, config.output, config.data_root, *config.validation_data)
@@ -219,7 +219,7 @@ def test_all_data_files_are_looked_for_before_the_first_is_read(tmp_path, monkey
     monkeypatch.setattr("ppe_npu.training.data.read_file", lambda path: pytest.fail(f"{path} was read"))
     with pytest.raises(InputError, match=r"gone\.json cannot be read"):
         check_records([tmp_path / "a.json", tmp_path / "gone.json"])
-    with pytest.raises(InputError, match=r"data root .*a\.json is no folder: name the one"):
+    with pytest.raises(InputError, match=r"data root .*a\.json is not a folder: name the one"):
         check_records(tmp_path / "a.json", data_root=tmp_path / "a.json")
     data, gone = str(tmp_path / "a.json"), str(tmp_path / "gone.json")
     config = TrainConfig("m", data, str(tmp_path / "run"), validation_data=gone)
@@ -245,7 +245,7 @@ def test_every_path_of_a_recipe_is_looked_at_as_an_option_is(tmp_path, monkeypat
         return stat(path, *args, **named)
 
     monkeypatch.setattr("os.stat", refusing)
-    with pytest.raises(InputError, match=rf"^{key}='{closed}/x.json' cannot be looked at \(Permission denied\): name "):
+    with pytest.raises(InputError, match=rf"^{key}='{closed}/x.json' cannot be accessed \(Permission denied\): name "):
         TrainConfig(**ASKED | {key: f"{closed}/x.json"})
     (tmp_path / "recipe.json").write_text(json.dumps(ASKED | {key: f"{closed}/x.json"}))
     assert load_recipe(tmp_path / "recipe.json")[key] == f"{closed}/x.json"
@@ -257,7 +257,7 @@ def test_an_empty_path_is_none_where_none_is_needed(key):
     if {field.name: field.default for field in dataclasses.fields(TrainConfig)}[key] is None:
         assert getattr(TrainConfig(**ASKED | {key: ""}), key) is None
     else:
-        with pytest.raises(InputError, match=f"^{key}.*''.*(: give something, or leave it out|: choose one of)"):
+        with pytest.raises(InputError, match=f"^{key}.*''.*(: give a value, or leave it out|: choose one of)"):
             TrainConfig(**ASKED | {key: ""})
 
 
@@ -275,7 +275,7 @@ def test_a_name_that_is_no_file_is_not_looked_for(tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_too_long_is_said_wherever_it_would_stand(tmp_path):
-    with pytest.raises(InputError, match=r"^output='.*' cannot be looked at \(File name too long\): name another"):
+    with pytest.raises(InputError, match=r"^output='.*' cannot be accessed \(File name too long\): name another"):
         TrainConfig(**ASKED | {"output": f"{tmp_path}/new/{'a' * 300}"})
 
 

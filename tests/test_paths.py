@@ -39,7 +39,7 @@ ADDRESSES = [
     ("data:image/png;base64,iVBORw0KGgo=", "give the file's path"),
     ("Data:,x", "give the file's path"),
     ("data:image/png;base64," + "A" * 10**6, "give the file's path"),
-    ("\\\\server\\share\\a.png", "network path of Windows"),
+    ("\\\\server\\share\\a.png", "is a Windows network path"),
 ]
 
 
@@ -62,7 +62,7 @@ def odd(tmp_path):
         "socket": (tmp_path / "socket", "is a socket"),
         "device": (Path("/dev/zero"), "is a device"),
         "terminal": (Path("/dev/tty"), "is a device"),
-        "the system's own": (Path("/proc/self/environ"), "is no regular file"),
+        "the system's own": (Path("/proc/self/environ"), "is not a regular file"),
         "nothing": (tmp_path / "none.png", "does not exist"),
         "below a file": (Path(__file__) / "a.png", "does not exist"),
         "long name": (tmp_path / ("x" * 5000), "cannot be a file"),

@@ -206,7 +206,7 @@ def test_pictures_that_only_pillow_holds():
     check(turned, upright(RGB, 6))
     odd = Image.new("L", (2, 2))
     odd._mode = "BGR;15"  # which older Pillows had
-    with pytest.raises(InputError, match="mode BGR;15, which are not read"):
+    with pytest.raises(InputError, match="mode BGR;15, which are not supported"):
         load_image(odd)
 
 
@@ -280,11 +280,11 @@ def test_more_of_arrays_and_tensors():
         (5, "given as int"),
         (None, "given as NoneType"),
         (["a.png"], "given as list"),
-        ({"bytes": None, "path": None}, "neither"),
-        ({"image": "a.png"}, "neither"),
+        ({"bytes": None, "path": None}, "missing"),
+        ({"image": "a.png"}, "missing"),
         ({"bytes": 5}, "is int"),
         (b"", "it is empty"),
-        ("", "is an empty text"),
+        ("", "is an empty string"),
     ],
 )  # fmt: skip
 def test_what_has_no_rule_is_refused_in_one_line(given, words):

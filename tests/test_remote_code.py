@@ -74,7 +74,7 @@ def commands(tmp_path, write_image):
 def test_no_command_runs_it(asking, commands, packages, run, tmp_path):
     folder, file, ran = asking
     for name, words in commands.items():
-        refused(run(*words, folder), file, "runs no code of a checkpoint; take one whose classes", folder)
+        refused(run(*words, folder), file, "runs no code of a checkpoint: use one whose classes", folder)
         assert not ran.exists(), name
         assert not (tmp_path / "out").exists(), name
 
@@ -85,7 +85,7 @@ def test_neither_does_an_lmms_eval_model_nor_the_package_itself(asking):
 
     folder, file, ran = asking
     for read in (ppe_npu.from_pretrained, Answerer.load):
-        with pytest.raises(InputError, match=rf"in {file}\): this package runs no code"):
+        with pytest.raises(InputError, match=rf"in {file}\), but this package runs no code"):
             read(str(folder))
         assert not ran.exists()
 

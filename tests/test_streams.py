@@ -66,7 +66,7 @@ def test_what_a_launcher_says_and_is_no_number_is_named(monkeypatch, name, value
     monkeypatch.setenv(name, value)
     read = {"RANK": device.process_rank, "WORLD_SIZE": device.process_count}[name]
     with pytest.raises(
-        InputError, match=f"^environment variable {name}='.*is no whole number from [01] on: unset"
+        InputError, match=f"^environment variable {name}='.*must be a whole number of at least [01]: unset"
     ) as error:
         read()
     assert len(str(error.value)) < 250
@@ -107,7 +107,7 @@ def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch, error
         raise error("the address is taken\nand so on")
 
     monkeypatch.setattr(start, "_arguments", refuse)
-    words = r"of processes \(of {}\) cannot be started \(the address is taken\): start them by torchrun"
+    words = r"of processes \(of {}\) cannot be started \(the address is taken\): start it with torchrun"
     with pytest.raises(InputError, match=words.format(2)):
         start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=2)
     with pytest.raises(error, match="taken\n"):

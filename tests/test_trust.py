@@ -96,7 +96,7 @@ class Evil:
 
 def test_pickled_weights_are_read_where_it_is_allowed(folder, tiny_folder, run, write_image):
     pickled(folder)
-    with pytest.raises(InputError, match=r"pickled weights alone .* --allow-bin \(allow_bin=True\)") as error:
+    with pytest.raises(InputError, match=r"only pickled weights .* --allow-bin \(allow_bin=True\)") as error:
         load_model(folder)
     assert str(folder) in str(error.value)
     theirs, ours = load_model(folder, allow_bin=True).state_dict(), load_model(tiny_folder).state_dict()
@@ -145,7 +145,7 @@ def test_an_index_names_files_of_its_folder(folder, name):
             check_checkpoint(folder)
     for text in ("{", "[]", "{}", '{"weight_map": []}', "[" * 100_000):
         file.write_text(text)
-        with pytest.raises(InputError, match="is no index of weights") as error:
+        with pytest.raises(InputError, match="is not an index of weights") as error:
             check_checkpoint(folder)
         assert "\n" not in str(error.value)
 

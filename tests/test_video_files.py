@@ -56,7 +56,7 @@ OTHERS = {
     "lost.mp4": ("<!DOCTYPE html><html>404</html>", "a web page"),
     "call.sdp": ("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n", "a stream"),
     "chapters.mp4": (";FFMETADATA1\ntitle=x\n", "a list of chapters"),
-    "words.srt": ("1\n00:00:01,000 --> 00:00:02,000\nhello\n", "in no video format"),
+    "words.srt": ("1\n00:00:01,000 --> 00:00:02,000\nhello\n", "a file of another format"),
 }
 
 
@@ -108,7 +108,7 @@ def test_sound_is_no_video(tmp_path):
             if cover:
                 file.mux(picture.encode(av.VideoFrame.from_ndarray(numbered(5), format="rgb24")))
             file.mux(sound.encode())
-        assert "holds no video stream: give a file with pictures" in refusals(tmp_path / name).pop()
+        assert "contains no video stream: give a file that has one" in refusals(tmp_path / name).pop()
 
 
 def test_of_several_streams_the_first_is_shown(tmp_path):
@@ -164,7 +164,7 @@ def test_more_than_a_damaged_end_is_refused(tmp_path):
     whole = bytearray(Path(write_video(tmp_path / "a.mp4", container_options={"movflags": "faststart"})).read_bytes())
     whole[-len(whole) // 4 :] = bytes(-(-len(whole) // 4))
     (tmp_path / "a.mp4").write_bytes(whole)
-    with pytest.raises(InputError, match=r"a\.mp4 breaks off after [123]\d of 40 frames"):
+    with pytest.raises(InputError, match=r"a\.mp4 is cut off after [123]\d of 40 frames"):
         load_video(tmp_path / "a.mp4", VideoSampling(nframes=40))
 
 
@@ -176,7 +176,7 @@ def test_a_stated_number_of_frames_is_not_believed(tmp_path):
     assert (
         refusals(tmp_path / "a.avi")
         .pop()
-        .endswith("breaks off after 40 of 2,147,483,643 frames: give a whole video file")
+        .endswith("is cut off after 40 of 2,147,483,643 frames: give a whole video file")
     )
 
 
@@ -192,7 +192,7 @@ def test_frames_that_change_their_size(tmp_path):
 def test_frames_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4")
     monkeypatch.setattr(containers, "_MOST_PIXELS", 64 * 48 - 1)
-    assert "states frames of 64x48, more than 3,071 pixels" in refusals(path).pop()
+    assert "declares frames of 64x48, more than 3,071 pixels" in refusals(path).pop()
 
 
 def test_threads_lose_nothing_before_a_damaged_packet(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ def from_pretrained(
     if compression is None:
         said = getattr(model.config, KEY, None)
         if said is None:
-            raise InputError(f"model {path} says nothing of a compression ({FILE}): give one, as compression='ppe'")
+            raise InputError(f"model {path} states no compression ({FILE}): give one, such as compression='ppe'")
         compression = CompressionConfig.from_dict(said)
     return compress(model, compression)
 

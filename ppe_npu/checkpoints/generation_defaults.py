@@ -64,7 +64,7 @@ def of_checkpoint(path: str | Path) -> Settings:
     for name, value in found.items():
         wanted = None if value is None else _expected(name, value)
         if wanted:
-            raise InputError(f"{file}: {name} is {shown(value)}, not {wanted}: mend it, or delete the entry")
+            raise InputError(f"{file}: {name} is {shown(value)}, not {wanted}: fix it, or delete the entry")
     return found
 
 

@@ -113,13 +113,13 @@ def check_checkpoint(path: str | Path, allow_bin: bool = False, tiled: bool = Fa
     names = names if isinstance(names, list) and names else ["model of no stated class"]
     supported = commanded_classes(tiled)
     if names[0] not in supported and names[0] in supported_classes():
-        made = "only train and eval make" if names[0] in commanded_classes(True) else "no command makes yet"
+        made = "only train and eval prepare" if names[0] in commanded_classes(True) else "no command prepares yet"
         raise InputError(
-            f"model {path} is a {names[0]}, which compress() takes, but whose inputs {made}: load and "
+            f"model {path} is a {names[0]}, which compress() supports, but whose inputs {made}: load and "
             f"compress it in a program of your own (docs/families.md), or use one of {', '.join(supported)}"
         )
     if names[0] not in supported and SERVED in config:
-        raise InputError(f"model {path} was exported for vLLM ({SERVED}): name the checkpoint that it was made of")
+        raise InputError(f"model {path} was exported for vLLM ({SERVED}): name the checkpoint that it was made from")
     if names[0] not in supported:
         raise InputError(f"model {path} is a {names[0]}, which is not supported: use one of {', '.join(supported)}")
     return names[0]
@@ -172,7 +172,7 @@ def load_processor(
     if importlib.util.find_spec("torchvision") is None:
         raise InputError(
             "torchvision is not installed, which transformers' image and video processors need: "
-            f"pip install --no-deps the release that belongs to torch {torch.__version__.split('+')[0]}"
+            f"pip install --no-deps the release that matches torch {torch.__version__.split('+')[0]}"
         )
     from transformers import AutoProcessor
 
@@ -182,8 +182,8 @@ def load_processor(
     check_no_code(path)
     if Path(path).is_dir() and not (Path(path) / _TOKENIZER).is_file():
         raise InputError(
-            f"processor of {path} cannot be loaded: the folder lacks {_TOKENIZER}, without which a text may be split "
-            "otherwise: copy it from where the model is from"
+            f"processor of {path} cannot be loaded: the folder lacks {_TOKENIZER}, without which text may be "
+            "tokenized differently: copy it from where the model came from"
         )
     try:
         processor = AutoProcessor.from_pretrained(str(path), **NO_CODE)
@@ -210,7 +210,7 @@ def _damaged(folder: Path) -> str | None:
         except UnreadableError as error:
             return f"{name}: {error.why}"
         if not isinstance(found, dict):
-            return f"{name} holds {shown(found)}, no settings"
+            return f"{name} contains {shown(found)}, not settings"
     return None
 
 
@@ -219,8 +219,8 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     if is_tiled(processor):
         if min_pixels or max_pixels:
             raise InputError(
-                f"min_pixels or max_pixels, but pictures of {path} are tiles of one size: leave them out (of eval's "
-                "protocols, checkpoint names none)"
+                f"min_pixels and max_pixels do not apply to {path}, whose pictures are tiles of one size: leave them "
+                "out (eval's protocol named checkpoint sets none)"
             )
         return
     size = dict(processor.image_processor.size)
@@ -234,7 +234,7 @@ def _bound(processor: Any, min_pixels: int | None, max_pixels: int | None, path:
     for part in (size, processor.video_processor.size):
         if part["shortest_edge"] > MOST:  # every picture would be enlarged to this size
             least = f"min_pixels={part['shortest_edge']} of {path}"
-            raise InputError(f"{least} is more than any picture that is read has: give {MOST} or less")
+            raise InputError(f"{least} exceeds the largest picture that can be read: give {MOST} or less")
     set_pixels(processor.image_processor, size["shortest_edge"], size["longest_edge"])
 
 
@@ -249,7 +249,7 @@ def _chat_template(path: str | Path, processor: Any) -> str:
         given = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
     if isinstance(given, dict):
         if "default" not in given and len(given) > 1:
-            raise InputError(f"processor of {path} has chat templates {', '.join(map(str, given))}: call one default")
+            raise InputError(f"processor of {path} has chat templates {', '.join(map(str, given))}: name one default")
         given = given.get("default", next(iter(given.values()), None))
     if not given or not isinstance(given, str):
         raise InputError(f"processor of {path} has no chat template: put chat_template.jinja into the folder")
@@ -268,11 +268,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file() and (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"model folder {folder} holds an adapter alone: `ppe-npu merge-lora --adapter {folder} --output FOLDER` "
-            "makes a model of it"
+            f"model folder {folder} contains only an adapter: run `ppe-npu merge-lora --adapter {folder} --output "
+            "FOLDER` to make a model of it"
         )
     if not file.is_file():
-        raise InputError(f"model folder {folder} is not a checkpoint: it holds no config.json")
+        raise InputError(f"model folder {folder} is not a checkpoint: it contains no config.json")
     try:
         config = read_json(file)
     except UnreadableError as error:
@@ -292,7 +292,7 @@ def _hub_config(path: str | Path) -> dict[str, Any]:
     """The config of a model on the hub, or in the hub's local cache."""
     name = str(path)
     if Path(name).exists():
-        raise InputError(f"model {name} is no folder: give the checkpoint's folder")
+        raise InputError(f"model {name} is not a folder: give the checkpoint's folder")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InputError(f"model {name} does not exist: give a checkpoint folder or a hub id such as owner/name")
     from transformers.utils import cached_file

@@ -40,7 +40,7 @@ def try_processor(processor: Any, path: str | Path, model: str | Path | None = N
         _check_numbers(getattr(processor, name), name, path, () if tiled else _SIZES, _SIDES if tiled else _EDGES)
     longest = processor.tokenizer.model_max_length
     if not _is_number(longest) or not longest > 0:
-        raise _useless("tokenizer", path, f"model_max_length={shown(longest)} is no number above 0")
+        raise _unusable("tokenizer", path, f"model_max_length={shown(longest)} is not a number above 0")
     config = _config(model or path)
     _check_vocabulary(processor, config, path)
     image, video = processor.image_processor, processor.video_processor
@@ -80,7 +80,7 @@ def _check_vocabulary(processor: Any, config: Any, path: str | Path) -> None:
     if isinstance(rows, int):
         word, last = max(words, key=lambda pair: pair[1], default=("", -1))
         if last >= rows:
-            raise _useless("tokenizer", path, f"{shown(word)} has the id {last}, and config.json says {rows} words")
+            raise _unusable("tokenizer", path, f"{shown(word)} has the id {last}, but config.json has {rows} words")
 
 
 def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
@@ -88,13 +88,13 @@ def _check_against_model(processor: Any, config: Any, path: str | Path) -> None:
     for key in ("image_token_id", "video_token_id"):
         token, wanted = getattr(processor, key, None), getattr(config, key, None)
         if isinstance(wanted, int) and token != wanted:
-            raise _useless("tokenizer", path, f"{key}={shown(token)}, and config.json says {wanted}")
+            raise _unusable("tokenizer", path, f"{key}={shown(token)}, but config.json says {wanted}")
     vision = getattr(config, "vision_config", None)
     for name in ("image_processor", "video_processor"):
         for key, of_model in zip(_SIZES, ("patch_size", "spatial_merge_size", "temporal_patch_size"), strict=True):
             size, wanted = getattr(getattr(processor, name), key), getattr(vision, of_model, None)
             if isinstance(wanted, int) and size != wanted:
-                raise _useless(name, path, f"{key}={shown(size)}, and config.json says {of_model}={wanted}")
+                raise _unusable(name, path, f"{key}={shown(size)}, but config.json says {of_model}={wanted}")
 
 
 def _try_tiles(processor: Any, path: str | Path) -> None:
@@ -112,7 +112,7 @@ def _try_text(processor: Any, path: str | Path) -> None:
     _use("tokenizer", path, lambda: processor.tokenizer(["what?"]))
     said = _use("chat template", path, lambda: processor.apply_chat_template(_TURN, tokenize=False))
     if "what?" not in said:
-        raise _useless("chat template", path, "a message's text does not come out of it")
+        raise _unusable("chat template", path, "it drops the text of a message")
 
 
 def check_sizes(config: Any) -> None:
@@ -122,9 +122,9 @@ def check_sizes(config: Any) -> None:
         for key, value in vars(part).items():
             sides = value if isinstance(value, (list, tuple)) else [value]
             if key.endswith("_size") and value is not None and not all(_is_number(side) and side > 0 for side in sides):
-                raise InputError(f"{key}={shown(value)} is no number above 0")
+                raise InputError(f"{key}={shown(value)} is not a number above 0")
             if key.endswith("_eps") and not (_is_number(value) and 0 <= value < math.inf):
-                raise InputError(f"{key}={shown(value)} is no finite number of at least 0")
+                raise InputError(f"{key}={shown(value)} is not a finite number of at least 0")
     sections = text.rope_parameters.get("mrope_section")
     if sections is None and config.model_type == "internvl":  # positions are one-dimensional
         return
@@ -132,7 +132,8 @@ def check_sizes(config: Any) -> None:
     turned = turned_channels(text)
     if len(sections) != 3 or sum(sections) != turned:
         raise InputError(
-            f"mrope_section={shown(sections)} are no three numbers that sum to {turned}, what turns of half a head"
+            f"mrope_section={shown(sections)} is not three numbers that sum to {turned}, the rotated channels of "
+            "half a head"
         )
 
 
@@ -141,15 +142,17 @@ def _check_tower(vision: Any, features: int) -> None:
     width, heads = getattr(vision, "embed_dim", vision.hidden_size), vision.num_heads
     if not _is_number(heads) or heads <= 0 or width % (4 * heads):
         raise InputError(
-            f"vision_config num_heads={shown(heads)} of a width of {width}: each turns a multiple of four channels"
+            f"vision_config num_heads={shown(heads)} does not fit a width of {width}: each head needs a multiple of "
+            "four channels"
         )
     key = "hidden_size" if hasattr(vision, "embed_dim") else "out_hidden_size"
     if getattr(vision, key) != features:
-        raise InputError(f"vision_config {key}={shown(getattr(vision, key))} is not text_config hidden_size={features}")
+        found = shown(getattr(vision, key))
+        raise InputError(f"vision_config {key}={found} differs from text_config hidden_size={features}")
     taps = getattr(vision, "deepstack_visual_indexes", None) or []
     if list(taps) != sorted({*taps} & {*range(vision.depth)}):
         raise InputError(
-            f"deepstack_visual_indexes={shown(taps)} are no rising numbers of the tower's {vision.depth} blocks"
+            f"deepstack_visual_indexes={shown(taps)} is not an ascending list of the tower's {vision.depth} blocks"
         )
 
 
@@ -183,21 +186,21 @@ def _check_numbers(part: Any, name: str, path: str | Path, sizes: Sequence[str],
     for key in sizes:
         value = getattr(part, key, None)
         if not _is_number(value) or not 1 <= value <= _LARGEST or value != int(value):
-            raise _useless(name, path, f"{key}={shown(value)} is no whole number from 1 to {_LARGEST}")
+            raise _unusable(name, path, f"{key}={shown(value)} is not a whole number from 1 to {_LARGEST}")
     for key in edges:
         value = part.size.get(key) if hasattr(part.size, "get") else None
         if not _is_number(value) or not value > 0:
-            raise _useless(name, path, f"size {key}={shown(value)} is no number above 0")
+            raise _unusable(name, path, f"size {key}={shown(value)} is not a number above 0")
 
 
 def _use(name: str, path: str | Path, use: Callable[[], Any]) -> Any:
     try:
         return use()
     except Exception as error:  # a wrong setting makes transformers, tokenizers, jinja raise any error
-        raise _useless(name, path, f"{type(error).__name__}: {first_line(error)}") from error
+        raise _unusable(name, path, f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _useless(name: str, path: str | Path, why: str) -> InputError:
+def _unusable(name: str, path: str | Path, why: str) -> InputError:
     return InputError(f"{name} of {path} cannot be used ({why}): save the processor there again")
 
 

@@ -33,7 +33,7 @@ def check_no_code(folder: str | Path) -> None:
         files = list(Path(folder).iterdir()) if Path(folder).is_dir() else []
     except OSError as error:
         raise InputError(
-            f"model folder {printable(folder)} cannot be listed ({error.strerror}): give yourself the right to"
+            f"model folder {printable(folder)} cannot be listed ({error.strerror}): change its permissions"
         ) from error
     for file in files:
         if file.suffix in _READ and not file.is_dir():
@@ -46,8 +46,8 @@ def check_no_code(folder: str | Path) -> None:
         key = _names_code(config)
         if key is not None:
             raise InputError(
-                f"model folder {printable(folder)} asks for code of its own ({key} in {file.name}): this package "
-                "runs no code of a checkpoint; take one whose classes transformers has"
+                f"model folder {printable(folder)} needs code of its own ({key} in {file.name}), but this package "
+                "runs no code of a checkpoint: use one whose classes are part of transformers"
             )
 
 
@@ -56,8 +56,8 @@ def refused_code(path: str | Path, error: BaseException) -> InputError | None:
     if "trust_remote_code" not in str(error):
         return None
     return InputError(
-        f"model {printable(path)} asks for code of its own: this package runs no code of a checkpoint; take one whose "
-        "classes transformers has"
+        f"model {printable(path)} needs code of its own, but this package runs no code of a checkpoint: use one whose "
+        "classes are part of transformers"
     )
 
 
@@ -76,11 +76,11 @@ def check_weight_files(folder: Path, allow_bin: bool) -> None:
     pickled = any(folder.glob(PICKLED))
     if not any(any(folder.glob(pattern)) for pattern in (SAFE, _SAFE_INDEX)):
         if not pickled:
-            raise InputError(f"model folder {folder} holds no weights (*.safetensors): it is not a whole checkpoint")
+            raise InputError(f"model folder {folder} contains no weights (*.safetensors): give a complete checkpoint")
         if not allow_bin:
             raise InputError(
-                f"model folder {folder} holds pickled weights alone (pytorch_model.bin): save it as safetensors, or "
-                "have them read as plain tensors with --allow-bin (allow_bin=True)"
+                f"model folder {folder} contains only pickled weights (pytorch_model.bin): save it as safetensors, or "
+                "allow them to be read as plain tensors with --allow-bin (allow_bin=True)"
             )
     patterns = (_SAFE_INDEX, *((_PICKLED_INDEX,) if allow_bin else ()))
     named = {file: _named_by(file) for pattern in patterns for file in sorted(folder.glob(pattern))}
@@ -122,7 +122,7 @@ def _check_shards(index: Path, names: list[str]) -> None:
     """Raise InputError if files that an index names are missing."""
     if lacking := [name for name in names if not os.path.exists(index.parent / name)]:
         raise InputError(
-            f"model folder {index.parent} lacks {len(lacking)} of {len(names)} files of weights that {index.name} "
+            f"model folder {index.parent} lacks {len(lacking)} of {len(names)} weight files that {index.name} "
             f"names ({', '.join(map(brief, lacking[:3]))}{', ...' * (len(lacking) > 3)}): download them again"
         )
 
@@ -132,7 +132,7 @@ def _check_weights(file: Path) -> None:
     if not file.is_file():
         return
     if not may_be_read(file):
-        raise InputError(f"{file} may not be read (permission denied): change its rights, or give another model")
+        raise InputError(f"{file} may not be read (permission denied): change its permissions, or give another model")
     if file.stat().st_size < _POINTER and file.read_bytes().startswith(LFS_POINTER):
         raise InputError(f"{file} is a pointer of Git LFS, not the weights: run `git lfs pull` in its folder")
 
@@ -144,7 +144,7 @@ def _named_by(file: Path) -> list[str]:
         names = list(index["weight_map"].values())
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"{file} is no index of weights ({reason}): download or save the model again") from error
+        raise InputError(f"{file} is not an index of weights ({reason}): download or save the model again") from error
     names = list(dict.fromkeys(map(str, names)))
     for name in names:
         if "/" in name or "\\" in name or "\0" in name or name in ("", ".", ".."):

@@ -36,7 +36,7 @@ def to_rgb(image: Image.Image, name: str, factor: int = 1) -> Image.Image:
         InputError: a mode or a range of values that has no rule.
     """
     if image.mode not in MODES:
-        raise InputError(f"{name} has pixels of mode {image.mode}, which are not read: save it as 8-bit RGB")
+        raise InputError(f"{name} has pixels of mode {image.mode}, which are not supported: save it as 8-bit RGB")
     paint = _painter(image, name)
     width, height = image.size
     if factor == 1 and width * height <= _BAND:
@@ -63,7 +63,7 @@ def to_bytes(values: np.ndarray, name: str, low: float | None = None, high: floa
             no numbers.
     """
     if values.dtype.kind not in "buif":
-        raise InputError(f"{name} holds values of type {values.dtype}: give uint8 or floating point from 0 to 1")
+        raise InputError(f"{name} has values of type {values.dtype}: give uint8 or floating point from 0 to 1")
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.itemsize == 1 and values.dtype.kind == "u":

@@ -156,7 +156,7 @@ class OpenVideo:
 
     def broken(self) -> InputError:
         """The error to raise for a file that cannot be decoded."""
-        return _undecodable(self.path, self._reason or "no frame comes out")
+        return _undecodable(self.path, self._reason or "it yields no frame")
 
 
 @contextlib.contextmanager
@@ -182,8 +182,8 @@ def open_video(path: Path, patience: Patience, threads: bool = False) -> Iterato
         kind = _other_kind(path)
         if kind is None and getattr(error, "errno", None) != errno.EINVAL:
             raise _undecodable(path, _reason(error)) from error
-        kind = kind or "in no video format"  # FFmpeg found a format that is not among _FORMATS
-        raise InputError(f"video {path} is {kind} and is not read as a video: give a video file") from error
+        kind = kind or "a file of another format"  # FFmpeg found a format that is not among _FORMATS
+        raise InputError(f"video {path} is {kind}, which is not read as a video: give a video file") from error
     with container:
         yield OpenVideo(path, container, patience, threads)
 
@@ -195,15 +195,15 @@ def _shown_stream(path: str | Path, container: Any) -> Any:
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
-        raise InputError(f"video {path} holds no video stream: give a file with pictures in it")
+        raise InputError(f"video {path} contains no video stream: give a file that has one")
     stream = next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
     if stream.codec_context is None:
-        raise InputError(f"video {path} is coded in a way that FFmpeg cannot decode: convert it to H.264")
+        raise InputError(f"video {path} uses a codec that FFmpeg cannot decode: convert it to H.264")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > _MOST_PIXELS:
         most = f"{_MOST_PIXELS:,} pixels"
         raise InputError(
-            f"video {path} states frames of {width}x{height}, more than {most}: convert it to smaller ones"
+            f"video {path} declares frames of {width}x{height}, more than {most}: convert it to a smaller size"
         )
     return stream
 

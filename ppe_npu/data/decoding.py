@@ -143,4 +143,4 @@ def _check_end(video: OpenVideo, index: VideoIndex, last: int, wanted: int) -> N
     found, asked = np.searchsorted(index.ticks, (last, wanted), side="right").tolist()
     if asked - found > max(1, _LACKING * asked):
         told = f"{found:,} of {len(index):,} frames"
-        raise InputError(f"video {video.path} breaks off after {told}: give a whole video file")
+        raise InputError(f"video {video.path} is cut off after {told}: give a whole video file")

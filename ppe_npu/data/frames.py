@@ -43,7 +43,7 @@ def video_of_frames(
             frame.load() if isinstance(frame, VideoFrame) else load_image(frame, None if _has_path(frame) else shown)
         )
         if loaded and picture.size[::-1] != tuple(loaded[0].shape[1:]):
-            raise InputError(f"{name}: frame {index + 1} has another size than the first: bring them to one size")
+            raise InputError(f"{name}: frame {index + 1} differs in size from the first: resize them to one size")
         loaded.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
     indices = tuple(index - wanted[0] for index in wanted)
     return Video(torch.stack(loaded), len(loaded) / length * rate, name, indices, rate)

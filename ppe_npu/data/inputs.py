@@ -111,7 +111,7 @@ def encode(
     """Conversations -> token ids (not padded) and processed pixels; arguments and errors as in build_inputs."""
     if not all(hasattr(processor, part) for part in ("apply_chat_template", "tokenizer", "image_processor")):
         given = f"processor is of type {type(processor).__name__}"
-        raise InputError(f"{given}: give the checkpoint's, of transformers' AutoProcessor or load_processor(path)")
+        raise InputError(f"{given}: give the checkpoint's, from load_processor(path) or transformers' AutoProcessor")
     if not isinstance(add_generation_prompt, (bool, type(None))):
         raise InputError(f"add_generation_prompt is {shown(add_generation_prompt)}: give True or False")
     checked = check_conversations(conversations)
@@ -147,11 +147,11 @@ def render(processor: Any, messages: Sequence[Message], add_generation_prompt: b
         text = processor.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # the template is a program of the checkpoint's, and may raise anything
         raise InputError(
-            f"the checkpoint's chat template refuses a conversation ({first_line(error)}): give roles, turns and keys "
-            "that it takes"
+            f"the checkpoint's chat template rejects a conversation ({first_line(error)}): give roles, turns and keys "
+            "that it accepts"
         ) from error
     if has_surrogates(text):
-        raise InputError("a conversation's text is no Unicode: half of a surrogate pair stands alone in it")
+        raise InputError("a conversation's text is not valid Unicode: remove the lone half of a surrogate pair")
     return text
 
 
@@ -312,7 +312,7 @@ def split_placeholders(
     for kind, token in PLACEHOLDERS.items():
         if text.count(token) != len(left[kind]):
             held, given = text.count(token), len(left[kind])
-            raise InputError(f"{where} holds {held} {token} for {counted(given, kind)}: write one {token} per {kind}")
+            raise InputError(f"{where} has {held} {token} for {counted(given, kind)}: write one {token} per {kind}")
     items: list[dict[str, Any]] = []
     while text:
         found = [(text.find(token), kind) for kind, token in PLACEHOLDERS.items() if token in text]
@@ -338,7 +338,7 @@ def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torc
     try:
         device if isinstance(device, torch.device) else torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device is {shown(device)} ({first_line(error)}): give one that is here, or cpu") from error
+        raise InputError(f"device is {shown(device)} ({first_line(error)}): give an existing one, or cpu") from error
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     return {key: value.to(dtype) if key in _PIXELS else value for key, value in moved.items()}
 

@@ -68,7 +68,7 @@ def check_conversations(given: Any) -> list[list[Message]]:
     rows = _listed(given)
     if rows is None:
         raise InputError(
-            f"conversations are {shown(given)}, no list: give [[{{'role': 'user', 'content': 'Hello'}}, ...], ...]"
+            f"conversations are {shown(given)}, not a list: give [[{{'role': 'user', 'content': 'Hello'}}, ...], ...]"
         )
     if not rows:
         raise InputError("no conversation was given: give at least one")
@@ -106,7 +106,7 @@ def _conversation(given: Any, where: str) -> list[Message]:
     if messages is None:
         raise InputError(f"{name} is {shown(given)}: give a list of messages")
     if not messages:
-        raise InputError(f"{name} holds no message: give at least one")
+        raise InputError(f"{name} contains no message: give at least one")
     return [_message(message, f"{where}message {number}") for number, message in enumerate(messages, 1)]
 
 
@@ -115,7 +115,7 @@ def _message(given: Any, where: str) -> Message:
         raise InputError(f"{where} is {shown(given)}: give {{'role': 'user', 'content': ...}}")
     for key in given:
         if not isinstance(key, str):
-            raise InputError(f"{where} has the key {shown(key)}: keys are text")
+            raise InputError(f"{where} has the key {shown(key)}: keys must be strings")
     role, content = given.get("role"), given.get("content")
     if not isinstance(role, str) or not role.strip():
         raise InputError(f"{where} has role {shown(role)}: use system, user or assistant")
@@ -127,7 +127,7 @@ def _message(given: Any, where: str) -> Message:
         _check_text(content, f"{where}, content")
     elif parts is None:
         held = "" if content is not None else f" among its keys {shown(sorted(given))}"
-        raise InputError(f"{where} has content {shown(content)}{held}: give text or a list of parts")
+        raise InputError(f"{where} has content {shown(content)}{held}: give a string or a list of parts")
     else:
         content = [_part(part, f"{where}, part {number}") for number, part in enumerate(parts, 1)]
     return {**given, "role": role, "content": content}
@@ -136,14 +136,14 @@ def _message(given: Any, where: str) -> Message:
 def _part(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise InputError(
-            f"{where} is {shown(given)}: give {{'type': 'text', 'text': ...}} or one with an image or video"
+            f"{where} is {shown(given)}: give {{'type': 'text', 'text': ...}} or a part with an image or video"
         )
     held = {key: value for key, value in given.items() if value is not None}
     kind = _kind(held, where)
     if kind == "text":
         text = held.get("text")
         if not isinstance(text, str):
-            raise InputError(f"{where} of type text has text {shown(text)}: give text")
+            raise InputError(f"{where} of type text has text {shown(text)}: give a string")
         _check_text(text, f"{where}, text")
         _check_alone(held, kind, where)
         return {"type": "text", "text": text}
@@ -176,7 +176,7 @@ def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
     others = {"text", *_SOURCES["image"], *_SOURCES["video"]}.difference(own)
     for key in sorted(others.intersection(key for key in held if isinstance(key, str))):
         if not (isinstance(held[key], str) and not held[key]):
-            raise InputError(f"{where} of type {kind} holds {key} {shown(held[key])}, too: make two parts of it")
+            raise InputError(f"{where} of type {kind} also has {key} {shown(held[key])}: make two parts of it")
     for key in SETTINGS.get(kind, ()):
         if key in held:
             raise InputError(f"{where} has {key} {shown(held[key])}, which is not read here: {_WHERE_SET[kind]}")
@@ -195,7 +195,7 @@ def _decoded(value: Any, where: str) -> bytes:
         text = "".join(value.split())
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (AttributeError, binascii.Error, ValueError) as error:
-        raise InputError(f"{where} is {shown(value)}, no base64: give the file's path or its bytes") from error
+        raise InputError(f"{where} is {shown(value)}, not base64: give the file's path or its bytes") from error
 
 
 def _is_base64(text: str) -> bool:
@@ -228,7 +228,7 @@ def _video(value: Any, where: str) -> Any:
 
 def _check_text(text: str, where: str) -> None:
     if has_surrogates(text):
-        raise InputError(f"{where} is no Unicode: half of a surrogate pair stands alone in {shown(text)}")
+        raise InputError(f"{where} is not valid Unicode: remove the lone half of a surrogate pair from {shown(text)}")
 
 
 def has_surrogates(text: str) -> bool:

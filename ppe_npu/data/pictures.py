@@ -30,7 +30,7 @@ _OTHERS = (
     (0, b"\xd7\xcd\xc6\x9a", "WMF"), (40, b" EMF", "EMF"), (0, b"8BPS", "PSD"), (0, b"\x00\x00\x01\x00", "ICO"),
     (0, b"<svg", "SVG"), (0, b"<?xml", "XML, perhaps SVG"), (4, b"ftyphei", "HEIC"), (4, b"ftyphev", "HEIC"),
     (4, b"ftypmif1", "HEIC"), (4, b"ftypmsf1", "HEIC"), (0, b"\xff\n", "JPEG XL"), (4, b"JXL ", "JPEG XL"),
-    (4, b"ftypcrx", "a raw photograph"), (4, b"ftypavi", "AVIF, damaged or not read by this Pillow"),
+    (4, b"ftypcrx", "a raw photograph"), (4, b"ftypavi", "AVIF, damaged or not supported by this Pillow"),
     (4, b"ftypM4A", "sound"), (4, b"ftyp", "a video"), (0, b"\x1aE\xdf\xa3", "a video"),
     (8, b"AVI ", "a video"), (0, b"v/1\x01", "OpenEXR"), (0, b"#?R", "Radiance HDR"), (0, b"DDS ", "DDS"),
     (0, b"qoif", "QOI"), (0, b"PK\3\4", "a zip file"),
@@ -165,7 +165,7 @@ def _of_row(row: Row, name: str) -> Any:
     """The bytes of a row's picture, or its path if it has no bytes."""
     held = [row[key] for key in ("bytes", "path") if row.get(key) is not None]
     if not held or not isinstance(held[0], (bytes, bytearray, memoryview, str, Path)):
-        kind = type(held[0]).__name__ if held else "neither"
+        kind = type(held[0]).__name__ if held else "missing"
         raise InputError(f"{name} is a row whose bytes or path is {kind}: give {{'bytes': a file's bytes}}")
     return held[0]
 
@@ -186,7 +186,8 @@ def _of_file(file: Any, name: str) -> bytes:
         finally:
             file.seek(place)
     except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{name} is given as an open file that cannot be read ({first_line(error)})") from error
+        why = first_line(error)
+        raise InputError(f"{name} is given as an open file that cannot be read ({why}): open it again") from error
     if not isinstance(data, bytes):
         raise InputError(f"{name} is given as a file opened for text: open it for bytes (mode 'rb')")
     return data
@@ -261,7 +262,7 @@ def _check(image: Image.Image, name: str) -> None:
     most = min(MOST, _DECODING // each)
     if width * height > most:
         size = f"{width * height / 1e6:.0f} megapixels ({width}x{height})"
-        raise InputError(f"{name} has {size}, more than are read: make it smaller than {most // 10**6} megapixels")
+        raise InputError(f"{name} has {size}, more than can be read: make it smaller than {most // 10**6} megapixels")
 
 
 def _is_unread(image: Image.Image) -> bool:
@@ -287,12 +288,12 @@ def _orientation_by_header(image: Image.Image) -> int:
     """The orientation that is still to be applied to the size in the header."""
     if _ORIENTATION in getattr(image, "tag_v2", ()):
         return 1  # Pillow turns such a TIFF itself, and has already turned its size
-    if image.format == "PNG" and _is_unread(image) and _says_more_behind_pixels(image.fp):
+    if image.format == "PNG" and _is_unread(image) and _has_metadata_after_pixels(image.fp):
         image.load()
     return _orientation(image)
 
 
-def _says_more_behind_pixels(file: Any) -> bool:
+def _has_metadata_after_pixels(file: Any) -> bool:
     """Whether a PNG file has EXIF or text chunks after its pixels, which Pillow reads only when it decodes."""
     before, behind = file.tell(), False
     try:

@@ -43,7 +43,8 @@ def check_placeholders(processor: Any, ids: Sequence[int], items: Mapping[str, S
         token = getattr(processor, f"{kind}_token")
         counts = f"{counted(held, f'{kind} placeholder')} ({token}) for {counted(given, kind)}"
         short = f"the checkpoint's chat template must write one per {kind}: give one that does"
-        raise InputError(f"{where} holds {counts}: " + (short if held < given else f"its text must hold no {token}"))
+        remedy = short if held < given else f"its text must not contain {token}"
+        raise InputError(f"{where} has {counts}: {remedy}")
 
 
 def image_ids(processor: Any, tokens: int) -> torch.Tensor:

@@ -100,7 +100,8 @@ class VideoSampling:
         first = 0 if self.start is None else max(round(self.start * fps) - origin, 0)
         last = total - 1 if self.end is None else min(round(self.end * fps) - origin, total - 1)
         if first > last:
-            raise InputError(f"the clip from {self.start} s to {self.end} s is not in the {total / fps:.1f} s of video")
+            clip = f"the clip from {self.start} s to {self.end} s"
+            raise InputError(f"{clip} is outside the video, which lasts {total / fps:.1f} s: give other times")
         length = last - first + 1
         count = self.count(length, fps, multiple)
         if self.middles and (count < length or self.nframes is not None):

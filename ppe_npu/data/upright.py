@@ -27,7 +27,7 @@ def upright(frame: Any, path: str | Path) -> np.ndarray:
         pixels = _rgb(frame)
     except Exception as error:  # PyAV and Pillow may raise anything
         given = f"pixels of format {frame.format.name} ({first_line(error)})"
-        raise InputError(f"video {path} has {given}, which are not converted to RGB: convert it to yuv420p") from error
+        raise InputError(f"video {path} has {given}, which do not convert to RGB: convert it to yuv420p") from error
     matrix = next((np.frombuffer(data, dtype=np.int32) for data in frame.side_data if _is_matrix(data)), None)
     if matrix is None:
         return pixels

@@ -123,7 +123,7 @@ def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
             sum_ = checksum(packet) if key else 0
             found.append(_Packet(packet.pts, packet.dts, key, hidden, packet.is_corrupt, sum_))
     if not found:
-        raise InputError(f"video {video.path} holds no frames: record or convert it again")
+        raise InputError(f"video {video.path} contains no frames: record or convert it again")
     if first is None:
         raise video.broken()
     return found, first
@@ -145,12 +145,12 @@ def _index(video: OpenVideo, packets: list[_Packet], size: tuple[int, int]) -> V
     rates = [rate for rate in rates if rate > 0]  # in order of preference
     usable = _decodable(packets)
     ticks = _timeline(usable, in_packs=video.format == "mpeg")
-    by_order = ticks is None or _order_is_unsaid(usable, stream.codec_context.has_b_frames)
+    by_order = ticks is None or _order_is_unstated(usable, stream.codec_context.has_b_frames)
     if ticks is None:
         rate = next(iter(rates), 1.0)
         ticks, tick = np.arange(sum(not packet.hidden for packet in usable)), 1 / rate
     if not len(ticks):
-        raise InputError(f"video {video.path} holds no frames: record or convert it again")
+        raise InputError(f"video {video.path} contains no frames: record or convert it again")
     fps = _rate(ticks, tick, rates)
     _check_whole(video, len(packets), (float(ticks[-1]) - float(ticks[0])) * tick + 1 / fps)
     keys = (
@@ -191,7 +191,7 @@ def _timeline(packets: list[_Packet], in_packs: bool) -> np.ndarray | None:
     return np.array(distinct, dtype=np.int64)
 
 
-def _order_is_unsaid(packets: list[_Packet], reordered: int) -> bool:
+def _order_is_unstated(packets: list[_Packet], reordered: int) -> bool:
     """Whether the decoder reorders frames but the packets' times do not show it, as in AVI, which has no such times."""
     shown = [packet.shown for packet in packets]
     return None in shown or (bool(reordered) and not _falls(shown))
@@ -222,4 +222,4 @@ def _check_whole(video: OpenVideo, found: int, seconds: float) -> None:
     stated = None if stream.duration is None else float(stream.duration * stream.time_base)
     if lacks and (stated is None or seconds < _WHOLE * stated):
         told = f"{found:,} of {stream.frames:,} frames"
-        raise InputError(f"video {video.path} breaks off after {told}: give a whole video file")
+        raise InputError(f"video {video.path} is cut off after {told}: give a whole video file")

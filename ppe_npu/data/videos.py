@@ -64,7 +64,7 @@ class Video:
     def __post_init__(self) -> None:
         if self.indices is not None and len(self.indices) != len(self.frames):
             given = f"{len(self.indices)} indices for {len(self.frames)} frames"
-            raise InputError(f"video {self.path} has {given}: give one for each")
+            raise InputError(f"video {self.path} has {given}: give one index per frame")
 
     @property
     def seconds_per_frame(self) -> float:
@@ -185,13 +185,13 @@ def _filled(planned: Video, frames: Iterable[torch.Tensor], resizing: Resizing |
 def _load_folder(path: Path, sampling: VideoSampling, multiple: int, resizing: Resizing | None) -> Video:
     """load_video for a folder."""
     if not may_be_read(path):
-        raise InputError(f"video {path} is a folder that may not be looked into (permission denied): change its rights")
+        raise InputError(f"video {path} is a folder that may not be read (permission denied): change its permissions")
     files = [file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     files.sort(key=lambda file: (_with_numbers(file.name), file.name))
     if not files:
         raise InputError(f"video {path} is a folder without frames: give a video file or a folder of .jpg or .png")
     if sampling.frame_rate is None:
-        raise InputError(f"video {path} is a folder of frames, which states no rate: give VideoSampling.frame_rate")
+        raise InputError(f"video {path} is a folder of frames, which has no frame rate: set VideoSampling.frame_rate")
     width, height = load_image(files[0]).size
     header = VideoHeader(len(files), sampling.frame_rate, height, width)
     planned, wanted = _plan(header, path, sampling, multiple, origin=1)

@@ -50,11 +50,11 @@ class Checkpoint:
         adapter = (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
         if not adapter:
             if base is not None:
-                raise InputError(f"--base {base}: model {folder} is no adapter, it needs none")
+                raise InputError(f"--base {base}: model {folder} is not an adapter and needs no base: leave it out")
             check_checkpoint(folder, allow_bin, tiled)
             return cls(str(folder), None, allow_bin, tiled)
         check_no_code(path)
-        with _flag_of_asking():
+        with _base_flag_in_messages():
             return cls(str(folder), base_path(path, read_base(path), base, allow_bin, tiled), allow_bin, tiled)
 
     @property
@@ -77,7 +77,7 @@ class Checkpoint:
         if self.base is None:
             asked = {name: True for name in ("allow_bin", "tiled") if getattr(self, name)}
             return read(self.folder, device, dtype, **asked)
-        with _flag_of_asking():
+        with _base_flag_in_messages():
             model = merged(Path(self.folder).expanduser(), self.base, self.allow_bin)
         model.config._name_or_path = self.folder  # evaluations are distinguished by it
         for (
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 @contextlib.contextmanager
-def _flag_of_asking() -> Iterator[None]:
+def _base_flag_in_messages() -> Iterator[None]:
     """Rename --model to --base in messages: `merge-lora` takes the base as --model, here it is the adapter itself."""
     try:
         yield

@@ -83,7 +83,7 @@ def check_adapter(adapter: Adapter, device: torch.device) -> None:
     if adapter.kind != "qlora":
         return
     if not devices.trains_4_bits(device):
-        raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora, or dora")
+        raise InputError(f"adapter kind='qlora' needs a CUDA device, this run is on {device.type}: use lora or dora")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError("adapter kind='qlora' needs bitsandbytes, which is not installed: pip install bitsandbytes")
 
@@ -131,8 +131,8 @@ def target_modules(model: nn.Module, adapter: Adapter) -> list[str]:
         if not any(_ends(name, target) for name in linear):
             there = sorted({name.rpartition(".")[2] for name in linear})
             raise InputError(
-                f"adapter target {target!r} is no linear layer of {', '.join(adapter.parts)}: "
-                f"there are {', '.join(there)}"
+                f"adapter target {target!r} is not a linear layer of {', '.join(adapter.parts)}: "
+                f"use some of {', '.join(there)}"
             )
     return [name for name in linear if any(_ends(name, target) for target in adapter.targets)]
 
@@ -158,8 +158,8 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
     _check_peft(adapter)
     if (adapter.kind == "qlora") != bool(getattr(model, "quantization_method", None)):
         raise InputError(
-            f"adapter kind={adapter.kind!r}: 'qlora', and only it, goes on a model that load_model was given "
-            "quantization(adapter, device) for"
+            f"adapter kind={adapter.kind!r} does not fit the model: use 'qlora', and only it, on a model loaded by "
+            "load_model with quantization(adapter, device)"
         )
     from peft import LoraConfig, get_peft_model
 
@@ -239,9 +239,9 @@ def adapter_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     try:
         tensors = load_file(file) if file.is_file() else {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged ({first_line(error)}): take another checkpoint") from error
+        raise InputError(f"{file} is damaged ({first_line(error)}): use another checkpoint") from error
     if not tensors:
-        raise InputError(f"adapter {folder} holds no weights ({ADAPTER_WEIGHTS}): take another checkpoint")
+        raise InputError(f"adapter {folder} contains no weights ({ADAPTER_WEIGHTS}): use another checkpoint")
     return tensors
 
 
@@ -263,8 +263,8 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
     try:
         result = set_peft_model_state_dict(model, tensors)
     except (RuntimeError, KeyError) as error:
-        raise InputError(f"adapter {source} does not fit ({first_line(error)}): take another checkpoint") from error
+        raise InputError(f"adapter {source} does not fit ({first_line(error)}): use another checkpoint") from error
     wrong = [name for name in result.missing_keys if is_adapter(name)] + list(result.unexpected_keys)
     if wrong:
         unfit = f"{counted(len(wrong), 'weight')} ({wrong[0]}{', ...' * (len(wrong) > 1)})"
-        raise InputError(f"adapter {source} does not fit in {unfit}: take another checkpoint")
+        raise InputError(f"adapter {source} does not fit in {unfit}: use another checkpoint")

@@ -25,13 +25,14 @@ def describe_run(
 ) -> str:
     """The table, as lines of text; `said` is one more line."""
     accumulation = config.accumulation(processes)
-    shares = f"{config.batch_size} a forward x {accumulation}" + (f" x {processes} processes" if processes > 1 else "")
+    shares = f"{config.batch_size} per forward x {accumulation}"
+    shares += f" x {processes} processes" if processes > 1 else ""
     effective = config.batch_size * accumulation * processes
     if config.warmup_steps >= 1:
-        steps_said = counted(config.warmup_steps, "warm-up step")
+        length = counted(config.warmup_steps, "warm-up step")
     else:
-        steps_said = f"{100 * config.warmup_steps:g} % of them warming up"
-    warmup = f" after {steps_said}" if config.warmup_steps else ", without warming up"
+        length = f"a warm-up of {100 * config.warmup_steps:g} % of them"
+    warmup = f" after {length}" if config.warmup_steps else ", without warm-up"
     return "\n".join(
         [
             parameter_table(model, config.learning_rates),
@@ -39,7 +40,7 @@ def describe_run(
             f"schedule {config.schedule}{warmup}",
             _tokens(config, survey),
             f"{config.dtype} on {devices.describe(device)['name']}; seed {config.seed}{_options(config)}",
-            "operators, best first: " + "; ".join(_operators(device.type)),
+            "operators, first choice first: " + "; ".join(_operators(device.type)),
             *([said] if said else []),
         ]
     )
@@ -48,16 +49,16 @@ def describe_run(
 def _tokens(config: TrainConfig, survey: Survey) -> str:
     compression = config.compression
     places = f", positions {compression.positions}, k {compression.k}"
-    what = "dense" if compression.is_dense else _said(compression) + places
+    what = "dense" if compression.is_dense else _compression_text(compression) + places
     before, after = int(survey.before.sum()), int(survey.after.sum())
     seen, left = int(survey.visual_before.sum()), int(survey.visual_after.sum())
     return (
-        f"compression {what}; tokens an epoch {before:,}, of them visual {seen:,}; "
-        f"entering the LLM {after:,}, of them visual {left:,}"
+        f"compression {what}; tokens per epoch {before:,}, of which visual {seen:,}; "
+        f"entering the LLM {after:,}, of which visual {left:,}"
     )
 
 
-def _said(compression: CompressionConfig) -> str:
+def _compression_text(compression: CompressionConfig) -> str:
     if compression.steps is None:
         return f"{compression.method}, ratio {compression.ratio}"
     return " then ".join(step_label(method).replace("_", " ") for method in compression.steps)

@@ -161,12 +161,15 @@ class TrainConfig:
         if not self.data:
             raise InputError("data is an empty list: name a .json or .jsonl file of records")
         if self.packing and self.compression.proportional_attention:
-            raise InputError("packing keeps samples apart in segments, which take no proportional_attention: leave one")
+            raise InputError(
+                "packing and proportional_attention exclude each other, because packed samples are segments: "
+                "give one of them"
+            )
         if self.distill_weight and self.compression.is_dense:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.least_rate and self.schedule != "cosine":
             raise InputError(
-                f"least_rate={self.least_rate} with schedule={self.schedule!r}, which does not end there: give "
+                f"least_rate={self.least_rate} with schedule={self.schedule!r}, which does not decay to it: give "
                 "schedule='cosine', or leave it out"
             )
         if self.global_batch is not None and self.gradient_accumulation != 1:
@@ -178,7 +181,10 @@ class TrainConfig:
         if self.video_frames is not None and (self.video.nframes is not None or self.video.fps is not None):
             raise InputError("video_frames and video's nframes or fps exclude each other: give one of them")
         if self.pvc is not None and self.adapter is not None:
-            raise InputError("pvc with an adapter: its new modules learn with the model's own weights: leave one")
+            raise InputError(
+                "pvc and adapter exclude each other, because PVC's modules are trained with the model's own weights: "
+                "give one of them"
+            )
         if self.eval_steps and not self.validates:
             raise InputError(
                 f"eval_steps={self.eval_steps} without validation records: give validation_data (--validation-data) "
@@ -190,7 +196,7 @@ class TrainConfig:
         if self.resume_from_checkpoint is not None:
             object.__setattr__(self, "resume", True)
         if self.resume and self.overwrite:
-            raise InputError("resume and overwrite exclude each other: go on with the run, or drop it")
+            raise InputError("resume and overwrite exclude each other: give one of them")
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -233,7 +239,7 @@ class TrainConfig:
         at_once = self.batch_size * processes
         if self.global_batch % at_once:
             raise InputError(
-                f"global_batch={self.global_batch} is no multiple of {at_once} "
+                f"global_batch={self.global_batch} is not a multiple of {at_once} "
                 f"(batch_size {self.batch_size} x {processes} processes): change one of them"
             )
         return self.global_batch // at_once

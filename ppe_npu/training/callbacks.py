@@ -66,7 +66,7 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
             if state.global_step == self.first + 1:
                 ran = ", ".join(f"{op} {name}" for op, name in dispatch.chosen().items())
-                self.bar.write(f"step {state.global_step} ran by: {ran}")
+                self.bar.write(f"step {state.global_step} ran with: {ran}")
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self.bar is None or not logs:
@@ -77,21 +77,21 @@ class Progress(TrainerCallback):
         elif self.bar.terminal and VALIDATION in logs:
             self.bar.write(f"step {state.global_step} of {state.max_steps}: validation loss {logs[VALIDATION]:.4f}")
         elif not self.bar.terminal and {"loss", VALIDATION} & set(logs):
-            self.lines(f"step {state.global_step} of {state.max_steps}: {self._said(logs, state)}")
+            self.lines(f"step {state.global_step} of {state.max_steps}: {self._log_line(logs, state)}")
 
-    def _said(self, logs: Mapping[str, float], state: Any) -> str:
+    def _log_line(self, logs: Mapping[str, float], state: Any) -> str:
         """The values of a log as a readable line."""
         if "loss" not in logs:
             return f"validation loss {logs[VALIDATION]:.4f}"
-        said = [f"loss {logs['loss']:.4f}"]
+        parts = [f"loss {logs['loss']:.4f}"]
         if "learning_rate" in logs:
-            said.append(f"learning rate {logs['learning_rate']:.3g}")
-        said.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"learning rate {logs['learning_rate']:.3g}")
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
         if "retention" in logs:
-            said.append(f"{logs['retention']:.1%} {KEPT}")
+            parts.append(f"{logs['retention']:.1%} {KEPT}")
         spent, steps = time.perf_counter() - self.since, state.global_step - self.first
         left = spent / max(steps, 1) * (state.max_steps - state.global_step)
-        return ", ".join([*said, f"{left:,.0f} s left"])
+        return ", ".join([*parts, f"{left:,.0f} s left"])
 
     def close(self) -> None:
         """Close the bar, also after a failure, so that whatever is printed next starts on a new line."""
@@ -127,6 +127,6 @@ class GradientCheck(TrainerCallback):
         if without:
             more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
             raise TrainingError(
-                f"{len(without)} of {len(self.expected)} parameters that should learn were given no gradient in the "
-                f"first step ({', '.join(without[:_SHOWN])}{more}): freeze them, or mend what cuts them off"
+                f"{len(without)} of {len(self.expected)} trainable parameters received no gradient in the "
+                f"first step ({', '.join(without[:_SHOWN])}{more}): freeze them, or fix what detaches them"
             )

@@ -50,7 +50,7 @@ def base_record(model: nn.Module, path: str | Path, allow_bin: bool = False) -> 
     from ppe_npu import __version__
 
     if hasattr(model, "peft_config"):
-        raise ValueError("the base's weights are recorded before an adapter is attached")
+        raise ValueError("an adapter is attached already: record the base's weights before that")
     folder = Path(path).expanduser()
     # Weights in 4 bits cannot be compared on another machine, so the weights that they were made from are read again.
     packed = getattr(model, "quantization_method", None)
@@ -74,11 +74,11 @@ def read_base(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / BASE
     if not file.is_file():
         raise InputError(
-            f"{folder} holds no {BASE}: which model it belongs to cannot be checked; take a folder of `train`"
+            f"{folder} contains no {BASE}, which names its base model: use a folder that `ppe-npu train` wrote"
         )
     record = json_or_none(file)
     named = [record.get(key) for key in _KEYS] if isinstance(record, dict) else [None]
     whole = all(isinstance(value, str) and len(value) < _LONGEST for value in named)
     if not whole or record["dtype"] not in _DTYPES:
-        raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; take another checkpoint")
+        raise InputError(f"{file} is damaged: it must name {', '.join(_KEYS)}; use another checkpoint")
     return record

@@ -84,37 +84,37 @@ def convert_record(raw: Any) -> dict[str, Any]:
         InputError: content that is ambiguous, or has no place in this form.
     """
     if not isinstance(raw, dict):
-        raise InputError(f"is {brief(raw)}, not a record")
+        raise InputError(f"is {brief(raw)}, not a record: write a JSON object")
     check_repeated(raw, "it")
     files: dict[str, list[str]] = {"image": [], "video": []}
     beside = {kind: _beside(raw, kind) for kind in _FILES}
-    turns = _said(raw, files, beside)
+    turns = _all_turns(raw, files, beside)
     for kind, left in beside.items():
         _place(turns, kind, files[kind], left)
     system = _one(raw, SYSTEMS) or None
     own = turns[0]["value"] if turns and turns[0]["from"] == "system" else None
     if None not in (system, own) and system != own:
-        raise InputError("has a system text at the top and another in its turns: keep one of them")
+        raise InputError("has a system text at the top and a different one in its turns: keep one of them")
     if system is not None and own is None:
         turns.insert(0, {"from": "system", "value": _text(system, "system")})
     rest = {key: value for key, value in raw.items() if key not in _READ}
     return {**rest, **{kind: named for kind, named in files.items() if named}, "conversations": turns}
 
 
-def _said(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
+def _all_turns(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict[str, list[str]]) -> list[Turn]:
     """The turns. Files named in their parts are added to `files`; files named beside them are taken from `beside`."""
     lists = {key: raw[key] for key in _TURNS if isinstance(raw.get(key), list)}  # other values are notes
     turns = _one(lists or raw, _TURNS)
     if turns:
         others = [key for key in _PAIRS if isinstance(raw.get(key), str | list) and raw[key] not in _NOTHING]
         if others:
-            raise InputError(f"has turns, and {', '.join(others)} beside them: keep one of both")
+            raise InputError(f"has both turns and {', '.join(others)}: keep one of them")
         if not isinstance(turns, list):
             raise InputError(f"its turns are {brief(turns)}: give a list")
         return [_turn(turn, files, beside) for turn in turns]
     history = raw.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise InputError("its history is no list of [question, answer]")
+        raise InputError("its history is not a list of [question, answer]: write it as one")
     asked, answer = _one(raw, _ASKED), _one(raw, _ANSWER)
     if asked is None or answer is None:
         raise InputError(f"has neither turns nor a question and its answer among its keys {', '.join(map(brief, raw))}")
@@ -133,7 +133,7 @@ def _one(raw: Mapping[str, Any], keys: Sequence[str]) -> Any:
 
 def _turn(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]]) -> Turn:
     if not isinstance(given, dict):
-        raise InputError(f"has a turn that is {brief(given)}, no object")
+        raise InputError(f"has a turn that is {brief(given)}, not an object")
     check_repeated(given, "one of its turns")
     named = {
         key: _ROLES.get(said, said) if isinstance(said := given.get(key), str) else said for key in ("from", "role")
@@ -141,7 +141,7 @@ def _turn(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     role, content = _one(named, ("from", "role")), _one(given, ("value", "content"))
     if role not in _ROLES.values():
         said = given.get("from", given.get("role"))
-        raise InputError(f"has a turn of {brief(said)}: there is no training on tools; leave the record out")
+        raise InputError(f"has a turn of {brief(said)}: leave the record out; training on tools is not supported")
     more = {key: value for key, value in given.items() if key not in ("from", "role", "value", "content")}
     more = {key: value for key, value in more.items() if value not in _NOTHING}
     if isinstance(content, list):
@@ -158,7 +158,7 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     kind = given.get("type") if isinstance(given, dict) else None
     name = kind.removesuffix("_url") if isinstance(kind, str) else ""
     if name not in (*files, "text"):
-        raise InputError(f"has a part of type {brief(kind)}: text, image and video are known")
+        raise InputError(f"has a part of type {brief(kind)}: use text, image or video")
     strange = {"text", "image", "image_url", "video", "video_url"} - {name, kind, f"{name}_url"}
     lost = [key for key in (*SETTINGS.get(name, ()), *sorted(strange)) if given.get(key) not in _NOTHING]
     if lost:
@@ -168,7 +168,7 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
     source = _one(given, tuple(dict.fromkeys((name, f"{name}_url", "path", "url")))) or None
     if source is None:  # as in TRL's form: the file is named beside the turns
         if not beside[name]:
-            raise InputError(f"has a part of type {name!r} for which no file is named")
+            raise InputError(f"has a part of type {name!r} without a file: name one")
         source = beside[name].pop(0)
     files[name].append(_path(source, name))
     return PLACEHOLDERS[name]
@@ -177,7 +177,7 @@ def _part(given: Any, files: dict[str, list[str]], beside: dict[str, list[str]])
 def _literal(text: str) -> str:
     for token in PLACEHOLDERS.values():
         if token in text:
-            raise InputError(f"has a part of text with {token} in it: its files are named by parts of their own")
+            raise InputError(f"has {token} in a part of type 'text': name its file in a part of its own")
     return text
 
 
@@ -195,7 +195,7 @@ def _path(given: Any, kind: str) -> str:
     if isinstance(given, dict):
         check_repeated(given, f"the name of {what}")
         if given.get("bytes"):
-            raise InputError(f"has {kind} bytes in it: write them to a file, and name that")
+            raise InputError(f"has {kind} bytes in it: write them to a file, and name that file")
         given = given.get("path") or given.get("url")
     if not isinstance(given, str) or not given:
         raise InputError(f"has {brief(given)} where the path of {what} belongs")
@@ -208,7 +208,7 @@ def _place(turns: Sequence[Turn], kind: str, files: list[str], left: list[str]) 
     held = any(token in turn["value"] for turn in turns if turn["from"] == "human")
     first = next((turn for turn in turns if turn["from"] == "human"), None)
     if left and files:
-        raise InputError(f"names {kind}s both in its parts and beside them: which is which cannot be told")
+        raise InputError(f"names {kind}s both in its parts and beside its turns: keep one of them")
     if left and not held and first is not None:
         first["value"] = token * len(left) + "\n" + first["value"]
     files += left
@@ -216,5 +216,5 @@ def _place(turns: Sequence[Turn], kind: str, files: list[str], left: list[str]) 
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"has a {what} that is {brief(value)}, no text")
+        raise InputError(f"has a {what} that is {brief(value)}, not a string")
     return value

@@ -37,7 +37,7 @@ __all__ = ["ChatDataset", "Checked", "Fault", "Record", "check_records", "compla
 _SHOWN = 3  # faults that an error message spells out
 _PROBES: dict[str, Callable[[str], Any]] = {"image": image_size, "video": video_header}
 _AT_ONCE = 4096  # files that are queued for the threads at a time
-_OUTSIDE = "name a data root that holds it (--data-root), or allow it (--allow-outside)"
+_OUTSIDE = "name a data root that contains it (--data-root), or allow it (--allow-outside)"
 BAR_AFTER = 3.0  # seconds of work after which a progress bar shows
 
 
@@ -111,7 +111,7 @@ def check_records(
         room = Room(root, allow_outside, remedy=_OUTSIDE)
         found += [check_record(raw, where, room) for where, raw in read_file(path)]
     if not found:
-        raise InputError(f"training data {', '.join(map(str, paths))} holds no records")
+        raise InputError(f"training data {', '.join(map(str, paths))} contains no records: name another file")
     headers = read_headers(record for record in found if isinstance(record, Record))
     records, faults = [], []
     for item in found:
@@ -134,7 +134,7 @@ def check_places(files: Sequence[str | Path], data_root: str | Path | None) -> l
         check_readable(path)
     if data_root and not is_folder(data_root):
         raise InputError(
-            f"data root {shown_path(data_root)} is no folder: name the one that the records' paths start from"
+            f"data root {shown_path(data_root)} is not a folder: name the one that the records' paths start from"
         )
     return paths
 

@@ -102,7 +102,7 @@ def _export(
     _check_source(source, adapter)
     _check_output(output)
     if base is not None and not adapter:
-        raise InputError(f"{source} holds a whole model: --model is for an adapter's base alone")
+        raise InputError(f"{source} contains a whole model: leave out --model, which names the base of an adapter")
     model = merged(source, base, allow_bin) if adapter else _full(source, allow_bin)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
@@ -124,16 +124,16 @@ def _check_source(source: Path, adapter: bool) -> None:
         raise InputError(f"{source} does not exist: name a folder that `ppe-npu train` wrote")
     training = source.name.startswith("checkpoint-") or (source / "trainer_state.json").exists()
     if training and not (source / WHOLE).is_file():
-        raise InputError(f"{source} was cut off while it was saved (no {WHOLE}): take an earlier checkpoint")
+        raise InputError(f"{source} was not saved completely (no {WHOLE}): use an earlier checkpoint")
     if training:
         _check_files(source)
     check_no_code(source)
     config = ADAPTER_CONFIG if adapter else "config.json"
     if not (source / config).is_file():
         remedy = "export it, it needs no merging" if adapter and (source / "config.json").is_file() else "name another"
-        raise InputError(f"{source} holds no {config}: {remedy}")
+        raise InputError(f"{source} contains no {config}: {remedy}")
     if not (source / "tokenizer_config.json").is_file():
-        raise InputError(f"{source} holds no processor (tokenizer_config.json): save the base's processor there")
+        raise InputError(f"{source} contains no processor (tokenizer_config.json): save the base's processor there")
 
 
 def _check_files(source: Path) -> None:
@@ -142,7 +142,7 @@ def _check_files(source: Path) -> None:
     try:
         check_whole(source, lambda name: not name.startswith(_TRAINING + (("global_step",) if plain else ())))
     except InputError as error:
-        raise InputError(f"{error}; take another checkpoint") from error
+        raise InputError(f"{error}; use another checkpoint") from error
 
 
 def _check_output(output: Path) -> None:
@@ -166,7 +166,7 @@ def _full(source: Path, allow_bin: bool) -> Any:
     try:
         model.load_state_dict(_consolidated(source), assign=True)
     except RuntimeError as error:
-        raise InputError(f"{source} and its shares disagree ({first_line(error)}): take another checkpoint") from error
+        raise InputError(f"{source} does not fit its shards ({first_line(error)}): use another checkpoint") from error
     if (source / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(source)
     return model
@@ -199,7 +199,7 @@ def _consolidated(source: Path) -> dict[str, torch.Tensor]:
         with tensors_only(zero, DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address):
             return zero.get_fp32_state_dict_from_zero_checkpoint(str(source))
     except Exception as error:  # damaged files make DeepSpeed raise EOFError, AssertionError, ...
-        raise InputError(f"{source}: its shares cannot be put together ({first_line(error)}): take another") from error
+        raise InputError(f"{source}: its shards cannot be joined ({first_line(error)}): use another one") from error
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -224,12 +224,12 @@ def merged(source: Path, base: str | Path | None, allow_bin: bool) -> Any:
         config.base_model_name_or_path = None  # peft would warn of one that has moved: its weights are compared above
         wrapped = peft.get_peft_model(model, config)
     except Exception as error:  # a wrong field may make peft raise anything, such as re.error
-        raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): take another") from error
+        raise InputError(f"{source / ADAPTER_CONFIG} cannot be used ({first_line(error)}): use another one") from error
     set_adapter_weights(wrapped, tensors, source)
     try:
         return wrapped.merge_and_unload(safe_merge=True)
     except Exception as error:  # safe_merge raises ValueError for NaN; peft's variants may raise anything
-        raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): take another checkpoint") from error
+        raise InputError(f"adapter {source} cannot be merged ({first_line(error)}): use another checkpoint") from error
 
 
 def base_path(
@@ -238,13 +238,13 @@ def base_path(
     """The path or id of an adapter's base, after checking its class."""
     path = as_path(str(base or record["model"]), f"adapter {source}: its base ")
     if base is None and Path(path).is_absolute() and not Path(path).is_dir():
-        raise InputError(f"adapter {source} was trained on {path}, which is gone: name its base with --model")
+        raise InputError(f"adapter {source} was trained on {path}, which no longer exists: name its base with --model")
     try:
         found = check_checkpoint(path, allow_bin, tiled)
     except InputError as error:
         if base is not None:
             raise
-        raise InputError(f"adapter {source}, its base by {BASE}: {error}") from error
+        raise InputError(f"adapter {source}, its base according to {BASE}: {error}") from error
     if found != record["class"]:
         raise InputError(
             f"adapter {source} was trained on {record['model']}, a {record['class']}, but {path} is a {found}: "

@@ -74,16 +74,16 @@ def finished(config: TrainConfig, checkpoint: Path | None, steps: int) -> dict[s
 def say_where_from(config: TrainConfig, checkpoint: Path | None, steps: int, ended: Mapping[str, Any] | None) -> None:
     """Print where a run that was asked to resume continues from."""
     if ended is not None:
-        say(f"{config.output} is at its end, step {steps} of {steps}: {FINAL} is the last one, nothing is left to do")
+        say(f"{config.output} is finished, step {steps} of {steps}: its model is in {FINAL}, nothing is left to do")
     elif checkpoint is not None:
-        say(f"going on from {checkpoint}: step {step_of(checkpoint)} of {steps}")
+        say(f"resuming from {checkpoint}: step {step_of(checkpoint)} of {steps}")
     elif config.resume:
-        say(f"{config.output} holds no checkpoint to go on from: beginning with step 1 of {steps}")
+        say(f"{config.output} contains no checkpoint to resume from: starting with step 1 of {steps}")
 
 
 def how_to_go_on(config: TrainConfig) -> str:
     """The message that tells how to continue a run that was stopped from the keyboard."""
     last = last_whole_checkpoint(config.output)
     if last is None:
-        return "no checkpoint was saved yet (--save-steps N saves one every N steps): the same command begins anew"
-    return f"the same command with --resume goes on from {last}"
+        return "no checkpoint was saved yet (--save-steps N saves one every N steps): the same command starts over"
+    return f"the same command with --resume resumes from {last}"

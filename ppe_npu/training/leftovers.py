@@ -46,13 +46,13 @@ def check_owned(output: Path) -> None:
         and not saving.is_symlink()
         and not all(_BEING_SAVED.fullmatch(path.name) for path in saving.iterdir())
     ):
-        raise InputError(f"{saving} was not written by a run, which needs its name: move it away")
+        raise InputError(f"{saving} was not written by a run, but runs need its name: move it away")
     skipped = skipped_files(output)
     for file in skipped:
         check_regular(file)
     strange = [file for file in (*(output / name for name in (*_OWN, MEDIA)), *skipped) if file.exists()]
     if strange and not began(output):
-        raise InputError(f"{strange[0]} was not written by a run ({SETTINGS} is not there): move it away")
+        raise InputError(f"{strange[0]} was not written by a run ({SETTINGS} is missing): move it away")
 
 
 def _check_file(file: Path, keys: Sequence[str]) -> None:
@@ -62,9 +62,10 @@ def _check_file(file: Path, keys: Sequence[str]) -> None:
     try:
         values = read_json(file)
     except UnreadableError as error:
-        raise InputError(f"{file} is damaged, or no run's ({error.why}): {lacks}; move it away") from error
+        why = f"{error.why}; {lacks}"
+        raise InputError(f"{file} is damaged or was not written by a run ({why}): move it away") from error
     if not isinstance(values, dict) or any(key not in values for key in keys):
-        raise InputError(f"{file} is damaged, or no run's: {lacks}; move it away")
+        raise InputError(f"{file} is damaged or was not written by a run ({lacks}): move it away")
 
 
 def drop_run(output: Path, own: Sequence[Path]) -> None:

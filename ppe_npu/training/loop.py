@@ -34,7 +34,7 @@ from ppe_npu.training.whole import made_by_train, whole_record
 
 SAVING = ".saving"  # folder beside the checkpoints, in which one is written before it gets its name
 _NAME = re.compile(r"checkpoint-[0-9]+")
-RESUME = "then go on with --resume: nothing that was saved before is lost"
+RESUME = "then continue with --resume: nothing that was saved before is lost"
 
 
 class CompressedTrainer(Trainer):
@@ -72,7 +72,7 @@ class CompressedTrainer(Trainer):
         self.base, self.identity, self.newer = base, identity or {}, list(newer)
         self.learning_rates, self.lengths, self.per_step = learning_rates, lengths, per_step
         if frozen_teacher:
-            assert distillation is not None, "a teacher is of a distillation"
+            assert distillation is not None, "a frozen teacher needs a distillation"
             cast = torch.bfloat16 if self.is_deepspeed_enabled and self.args.bf16 else None  # like the student
             distillation = replace(distillation, teacher=_frozen(self.model, cast))
         # Only the loss is needed, so logits are not kept: see ppe_npu.models.loss.
@@ -130,7 +130,7 @@ class CompressedTrainer(Trainer):
         if not torch.isfinite(loss):
             guilty = ", ".join(self._guilty(notes["sample_ids"]))
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, of sample(s) {guilty}: "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, for sample(s) {guilty}: "
                 "lower the learning rate, or look for broken records in the data"
             )
         return loss

@@ -47,7 +47,7 @@ def sole_run(output: Path) -> Iterator[None]:
             held.enter_context(locked(FileLock(output / LOCK), output, wait=0))
         except Timeout:
             raise InputError(
-                f"output {output}: another run is writing there: wait until it ends, stop it, or name another folder"
+                f"output {output} is in use by another run: wait until it ends, stop it, or name another folder"
             ) from None
         yield
 
@@ -73,10 +73,10 @@ def check_output(config: TrainConfig) -> None:
     dropped = (final, *filter(made_by_train, checkpoints(output))) if config.overwrite else ()
     for what, path in [("model", expanded(config.model)), *(("data", file) for file in data)]:
         if any(_is_in(path, place) for place in dropped):
-            raise InputError(f"{what} {path} is what overwrite drops from output {output}: name another output")
+            raise InputError(f"{what} {path} would be deleted by overwriting output {output}: name another output")
     if not (config.resume or config.overwrite) and (checkpoints(output) or final.exists()):
         raise InputError(
-            f"output {output} holds an earlier run: go on with it (--resume), drop it (--overwrite), or name another"
+            f"output {output} contains an earlier run: resume it (--resume), delete it (--overwrite), or name another"
         )
     if final.exists() and not ((final / BASE).is_file() and (final / COMPRESSION).is_file()):
         raise InputError(f"{final} was not written by a run (it lacks {BASE}): move it away, or name another output")
@@ -107,14 +107,14 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     if config.resume_from_checkpoint == LAST_WHOLE:
         found = _last_whole(own)
         if found is None and own:
-            raise InputError(f"output {output} holds no whole checkpoint: start anew (overwrite)")
+            raise InputError(f"output {output} contains no whole checkpoint: start over (overwrite)")
         return found
     if config.resume_from_checkpoint is not None:
         asked = config.resume_from_checkpoint
         found = next((path for path in (output / asked, Path(asked)) if path.is_dir()), None)
         if found is None:
             there = ", ".join(path.name for path in own) or "no checkpoint"
-            raise InputError(f"resume_from_checkpoint={asked!r} is not there: {output} holds {there}")
+            raise InputError(f"resume_from_checkpoint={asked!r} does not exist: {output} contains {there}")
         return output / found.name if found.resolve().parent == output.resolve() else found
     cut_off = [folder for folder in own if not (folder / WHOLE).exists()]
     whole = [folder for folder in own if folder not in cut_off]
@@ -130,21 +130,21 @@ def check_checkpoint(config: TrainConfig, checkpoint: Path | None) -> None:
     own = []
     for folder in checkpoints(config.output):
         if not made_by_train(folder):
-            say(f"{folder} was not written by this run: it is left as it is")
+            say(f"{folder} was not written by this run: it is left unchanged")
         elif checkpoint not in (None, folder) and not (folder / WHOLE).exists():
-            say(f"{folder} holds no {WHOLE}, it was cut off while it was saved: going on from {checkpoint.name}")
+            say(f"{folder} contains no {WHOLE}, as its saving was interrupted: resuming from {checkpoint.name}")
         else:
             own.append(folder)
     if checkpoint is None:
         return
     try:
         if not check_whole(checkpoint):
-            say(f"{checkpoint} is an earlier edition's, which kept no list of its files: they could be read, no more")
+            say(f"{checkpoint} of an earlier version has no list of its files: they were read, but not compared")
     except InputError as error:
         last = _last_whole([folder for folder in reversed(own) if folder != checkpoint])
-        remedy = "no other checkpoint is whole: bring it back, or start anew with --overwrite"
+        remedy = "no other checkpoint is whole: restore it, or start over with --overwrite"
         if last is not None:
-            remedy = f"go on from the last whole one with --resume-from-checkpoint {last.name}"
+            remedy = f"resume from the last whole one with --resume-from-checkpoint {last.name}"
         raise InputError(f"{error}; {remedy}") from error
 
 
@@ -182,7 +182,7 @@ def run_identity(
         try:
             marks = list(media_marks(media_of(records)))
         except OSError as error:
-            raise InputError(f"{error.filename} cannot be read ({error.strerror}): bring it back") from error
+            raise InputError(f"{error.filename} cannot be read ({error.strerror}): restore it") from error
         known["media_sha256"] = hashlib.sha256("\n".join(marks).encode()).hexdigest()
     return {**_settings(config), **known}, marks
 
@@ -227,7 +227,7 @@ def check_identity(
     if "media_sha256" not in before:
         if checkpoint.name == FINAL:  # a run that saved no checkpoints did not read them for their marks
             return
-        say(f"{checkpoint} is an earlier edition's: whether pictures and videos have changed since cannot be told")
+        say(f"{checkpoint} was written by an earlier version: whether pictures and videos have changed is not known")
     elif before["media_sha256"] != now["media_sha256"]:
         file = Path(config.output) / MEDIA
         known = file.read_text(encoding="utf-8", errors="replace").split() if file.is_file() else []
@@ -235,14 +235,14 @@ def check_identity(
         many = f" (and {counted(len(changed) - 1, 'more file')})" if len(changed) > 1 else ""
         named = f"{changed[0]}{many}" if changed else "a picture or a video"
         named += f" is not what {checkpoint} was trained on"
-        raise InputError(f"{named}: bring back what was there, or start anew with --overwrite")
+        raise InputError(f"{named}: restore what was there, or start over with --overwrite")
 
 
 def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     """A checkpoint's identity, after comparing it with the present one; {} if an early version wrote none."""
     file = next((path for path in (checkpoint / IDENTITY, checkpoint.parent / IDENTITY) if path.is_file()), None)
     if file is None:
-        say(f"{checkpoint} is an earlier edition's without {IDENTITY}: whether its settings were these is not known")
+        say(f"{checkpoint} was written by an earlier version without {IDENTITY}: its settings cannot be compared")
         return {}
     before = json_or_none(file)
     if not isinstance(before, dict):
@@ -252,7 +252,7 @@ def _compare(checkpoint: Path, now: dict[str, Any], config: TrainConfig) -> dict
     told = (key for key in _differing(was, now) if key != "media_sha256")
     changed = [f"{key} ({_short(was[key])}, now {_short(now[key])})" for key in told]
     if changed:
-        raise InputError(f"{checkpoint} was trained with another {', '.join(changed)}: resume with the same settings")
+        raise InputError(f"{checkpoint} was trained with other settings, {', '.join(changed)}: resume with the same")
     return before
 
 
@@ -287,7 +287,7 @@ def check_base(checkpoint: Path | None, base: dict[str, str]) -> None:
     if before["weights"] != base["weights"]:
         raise InputError(
             f"{checkpoint} started from {before['model']} with other weights ({before['weights']}) than "
-            f"{base['model']} has now ({base['weights']}): bring these back, or start a new run"
+            f"{base['model']} has now ({base['weights']}): restore the weights, or start a new run"
         )
 
 
@@ -316,7 +316,7 @@ def begin_output(
         step = step_of(folder)
         to_come = config.save_steps and begun < step < steps and step % config.save_steps == 0
         if to_come and not made_by_train(folder):
-            raise InputError(f"{folder} was not written by a run, which will need its name: move it away")
+            raise InputError(f"{folder} was not written by a run, but this run needs its name: move it away")
     own = [folder for folder in found if made_by_train(folder) and not folder.is_symlink()]
     newer = [folder for folder in own if step_of(folder) > begun]
     older = [folder for folder in own if step_of(folder) <= begun]

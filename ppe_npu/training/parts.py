@@ -56,22 +56,22 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters())
     for asked in names:
-        chosen = [name for name in parameters if _is_meant(asked, name)]
+        chosen = [name for name in parameters if _matches(asked, name)]
         if not chosen:
             if asked == "pvc":
-                raise InputError("frozen='pvc' or pvc_learning_rate=0: this model has no modules of PVC; leave it out")
+                raise InputError("frozen='pvc' or pvc_learning_rate=0: this model has no PVC modules; leave it out")
             first = plain_name(next(iter(parameters)))
             raise InputError(
-                f"frozen={asked!r} is no part ({', '.join(ALL_PARTS)}) and the beginning of no parameter: "
-                f"they begin like {first!r}"
+                f"frozen={asked!r} is neither a part ({', '.join(ALL_PARTS)}) nor the start of a parameter's name: "
+                f"names start like {first!r}"
             )
         for name in chosen:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise InputError(f"frozen={list(names)} leaves no parameter to learn: freeze less")
+        raise InputError(f"frozen={list(names)} leaves no trainable parameter: freeze less")
 
 
-def _is_meant(asked: str, name: str) -> bool:
+def _matches(asked: str, name: str) -> bool:
     return part_of(name) == asked if asked in ALL_PARTS else plain_name(name).startswith(asked)
 
 
@@ -92,7 +92,7 @@ def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> st
         count, trainable, adapted = rows[part]
         rate = f"{_rate(part, learning_rates):.3g}" if trainable else "-"
         lines.append(f"{part:<12}{count:>16,}{trainable:>16,}{rate:>16}{'  (adapter)' if adapted else ''}")
-    lines.append(f"{'together':<12}{sum(r[0] for r in rows.values()):>16,}{sum(r[1] for r in rows.values()):>16,}")
+    lines.append(f"{'total':<12}{sum(r[0] for r in rows.values()):>16,}{sum(r[1] for r in rows.values()):>16,}")
     return "\n".join(lines)
 
 
@@ -155,6 +155,6 @@ def _rate(part: str, learning_rates: Mapping[str, float]) -> float:
         part = "language"
     if part not in learning_rates:
         raise InputError(
-            f"learning rates of {', '.join(learning_rates)}, but {part} learns too: give it one, or freeze it"
+            f"learning rates of {', '.join(learning_rates)}, but not of {part}, which learns: give it one, or freeze it"
         )
     return learning_rates[part]

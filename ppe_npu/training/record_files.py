@@ -17,9 +17,9 @@ _OTHER = {  # the first bytes of files that are not UTF-8
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
-    b"\x1f\x8b": "packed by gzip",
-    b"PK\x03\x04": "packed by zip",
-    b"(\xb5/\xfd": "packed by zstd",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PK\x03\x04": "compressed with zip",
+    b"(\xb5/\xfd": "compressed with zstd",
     b"PAR1": "parquet",
 }
 
@@ -40,14 +40,14 @@ def read_file(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix.lower() != _LINES:
         parsed = _parse(data)
         if isinstance(parsed, InputError):
-            raise InputError(f"{file} {parsed}: one record a line needs the ending {_LINES}")
+            raise InputError(f"{file} {parsed}: a file with one record per line needs the ending {_LINES}")
         if not isinstance(parsed, list):
             what = "one object" if isinstance(parsed, dict) else f"a {type(parsed).__name__}"
-            raise InputError(f"{file} holds {what}, not a list of records: put its records into [ ]")
+            raise InputError(f"{file} contains {what}, not a list of records: put its records into [ ]")
         yield from ((f"{name} record {number}", record) for number, record in enumerate(parsed, 1))
         return
     if data[:64].lstrip()[:1] == b"[" and _is_records(_parse(data)):
-        raise InputError(f"{file} is one list, not a record a line: give it the ending .json")
+        raise InputError(f"{file} is one list, not one record per line: give it the ending .json")
     for number, line in enumerate(data.split(b"\n"), 1):
         if line.strip():
             yield f"{name} line {number}", _parse(line)
@@ -87,7 +87,7 @@ def _why_not(path: Path) -> str | None:
     try:
         if path.is_file():
             return None
-        return "it is a folder" if path.is_dir() else "it is no file" if path.exists() else "it does not exist"
+        return "it is a folder" if path.is_dir() else "it is not a file" if path.exists() else "it does not exist"
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
         return first_line(error)
 
@@ -98,7 +98,7 @@ def _parse(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         return InputError(f"is not JSON (not UTF-8: {error.reason} at byte {error.start})")
     except RecursionError:
-        return InputError("is not JSON that can be read (it is nested too deeply)")
+        return InputError("is not readable JSON (it is nested too deeply)")
     except ValueError as error:
         return InputError(f"is not JSON ({first_line(error)})")
 

@@ -16,7 +16,8 @@ from ppe_npu.training.records import Fault, Record
 from ppe_npu.utils.escape import brief
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_TURN = "write {'from': human, gpt or system, 'value': text}"
+_FORM = "{'from': human, gpt or system, 'value': text}"
+_TURN = f"write {_FORM}"
 
 
 def check_record(raw: Any, where: str, room: Room) -> Record | Fault:
@@ -54,7 +55,8 @@ def _parts(
     for kind, given in (("image", images), ("video", videos)):
         held = sum(text.count(PLACEHOLDERS[kind]) for _, text in turns)
         if held != len(given):
-            raise InputError(f"{held} {PLACEHOLDERS[kind]} for {counted(len(given), kind)} in its human turns")
+            token, files = PLACEHOLDERS[kind], counted(len(given), kind)
+            raise InputError(f"has {held} {token} for {files} in its human turns: write one {token} per {kind}")
     independent, _ = (_flag(raw, key) for key in ("independent", "literal"))
     check_places(raw, len(images) + len(videos)) if images or videos else check_unseen(raw)
     check_marks(raw)
@@ -80,7 +82,7 @@ def check_repeated(value: Any, what: str) -> None:
 
 def _unicode(text: str, what: str) -> str:
     if has_surrogates(text):
-        raise InputError(f"{what} is no Unicode: half of a surrogate pair stands alone")
+        raise InputError(f"{what} is not valid Unicode: remove the lone half of a surrogate pair")
     return text
 
 
@@ -101,34 +103,34 @@ def _paths(raw: Mapping[str, Any], key: str, room: Room) -> tuple[str, ...]:
 def _check_turns(raw: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     conversations = raw.get("conversations")
     if conversations is None or conversations == []:
-        raise InputError("has no conversations")
+        raise InputError(f"has no conversations: give a list of {_FORM}")
     if not isinstance(conversations, list):
-        raise InputError(f"conversations is {brief(conversations)}: give a list of turns, {_TURN}")
+        raise InputError(f"conversations is {brief(conversations)}: give a list of {_FORM}")
     turns = [_check_turn(turn) for turn in conversations]
     spoken = turns[1:] if turns[0][0] == "system" else turns
     if not spoken or [role for role, _ in spoken] != ["user", "assistant"] * (len(spoken) // 2):
-        raise InputError("its turns do not alternate from human to gpt")
+        raise InputError("its turns do not alternate between human and gpt: start with human, and end with gpt")
     if any(token in text for role, text in turns if role != "user" for token in PLACEHOLDERS.values()):
-        raise InputError("has <image> or <video> outside its human turns")
+        raise InputError("has <image> or <video> outside its human turns: move it into one of them")
     if not all(text.strip() for role, text in spoken if role == "assistant"):
-        raise InputError("has an empty answer")
+        raise InputError("has an empty answer: write one, or leave the record out")
     return tuple(turns)
 
 
 def _check_turn(turn: Any) -> tuple[str, str]:
     """(role, text) of a raw turn."""
     if not isinstance(turn, dict):
-        raise InputError(f"has a turn that is not an object but {brief(turn)}: {_TURN}")
+        raise InputError(f"has a turn that is {brief(turn)}, not an object: {_TURN}")
     check_repeated(turn, "one of its turns")
     said, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
     if said is None or text is None:
-        raise InputError(f"has a turn that is not whole, with the keys {named(turn)}: {_TURN}")
+        raise InputError(f"has an incomplete turn, with the keys {named(turn)}: {_TURN}")
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise InputError(f"has a turn that is not of human, gpt or system but of {brief(said)}: {_TURN}")
+        raise InputError(f"has a turn of {brief(said)}, not of human, gpt or system: {_TURN}")
     if not isinstance(text, str):
-        remedy = f"{_TURN}, with <image> where a picture stands; `ppe-npu convert` brings content lists to that form"
-        raise InputError(f"has a turn that is not text but {brief(text)}: {remedy}")
+        remedy = f"{_TURN}, with <image> where a picture belongs; `ppe-npu convert` converts content lists to that form"
+        raise InputError(f"has a turn whose value is {brief(text)}, not a string: {remedy}")
     for ours, theirs, other in (("from", "role", _ROLES.get(str(turn.get("role")))), ("value", "content", None)):
         if turn.get(theirs) not in (None, "", turn.get(ours, turn.get(theirs))) and (other is None or other != role):
             raise InputError(f"has a turn with {ours!r} and {theirs!r}, which differ: keep one of them")
@@ -140,7 +142,7 @@ def _check_turn(turn: Any) -> tuple[str, str]:
 def _check_independent(turns: Sequence[tuple[str, str]], visuals: int) -> None:
     """Raise InputError unless the visuals open the first human turn, and so are one common prefix of all questions."""
     if turns[0][0] == "system":
-        raise InputError("an independent record takes no system turn")
+        raise InputError("an independent record cannot have a system turn: leave it out")
     if not visuals:
         raise InputError("an independent record needs an image or a video that its questions share")
     text = turns[0][1]

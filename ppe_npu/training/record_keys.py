@@ -19,10 +19,11 @@ _HELD = ("image", "video", "conversations", "independent")
 _KEYS = (*_HELD, "literal")  # the last is not in _HELD: "lateral" and "interval", keys of other programs, are like it
 _TURNS = "write 'conversations', a list of {'from': human or gpt, 'value': text}"
 _SYSTEM = "make it the first of the conversations, {'from': 'system', 'value': text}"
-_ONE_ANSWER = "write the wanted answer into 'conversations', where gpt says it; there is no training on preferences"
-_WANTED = "leave out a record whose answer is not wanted, and the key; there is no training on preferences"
-_NONE = "leave it out; there is no training on"
-_NOTE = "where it is a note, call it otherwise"
+_ONE_ANSWER = "write the wanted answer into 'conversations', as gpt's; training on preferences is not supported"
+_WANTED = "leave out the key, and records whose answer is not wanted; training on preferences is not supported"
+_NO_TOOLS = "leave it out; training on tools is not supported"
+_NO_SOUND = "leave it out; training on sound is not supported"
+_NOTE = "if it is a note, rename the key"
 
 
 def _each(names: str, remedy: str) -> dict[str, str]:
@@ -35,12 +36,12 @@ _FOREIGN = {
     **_each("videos", VIDEO),
     **_each("messages message conversation query response history instruction instructions input output", _TURNS),
     **dict.fromkeys((*SYSTEMS, "developer", "developer_message"), _SYSTEM),
-    **_each("tools functions tool_calls", f"{_NONE} tools"),
-    **_each("audio audios", f"{_NONE} sound"),
+    **_each("tools functions tool_calls", _NO_TOOLS),
+    **_each("audio audios", _NO_SOUND),
     **_each("chosen rejected chosen_response rejected_response rejected_responses rejected_messages", _ONE_ANSWER),
     **_each("rejected_images rejected_videos preferred_output non_preferred_output", _ONE_ANSWER),
 }
-_CONVERT = "; `ppe-npu convert` writes such records so"
+_CONVERT = "; `ppe-npu convert` does that"
 _CONVERTED = {"images", "videos", "messages", "message", "conversation", "query", "response", "history", "instruction",
               "instructions", "input", "output", *SYSTEMS}  # fmt: skip
 _JUDGED = ("label", "desirable", "is_desirable")  # KTO's if they are true or false, else notes
@@ -59,11 +60,11 @@ _INSTEAD = {
 _OF_TURNS = {
     **_each("image images", "name it at the top, beside the conversations, as 'image'"),
     **_each("video videos", "name it at the top, beside the conversations, as 'video'"),
-    **_each("tool_calls function_call tools", f"{_NONE} tools"),
-    **_each("audio audios", f"{_NONE} sound"),
-    **_each("reasoning_content reasoning thinking thought", "write it into the answer, where gpt says it"),
+    **_each("tool_calls function_call tools", _NO_TOOLS),
+    **_each("audio audios", _NO_SOUND),
+    **_each("reasoning_content reasoning thinking thought", "write it into the answer of gpt"),
 }
-_LOSS = "leave it out; all that gpt says has a loss of 1"
+_LOSS = "leave it out; every answer of gpt has a loss weight of 1"
 # Keys for which a turn counts in the loss, and for which it does not; `mask` means either, depending on the program.
 _COUNTS = _each(
     "loss weight train training loss_mask loss_scale loss_weight train_on_turn train_turn train_on trainable "
@@ -78,8 +79,8 @@ _MORE = _each("train_detail train_on_input train_on_inputs train_on_prompt", _LO
 _TOO_COMMON = ("loss", "weight", "train", "training", "masked", "ignore", "ignored", "exclude",
                "excluded")  # allowed at the top of a record  # fmt: skip
 # Keys by which other programs choose the clip, the frames and the size of a record's video or picture.
-_WHOLE = f"--fps, --nframes and --max-pixels are those of all videos, which are seen whole: cut the file; or, {_NOTE}"
-_SIZE = f"--min-pixels and --max-pixels are those of all pictures: leave it out; or, {_NOTE}"
+_WHOLE = f"--fps, --nframes and --max-pixels apply to all videos, which are seen whole: cut the file; or, {_NOTE}"
+_SIZE = f"--min-pixels and --max-pixels apply to all pictures: leave it out; or, {_NOTE}"
 _OF_VISUALS = {
     "video": dict.fromkeys(SETTINGS["video"], _WHOLE)
     | _each(
@@ -110,7 +111,7 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
         return _WANTED
     if name in _JUDGED and value is False:
         return f"{_WANTED}; {_NOTE}"
-    if name not in _TOO_COMMON and not (_counts(name, value) and _no_more(name, value)):
+    if name not in _TOO_COMMON and not (_counts(name, value) and _adds_no_loss(name, value)):
         return _LOSS
     if _empty(value):
         return None
@@ -121,10 +122,10 @@ def _unread(raw: Mapping[str, Any], key: str, value: Any) -> str | None:
     if instead is not None:
         return _INSTEAD[instead][name]
     held = (names[name] for kind, names in _OF_VISUALS.items() if name in names and not _empty(raw.get(kind)))
-    return None if value == 0 or _of_file(raw, name, value) else next(held, None)
+    return None if value == 0 or _describes_file(raw, name, value) else next(held, None)
 
 
-def _of_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
+def _describes_file(raw: Mapping[str, Any], name: str, value: Any) -> bool:
     """Whether a number beside a video only describes its file: a rate of ten frames per second or more is the file's,
     not one to sample at, and a clip that ends where the video ends cuts nothing off there."""
     rates = (raw.get(key) for key in _RATES)
@@ -139,7 +140,7 @@ def _counts(name: str, value: Any) -> bool:
     return name not in _COUNTS or value in (None, "", True, 1)
 
 
-def _no_more(name: str, value: Any) -> bool:
+def _adds_no_loss(name: str, value: Any) -> bool:
     """Whether a key does not ask for a loss on what the human says, or on parts of a turn."""
     return name not in _MORE or not value or _empty(value)
 
@@ -153,7 +154,7 @@ def check_turn_keys(turn: Mapping[str, Any], role: str) -> None:
         counts = _counts(name, value) and (name != "mask" or value in (None, ""))
         if role != "assistant":  # other turns have no loss, and may say so
             counts = counts or name in _LEFT_OUT or name == "mask" or value in (False, 0)
-        if not (counts and _no_more(name, value)):
+        if not (counts and _adds_no_loss(name, value)):
             raise InputError(f"a turn's key {brief(key)} is not read: {_LOSS}")
 
 

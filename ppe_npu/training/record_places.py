@@ -38,7 +38,7 @@ def check_unseen(raw: Mapping[str, Any]) -> None:
             file = _file_in(value, _DEPTH)
             if file is not None:
                 inline, where = _INLINE.match(file), f"{whose} key {brief(key)}"
-                held = "holds a file as text" if inline else f"names {brief(file)}"
+                held = "contains a file as text" if inline else f"names {brief(file)}"
                 picture = any(inline.groups()) if inline else _FILE.fullmatch(_name(file))[1]
                 remedy = ("save it as a file, and " if inline else "") + (IMAGE if picture else VIDEO)
                 raise InputError(f"{where} {held}, which the model would not see: {remedy}; or leave it out")
@@ -54,9 +54,9 @@ def check_places(raw: Mapping[str, Any], own: int) -> None:
             continue
         place = find_place(turn.get("value", turn.get("content")), own)
         if place is not None:
-            remedy = "write <image> or <video>, and name the files under 'image' or 'video'; or, where the text itself "
+            remedy = "write <image> or <video>, and name the files under 'image' or 'video'; or, if the text itself "
             remedy += "is meant, give the record 'literal': true"
-            raise InputError(f"a text in it has {brief(place)}, which nothing stands for: {remedy}")
+            raise InputError(f"a text in it has {brief(place)}, for which the model would see nothing: {remedy}")
 
 
 def check_text(text: str) -> None:
@@ -77,8 +77,8 @@ def check_marks(raw: Mapping[str, Any]) -> None:
             held = (*held, *(mark for mark, name in (("<bbox>", "bbox"), ("<ref-object>", "ref")) if value.get(name)))
         mark = next((mark for mark in held if any(mark in text for text in texts)), None)
         if mark is not None:
-            told = f"its key {brief(key)} says what {brief(mark)} in its texts stands for, which is not read"
-            raise InputError(f"{told}: write that itself into the texts")
+            told = f"its key {brief(key)} says what {brief(mark)} in its texts stands for, but is not read"
+            raise InputError(f"{told}: write the meaning itself into the texts")
 
 
 def _marks(value: Any, depth: int) -> Iterator[str]:

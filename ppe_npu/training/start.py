@@ -35,13 +35,13 @@ def check_deepspeed(file: str, device, copies: bool = False) -> None:
     try:
         asked = read_json(file)
     except UnreadableError as error:
-        raise InputError(f"deepspeed={file}: cannot be read as JSON ({error.why})") from None
+        raise InputError(f"deepspeed={file} cannot be read as JSON ({error.why}): give another file") from None
     zero = asked.get("zero_optimization", {}) if isinstance(asked, dict) else None
     if not isinstance(zero, dict):
-        raise InputError(f"deepspeed={file}: is no config of DeepSpeed's: give a JSON object of its keys")
+        raise InputError(f"deepspeed={file} is not a DeepSpeed config: give a JSON object of its keys")
     stage = zero.get("stage", 0)
     if "WORLD_SIZE" not in os.environ:
-        raise InputError("deepspeed needs its processes started: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
+        raise InputError("deepspeed needs a launcher: torchrun --nproc-per-node N -m ppe_npu.cli train ...")
     if str(stage) == "3" and not devices.reduces_float64(device):
         raise InputError(
             f"deepspeed={file}: ZeRO-3 sums the gradients' norm in fp64, which HCCL refuses on this chip "
@@ -86,8 +86,8 @@ def start_group(config: TrainConfig, device, steps: int, processes: int):
         if processes == 1 and not has_local_rank():  # accelerate starts no group then, so it is another fault
             raise
         raise InputError(
-            f"the group of processes (of {processes}) cannot be started ({first_line(error)}): start them by torchrun, "
-            "with a --master-port that is free; or unset LOCAL_RANK, RANK and WORLD_SIZE for a process alone"
+            f"the group of processes (of {processes}) cannot be started ({first_line(error)}): start it with torchrun "
+            "and a free --master-port; or unset LOCAL_RANK, RANK and WORLD_SIZE for a single process"
         ) from error
 
 

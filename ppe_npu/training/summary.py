@@ -44,12 +44,12 @@ def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
     rows = {
         "model": settings["model"],
         "compression": data["compression"],
-        "records": f"{data['records']:,} ({data['faults']:,} unusable, {summary['skipped']:,} broke while read)",
+        "records": f"{data['records']:,} ({data['faults']:,} unusable, {summary['skipped']:,} failed to be read)",
         "steps": f"{summary['steps']:,}",
         "loss": f"{losses[0][1]:.4f} first, {losses[-1][1]:.4f} last" if losses else "not logged",
-        "validation loss": f"{summary['validation'][-1][1]:.4f} last" if summary["validation"] else "no such records",
-        "parameters": f"{summary['parameters']:,}, of which {summary['trainable']:,} learned",
-        "visual tokens kept": "-, there are no visual tokens" if summary["retention"] is None else (
+        "validation loss": f"{summary['validation'][-1][1]:.4f} last" if summary["validation"] else "no records",
+        "parameters": f"{summary['parameters']:,}, of which {summary['trainable']:,} trainable",
+        "visual tokens kept": "- (there are no visual tokens)" if summary["retention"] is None else (
             f"{summary['retention']:.1%}, averaged over decoder layers"
         ),
         "tokens/s": f"{summary['tokens_per_second']:,.0f} of the prompts as given",

@@ -111,7 +111,7 @@ class Survey:
 
     def _report(self, clean: Callable[[Any], str]) -> str:
         values = self.to_dict()
-        limit = f", at most {self.max_length:,} tokens a record" if self.max_length else ""
+        limit = f", at most {self.max_length:,} tokens per record" if self.max_length else ""
         parts = [
             _TITLE,
             f"{len(self.records):,} records can be used, {len(self.faults):,} cannot. "
@@ -160,7 +160,7 @@ def prepare_records(
     listed = "" if folder is None else f"; all are listed in {write_survey(found, folder) / 'faults.jsonl'}"
     told = complaint(found.faults, len(found.records) + len(found.faults)) if found.faults else ""
     if found.faults and (invalid == "stop" or not found.records):
-        remedy = ": mend them, or go on without them (invalid=skip)" if found.records else ""
+        remedy = ": fix them, or continue without them (invalid=skip)" if found.records else ""
         raise InputError(f"{told}{listed}{remedy}")
     if found.faults and folder is not None:
         print(f"ppe-npu: {told}; they are left out{listed}", file=sys.stderr, flush=True)
@@ -239,7 +239,9 @@ def check_survey_place(folder: str | Path) -> None:
     # Earlier versions wrote data.json last. If a kill came first, each of the other files is identified by its content.
     strange = next((file for file in files if not known[file.name](file)), None)
     if strange is not None:
-        raise InputError(f"{strange} is no survey's, and would be written over: move it away, or name another folder")
+        raise InputError(
+            f"{strange} was not written by a survey and would be overwritten: move it away, or name another folder"
+        )
 
 
 def _is_numbers(file: Path) -> bool:
@@ -318,7 +320,7 @@ def _kinds_table(values: dict[str, Any]) -> str:
 
 
 def _lengths_table(lengths: dict[str, dict[str, float]]) -> str:
-    lines = [f"| tokens of a record | {' | '.join(lengths['before'])} |", "|---|" + "---:|" * len(lengths["before"])]
+    lines = [f"| tokens per record | {' | '.join(lengths['before'])} |", "|---|" + "---:|" * len(lengths["before"])]
     for name, spread in lengths.items():
         lines.append(f"| {name} | " + " | ".join(f"{number:,}" for number in spread.values()) + " |")
     return "\n".join(lines)

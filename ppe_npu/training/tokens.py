@@ -105,11 +105,11 @@ class Tokeniser:
         if len(spans) != answers:
             raise InputError(
                 f"{where}: {len(spans)} assistant turns were found in the chat template's text for {answers} answers: "
-                "training needs a template of ChatML's form, and texts without its <|im_start|> and <|im_end|>"
+                "training needs a ChatML template, and texts without its <|im_start|> and <|im_end|>"
             )
         texts = [item["text"] for message in messages for item in message["content"] if item["type"] == "text"]
         if any(mark in text for text in texts for mark in _MARKS):  # an answer would be cut at the first of them
-            raise InputError(f"{where}: a text holds {' or '.join(_MARKS)}, which end and begin turns: take them out")
+            raise InputError(f"{where}: a text contains {' or '.join(_MARKS)}, which delimit turns: remove them")
         for start, stop in spans:
             labels[start:stop] = ids[start:stop]
         return ids, labels

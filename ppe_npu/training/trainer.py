@@ -106,8 +106,8 @@ def train(config: TrainConfig, announce: bool = True, said: str | None = None) -
         config = dataclasses.replace(config, compression=fitted)
     if first and config.distill_weight == 1 and not config.copies_teacher:
         say(
-            "distill_weight=1: nothing but its own present weights teaches the model, and it may come to agree with "
-            "itself on nothing: set distill_teacher: start, or a weight below 1"
+            "distill_weight=1: the only teacher is the model itself, and the two may come to agree on wrong answers: "
+            "set distill_teacher: start, or a weight below 1"
         )
     with sole_run(Path(config.output)) if first else contextlib.nullcontext():
         if first:
@@ -183,18 +183,18 @@ def _check(config: TrainConfig, device, processes: int) -> None:
     """Raise InputError for every fault of the settings that can be found before the data is read."""
     if config.fused_adamw and devices.keeps_cleared_gradients(device):
         raise InputError(
-            "fused_adamw on an NPU: transformers' Trainer clears the model's gradients, which NpuFusedAdamW does not "
-            "see, and it would go on with the first step's; leave it out"
+            "fused_adamw does not work on an NPU: NpuFusedAdamW does not see that transformers' Trainer clears the "
+            "gradients, and would keep using those of the first step; leave it out"
         )
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         remedy = f"pip install {named_for_pip('ppe-npu[train]')}, or leave it out"
-        raise InputError(f"tensorboard is asked for and not installed: {remedy}")
+        raise InputError(f"tensorboard is requested but not installed: {remedy}")
     if config.wandb:
         optional("wandb", "wandb", "wandb")
     if config.adapter is not None:
         check_adapter(config.adapter, device)
         if config.adapter.kind == "qlora" and config.dtype != "bf16":
-            raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': its 4 bits are computed in bf16")
+            raise InputError(f"dtype={config.dtype!r} with adapter kind='qlora': give bf16, in which it computes")
     config.accumulation(processes)
     if config.deepspeed is not None:
         check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
@@ -220,10 +220,10 @@ def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[l
         records, validation = list(survey.records), list(apart.records)
     apart = next((record for record in records if record.independent), None)
     if config.packing and apart is not None:
-        raise InputError(f"packing: {apart.where} holds independent questions, which are packed already: leave it out")
+        raise InputError(f"packing: {apart.where} has independent questions, which are packed already: leave it out")
     if apart is not None and is_tiled(processor):
         raise InputError(
-            f"{apart.where} holds independent questions, which Qwen's families alone pack: ask one a record"
+            f"{apart.where} has independent questions, which only Qwen's families pack: write one per record"
         )
     return records, survey, validation
 

@@ -26,7 +26,7 @@ def held_back(records: int, share: float, seed: int) -> np.ndarray:
     number = math.ceil(records * share)
     if number >= records:
         raise InputError(
-            f"validation_share={share:g} of {counted(records, 'record')} leaves none to learn from: give more records"
+            f"validation_share={share:g} of {counted(records, 'record')} leaves none to train on: give more records"
         )
     chosen = np.zeros(records, dtype=bool)
     chosen[np.random.default_rng([seed, records]).permutation(records)[:number]] = True

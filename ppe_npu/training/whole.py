@@ -80,7 +80,7 @@ def check_whole(folder: Path, needed: Callable[[str], bool] | None = None) -> bo
         raise InputError(f"{error.filename or folder} cannot be read ({error.strerror})") from error
     for file, row, digest in zip(files, rows.values(), digests):
         if digest != row["digest"]:
-            raise InputError(f"{file} is damaged: its content is not what was written (its size is)")
+            raise InputError(f"{file} is damaged: its content has changed since it was written, at the same size")
     return True
 
 
@@ -93,7 +93,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or type(record.get("step")) is not int or not _listed(record):
         raise InputError(f"{file} is damaged: it does not list the files of the checkpoint")
     if _SUM not in record and _made_since(folder):
-        raise InputError(f"{file} is damaged: the sum of its list is gone")
+        raise InputError(f"{file} is damaged: the checksum of its list is missing")
     named = folder.name.rpartition("-")[2]
     if named.isdecimal() and int(named) != record["step"]:
         raise InputError(f"{file} is of step {record['step']}, not of step {named}")
@@ -129,9 +129,9 @@ def _check_size(file: Path, size: int) -> None:
             raise InputError(f"{file} is {'a folder' if file.is_dir() else 'missing'}")
         found = file.stat().st_size
     except OSError as error:  # a name that is too long; a folder without permission
-        raise InputError(f"{shown(str(file))} cannot be looked at ({error.strerror})") from error
+        raise InputError(f"{shown(str(file))} cannot be accessed ({error.strerror})") from error
     if found != size:
-        raise InputError(f"{file} is damaged: {found:,} bytes of {size:,}")
+        raise InputError(f"{file} is damaged: it has {found:,} bytes instead of {size:,}")
 
 
 # -- checkpoints of the first version ----------------------------------------------------------------------------------
@@ -175,12 +175,12 @@ def _read_pickle(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         broken = archive.testzip()
     if broken is not None:
-        raise ValueError(f"{broken} in it has another checksum")
+        raise ValueError(f"{broken} in it has a wrong checksum")
 
 
 def _read_json(file: Path) -> None:
     if not isinstance(read_json(file), dict):
-        raise ValueError("it holds no settings")
+        raise ValueError("it contains no settings")
 
 
 _READERS: dict[str, Callable[[Path], None]] = {

@@ -7,7 +7,7 @@ import os
 from ppe_npu.errors import InputError, shown
 
 _LONGEST = 9  # digits
-_REMEDY = "unset it, or start by torchrun"
+_REMEDY = "unset it, or start with torchrun"
 
 
 def environment_number(name: str, default: int) -> int:
@@ -18,7 +18,8 @@ def environment_number(name: str, default: int) -> int:
     """
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST and int(text) >= default):
-        raise InputError(f"environment variable {name}={shown(text)} is no whole number from {default} on: {_REMEDY}")
+        given = f"environment variable {name}={shown(text)}"
+        raise InputError(f"{given} must be a whole number of at least {default}: {_REMEDY}")
     return int(text)
 
 

@@ -31,7 +31,7 @@ _KINDS = (
 LFS_POINTER = b"version https://git-lfs"  # how a pointer starts that git left in place of a large file
 # Content that may be in place of a file that was not downloaded, by how it starts.
 IN_ITS_PLACE = ((b"<!DOCTYPE", "a web page"), (b"<html", "a web page"), (LFS_POINTER, "a Git LFS pointer"))
-_RIGHT = "change its rights, or give another path"
+_RIGHT = "change its permissions, or give another path"
 _LONGEST = 255  # bytes of one name, on all common file systems
 _SHOWN = 200  # characters of a path in a message; an address may contain a whole picture
 
@@ -48,7 +48,7 @@ def address_fault(path: str | Path) -> str | None:
     """The message for an address (http, s3, file, data, a Windows share) given as a path; None for a path."""
     text = str(path)
     if text.startswith("\\\\") or (os.name == "nt" and text.startswith("//")):
-        return "is a network path of Windows: mount it, or copy the file to this machine, and give its path there"
+        return "is a Windows network path: mount it, or copy the file to this machine, and give its path there"
     found = _SCHEME.match(text)
     scheme, slashes = (found[1].lower(), found[2]) if found else ("", "")
     if scheme == "data" and "," in text:
@@ -56,7 +56,7 @@ def address_fault(path: str | Path) -> str | None:
     if scheme == "file" and slashes:
         return "is an address on this machine: give the path alone, without file://"
     if scheme in _STORES and slashes:
-        return "is an address in a store: copy it to this machine and give the file's path"
+        return "is an address in an object store: copy it to this machine and give the file's path"
     if slashes == "//" or (scheme in _WEB and slashes):
         return "is an address: download it first and give the file's path"
     return None
@@ -96,7 +96,7 @@ def as_path(value: Any, before: str, written: bool = False) -> Any:
         return value
     named = f"{before}'{shown_path(value)}'"
     if not value.strip():
-        raise InputError(f"{named} is an empty text: give something, or leave it out")
+        raise InputError(f"{named} is an empty string: give a value, or leave it out")
     if written and address_fault(value):
         raise InputError(f"{named} is an address: name a place on this machine, and copy it from there")
     path = os.path.expanduser(value)
@@ -110,7 +110,7 @@ def as_path(value: Any, before: str, written: bool = False) -> Any:
         pass
     except (OSError, ValueError) as error:  # rights, a long name, a loop of links; a null character
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{named} cannot be looked at ({why}): name another path") from error
+        raise InputError(f"{named} cannot be accessed ({why}): name another path") from error
     place = path.rstrip(os.sep) or path
     if not written or os.path.isdir(path) or not os.path.islink(place):  # a linked folder is filled in place
         return path
@@ -155,7 +155,7 @@ def existing_file(path: Any, kind: str) -> Path:
         raise InputError(f"{kind} {given}: give the path of a file") from error
     path = os.fsdecode(path)
     if not shown:
-        raise InputError(f"{kind} is an empty text: give the path of a file")
+        raise InputError(f"{kind} is an empty string: give the path of a file")
     if fault := address_fault(path):
         raise InputError(f"{kind} {shown} {fault}")
     found = expanded(path)
@@ -164,7 +164,7 @@ def existing_file(path: Any, kind: str) -> Path:
     except (FileNotFoundError, NotADirectoryError) as error:
         if found.is_symlink():
             target = shown_path(os.readlink(found))
-            raise InputError(f"{kind} {shown} is a link to {target}, which does not exist: mend the link") from error
+            raise InputError(f"{kind} {shown} is a link to {target}, which does not exist: fix the link") from error
         raise InputError(f"{kind} {shown} does not exist: check the path") from error
     except (OSError, ValueError) as error:  # a long name or one with a NUL, a folder without rights, a loop of links
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -174,7 +174,7 @@ def existing_file(path: Any, kind: str) -> Path:
             raise InputError(f"{kind} {shown} {words}")
     system = status.st_size == 0 and os.path.realpath(found).startswith(("/proc/", "/sys/"))
     if system or not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{kind} {shown} is no regular file: give the path of a file")
+        raise InputError(f"{kind} {shown} is not a regular file: give the path of a file")
     if not may_be_read(found):
         raise InputError(f"{kind} {shown} may not be read (permission denied): {_RIGHT}")
     return found

@@ -40,7 +40,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self.terminal = is_terminal(self._stream)
         self._lines = not (self.terminal or hidden or quiet)
-        self._said, self._began = None, time.monotonic()
+        self._printed, self._began = None, time.monotonic()
         self._next = self._began + _EVERY
         self._bar = None
         if self.terminal and not hidden:
@@ -78,13 +78,13 @@ class Progress:
         """Close the bar; or print a last line, if any line was printed before."""
         if self._bar is not None:
             self._bar.close()
-        elif self._lines and self._said not in (None, self.n):
+        elif self._lines and self._printed not in (None, self.n):
             self._line()
         self._lines = False
 
     def _line(self) -> None:
         now = time.monotonic()
-        self._said, self._next, spent = self.n, now + _EVERY, now - self._began
+        self._printed, self._next, spent = self.n, now + _EVERY, now - self._began
         print(f"{self.title}: {self.n} of {self.total} {self.unit}s, {spent:.0f} s", file=self._stream, flush=True)
 
 

@@ -27,7 +27,7 @@ class UnreadableError(InputError):
 
 def _unreadable(path: str | os.PathLike, why: str) -> UnreadableError:
     # Not an argument of the class, because torch recreates a DataLoader worker's error from its message alone.
-    error = UnreadableError(f"{path} cannot be read ({why}): mend it, or give another file")
+    error = UnreadableError(f"{path} cannot be read ({why}): fix it, or give another file")
     error.why = why
     return error
 
@@ -40,7 +40,7 @@ def read_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
             device), cannot be opened, is too large, or is not UTF-8.
     """
     if not isinstance(path, (str, os.PathLike)):  # a whole number would be taken as a file descriptor
-        raise _unreadable(shown(path), f"it is a {type(path).__name__}, no path")
+        raise _unreadable(shown(path), f"it is of type {type(path).__name__}, not a path")
     try:
         why = _refusal(os.stat(path), largest)
         data = b"" if why else Path(path).read_bytes()
@@ -60,8 +60,8 @@ def _refusal(found: os.stat_result, largest: int) -> str | None:
     if stat.S_ISDIR(found.st_mode):
         return "it is a folder"
     if not stat.S_ISREG(found.st_mode):  # a pipe would wait for its writer, a device might never end
-        return "it is no plain file"
-    return f"it has {found.st_size:,} bytes, of at most {largest:,}" if found.st_size > largest else None
+        return "it is not a regular file"
+    return f"it has {found.st_size:,} bytes, more than the limit of {largest:,}" if found.st_size > largest else None
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -70,7 +70,7 @@ def read_json(path: str | os.PathLike) -> Any:
     Raises:
         UnreadableError: as read_text; or the file is empty, not JSON, nested too deeply, or has a duplicate key.
     """
-    text = _some(path)
+    text = _nonempty_text(path)
     try:
         return json.loads(text, object_pairs_hook=_pairs)
     except RecursionError:
@@ -95,7 +95,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
             aliases repeat too many values.
         InputError: PyYAML is not installed.
     """
-    yaml, text = optional("yaml", f"reading {path}", "pyyaml"), _some(path, _LARGEST_YAML)
+    yaml, text = optional("yaml", f"reading {path}", "pyyaml"), _nonempty_text(path, _LARGEST_YAML)
     loader = None
     try:
         loader = yaml.SafeLoader(text)
@@ -115,7 +115,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
             loader.dispose()
 
 
-def _some(path: str | os.PathLike, largest: int = _LARGEST) -> str:
+def _nonempty_text(path: str | os.PathLike, largest: int = _LARGEST) -> str:
     text = read_text(path, largest)
     if not text.strip():
         raise _unreadable(path, "it is empty")
@@ -143,7 +143,7 @@ class _Size:
     def of(self, node: Any) -> int:
         if id(node) in self._known:
             if self._known[id(node)] is None:
-                raise ValueError("an alias holds itself")
+                raise ValueError("an alias contains itself")
             return self._known[id(node)]
         self._known[id(node)] = None
         size = 1
@@ -154,7 +154,7 @@ class _Size:
             for child in node.value:
                 size += sum(map(self.of, child)) if mapping else self.of(child)
         if size > _VALUES:
-            raise ValueError(f"its aliases stand for more than {_VALUES:,} values")
+            raise ValueError(f"its aliases expand to more than {_VALUES:,} values")
         self._known[id(node)] = size
         return size
 

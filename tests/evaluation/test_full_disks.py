@@ -90,7 +90,7 @@ def test_a_process_that_may_write_no_more_says_so_and_the_next_one_goes_on(tmp_p
 
     done = subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "predictions.jsonl cannot be written (it grew larger than a file may be here)" in done.stderr
+    assert "predictions.jsonl cannot be written (it exceeds the file size limit)" in done.stderr
     kept = lines(tmp_path)
     assert kept
     results = run(tmp_path, 40)

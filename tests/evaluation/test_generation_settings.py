@@ -318,7 +318,7 @@ def test_chat_templates_of_which_none_is_the_default_are_named(checkpoint):
     tokenizer = json.loads(file.read_text()) | {"chat_template": {"a": "x", "b": "y"}}
     file.unlink()
     file.write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match="chat templates a, b: call one default"):
+    with pytest.raises(InputError, match="chat templates a, b: name one default"):
         load_processor(folder)
 
 

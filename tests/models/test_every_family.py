@@ -282,5 +282,7 @@ def test_what_was_tried_and_does_not_fit_is_refused_with_the_reason():
 
 def test_commands_refuse_what_they_make_no_inputs_for(tmp_path):
     EVERY["llava"].model().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"LlavaFor\w+, which compress\(\) takes, but whose inputs no command makes"):
+    with pytest.raises(
+        InputError, match=r"LlavaFor\w+, which compress\(\) supports, but whose inputs no command prepares"
+    ):
         check_checkpoint(tmp_path)

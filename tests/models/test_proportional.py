@@ -265,7 +265,7 @@ def test_attention_that_takes_no_key_bias_is_refused_by_name(model, monkeypatch)
     compress(fused.fuse(model), SETTINGS["ppe"])
     with pytest.raises(InputError, match="segments of a packed batch cannot: leave packed out"):
         model(**batch(PROMPT), labels=batch(PROMPT)["input_ids"], packed=True)
-    with pytest.raises(InputError, match="take no proportional_attention: leave one"):
+    with pytest.raises(InputError, match="packing and proportional_attention exclude each other"):
         TrainConfig(model="m", data="d", output="o", packing=True, compression=SETTINGS["ppe"])
     text = model.model.language_model
     with pytest.raises(InputError, match=r"but torch_npu\w* on npu cannot: call ppe_npu.models.fused.unfuse"):

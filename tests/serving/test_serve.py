@@ -139,7 +139,7 @@ def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, w
     [
         (KEY, {"ratoi": 0.5}, f"{KEY}: unknown compression key(s) ratoi"),
         ("architectures", ["Qwen2_5_VLForConditionalGeneration"], "is no class that serves ppe_compression"),
-        (None, None, "holds no weights"),
+        (None, None, "contains no weights"),
     ],
 )
 def test_an_exported_checkpoint_that_is_not_whole_is_not_served(run, tiny_folder, tmp_path, started, key, value, words):

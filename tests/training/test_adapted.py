@@ -70,7 +70,7 @@ def test_a_base_that_moved_is_named(run, adapter, tiny_folder, tmp_path, write_i
     folder = Path(shutil.copytree(adapter, tmp_path / "final"))
     record = json.loads((folder / "base.json").read_text())
     (folder / "base.json").write_text(json.dumps(record | {"model": "/gone"}))
-    with pytest.raises(InputError, match="trained on /gone, which is gone: name its base with --base"):
+    with pytest.raises(InputError, match="trained on /gone, which no longer exists: name its base with --base"):
         Checkpoint.of(folder)
     Checkpoint.of(folder, base=tiny_folder).load("cpu")
     other = tmp_path / "other"
@@ -80,7 +80,7 @@ def test_a_base_that_moved_is_named(run, adapter, tiny_folder, tmp_path, write_i
     with pytest.raises(InputError, match=r"has other weights.*with --base"):
         Checkpoint.of(folder, base=other).load("cpu")
     asked = ["--image", write_image("a.png"), "--device", "cpu"]
-    refused_by(run("describe", "--model", tiny_folder, "--base", tiny_folder, *asked), "--base", "is no adapter")
+    refused_by(run("describe", "--model", tiny_folder, "--base", tiny_folder, *asked), "--base", "is not an adapter")
 
 
 @pytest.mark.ci

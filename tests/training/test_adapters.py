@@ -199,7 +199,7 @@ def test_weights_are_set_whole_or_refused(model, tmp_path):
         with pytest.raises(InputError, match=words) as error:
             set_adapter_weights(other, dict(wrong), "folder")
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="none holds no weights"):
+    with pytest.raises(InputError, match="none contains no weights"):
         adapter_weights(tmp_path / "none")
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
@@ -240,15 +240,15 @@ def test_values_come_back_as_they_were_written():
 
 
 def test_a_target_that_is_not_there_is_named_with_those_that_are(model):
-    with pytest.raises(InputError, match="'qkv' is no linear layer of language: there are down_proj, gate_proj"):
+    with pytest.raises(InputError, match="'qkv' is not a linear layer of language: use some of down_proj, gate_proj"):
         add_adapter(model, Adapter(targets=("q_proj", "qkv")))
 
 
 def test_qlora_goes_on_four_bits_and_on_nothing_else(model):
-    with pytest.raises(InputError, match="kind='qlora': 'qlora', and only it"):
+    with pytest.raises(InputError, match="kind='qlora' does not fit the model: use 'qlora', and only it"):
         add_adapter(model, Adapter("qlora"))
     model.quantization_method = "bitsandbytes"
-    with pytest.raises(InputError, match="kind='lora': 'qlora', and only it"):
+    with pytest.raises(InputError, match="kind='lora' does not fit the model: use 'qlora', and only it"):
         add_adapter(model, Adapter("lora"))
 
 

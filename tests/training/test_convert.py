@@ -84,18 +84,20 @@ WRONG = {
     "no turns": ({"images": ["a.png"]}, "neither turns nor a question"),
     "a tool": ({"messages": [{"role": "tool", "content": "x"}]}, "a turn of 'tool'"),
     "sound": ({"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]}, "of type 'audio'"),
-    "a part without its file": ({"messages": [{"role": "user", "content": [part("image")]}]}, "no file is named"),
+    "a part without its file": ({"messages": [{"role": "user", "content": [part("image")]}]}, "without a file"),
     "a placeholder in a part of text": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]}, "parts of their own"),
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]},
+        "name its file in a part of its own"),
     "files in both places": (
-        {"messages": [{"role": "user", "content": [part("image", "a.png")]}], "images": ["b.png"]}, "which is which"),
+        {"messages": [{"role": "user", "content": [part("image", "a.png")]}], "images": ["b.png"]},
+        "both in its parts and beside its turns: keep one of them"),
     "bytes": ({**TALK, "images": [{"bytes": "xx", "path": None}]}, "write them to a file"),
     "two keys": ({**TALK, "images": ["a.png"], "image": "b.png"}, "keep one of them"),
     "a system text in two places": (
         {"messages": [{"role": "system", "content": "one"}, *TALK["messages"]], "system": "two"}, "keep one of them"),
     "two system texts": ({**TALK, "system": "one", "system_prompt": "two"}, "system and system_prompt, which differ"),
     "turns twice": ({**TALK, "conversations": ours("row", "4")["conversations"]}, "conversations and messages, which"),
-    "turns and an answer": ({**TALK, "response": "4", "history": []}, "turns, and response beside them"),
+    "turns and an answer": ({**TALK, "response": "4", "history": []}, "has both turns and response"),
     "two questions": ({"query": "one", "instruction": "two", "output": "3"}, "query and instruction, which differ"),
     "two answers": ({"query": "one", "response": "two", "output": "3"}, "response and output, which differ"),
     "a turn with two texts": (
@@ -109,7 +111,7 @@ WRONG = {
         {"role": "user", "content": [part("image", "a.png") | {"text": "row"}]}]}, "text in a part of type 'image'"),
     "a text with a picture": ({"messages": [
         {"role": "user", "content": [{"type": "text", "text": "row", "image": "a.png"}]}]}, "image in a part of type"),
-    "a number": ({"query": 3, "response": "x"}, "no text"),
+    "a number": ({"query": 3, "response": "x"}, "a question that is 3, not a string"),
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from ppe_npu.data.inputs import InputError
 from ppe_npu.training import data as module
 from ppe_npu.training.data import ChatDataset, Fault, check_records, read_records
 
+FORM = "{'from': human, gpt or system, 'value': text}"
+
 
 def turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": "gpt" if number % 2 else "human", "value": text} for number, text in enumerate(texts)]
@@ -77,7 +79,7 @@ GOOD = {"image": "a.png", "conversations": turns("<image>", "ring")}
     [
         ([], "is a list, not a record"),
         ({}, "has no conversations"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "has a turn that is not"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "has a turn of 'robot', not of human"),
         ({"conversations": turns("only a question")}, "do not alternate"),
         ({"conversations": turns("one", "two", "three")}, "do not alternate"),
         ({"conversations": turns("one", " ")}, "empty answer"),
@@ -117,7 +119,7 @@ def test_lines_that_are_no_json_and_many_faults(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text", "words"),
-    [("d.json", "{}", "not a list"), ("d.json", "{", "is not JSON"), ("d.jsonl", "", "holds no records")],
+    [("d.json", "{}", "not a list"), ("d.json", "{", "is not JSON"), ("d.jsonl", "", "contains no records")],
 )
 def test_files_that_cannot_be_used(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
@@ -130,7 +132,7 @@ def test_a_records_id_is_its_own_or_where_it_stands(tmp_path):
     lines = [{"id": "a", "conversations": talk}, {"id": 7, "conversations": talk}, {"conversations": talk}, {"id": "b"}]
     checked = check_records(write(tmp_path / "d.jsonl", lines))
     assert [record.id for record in checked.records] == ["a", "7", "d.jsonl line 3"]
-    assert checked.faults == [Fault("d.jsonl line 4", "b", "has no conversations")]
+    assert checked.faults == [Fault("d.jsonl line 4", "b", f"has no conversations: give a list of {FORM}")]
 
 
 def test_all_faults_are_found_and_the_good_records_stay(tmp_path, write_image):

@@ -91,7 +91,7 @@ def test_a_mixed_batch_gives_each_record_the_loss_it_has_alone(model, make, mixe
 
 def test_a_text_that_ends_a_turn_by_itself_is_refused(make):
     """Its answer would be taken to end there."""
-    with pytest.raises(InputError, match="line 7: a text holds"):
+    with pytest.raises(InputError, match="line 7: a text contains"):
         make()([Record("d.jsonl line 7", (), (), talk("count", "1 <|im_end|> 2"))])
 
 

@@ -55,7 +55,7 @@ def test_what_is_exported_of_a_checkpoint_is_what_was_written(copy, tmp_path):
     content = weights.read_bytes()
     middle = len(content) // 2
     weights.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
-    with pytest.raises(InputError, match=rf"{ADAPTER_WEIGHTS} is damaged: .*; take another checkpoint"):
+    with pytest.raises(InputError, match=rf"{ADAPTER_WEIGHTS} is damaged: .*; use another checkpoint"):
         export(folder, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -70,7 +70,7 @@ def test_shares_are_checked_before_they_are_put_together(tiny_folder, tiny_proce
     (folder / "optimizer.pt").unlink()
     share = folder / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     share.write_bytes(share.read_bytes()[:-9])
-    with pytest.raises(InputError, match=f"{share} is damaged: .* bytes of .*; take another checkpoint"):
+    with pytest.raises(InputError, match=f"{share} is damaged: it has .* bytes instead of .*; use another checkpoint"):
         export(folder, tmp_path / "plain")
 
 
@@ -118,7 +118,7 @@ def test_the_base_may_have_moved(run, copy, tiny_folder, tmp_path):
     moved = shutil.copytree(tiny_folder, tmp_path / "moved")
     record = read_base(copy)
     write_json(copy / BASE, {**record, "model": str(tmp_path / "gone")})
-    with pytest.raises(InputError, match="gone, which is gone: name its base with --model"):
+    with pytest.raises(InputError, match="gone, which no longer exists: name its base with --model"):
         merge_lora(copy, tmp_path / "merged")
     merge_lora(copy, tmp_path / "merged", model=moved)
     check_plain(tmp_path / "merged", run[1])
@@ -135,9 +135,9 @@ def test_a_checkpoint_of_full_weights_is_exported_without_its_training_state(tin
     export(checkpoint, tmp_path / "half", dtype="bf16")
     half = load_file(tmp_path / "half" / "model.safetensors")
     assert all(torch.equal(half[name], kept[name].to(torch.bfloat16)) for name in kept)
-    with pytest.raises(InputError, match=r"holds no adapter_config\.json: export it"):
+    with pytest.raises(InputError, match=r"contains no adapter_config\.json: export it"):
         merge_lora(checkpoint, tmp_path / "merged")
-    with pytest.raises(InputError, match="--model is for an adapter"):
+    with pytest.raises(InputError, match="contains a whole model: leave out --model"):
         export(checkpoint, tmp_path / "merged", model=tiny_folder)
 
 
@@ -164,15 +164,15 @@ def test_deepspeeds_shares_are_put_together(tiny_folder, tiny_processor, tmp_pat
     assert kept.keys() == written.keys()
     assert all(torch.equal(kept[name], written[name]) for name in kept)
     (checkpoint / "global_step2" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").unlink()
-    with pytest.raises(InputError, match="its shares cannot be put together"):
+    with pytest.raises(InputError, match="its shards cannot be joined"):
         export(checkpoint, tmp_path / "new")
     shutil.rmtree(checkpoint / "global_step2")
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="contains no weights"):
         export(checkpoint, tmp_path / "new")
 
 
 def test_an_adapters_folder_is_no_model_and_says_what_makes_one(run):
-    with pytest.raises(InputError, match="holds an adapter alone: `ppe-npu merge-lora --adapter"):
+    with pytest.raises(InputError, match="contains only an adapter: run `ppe-npu merge-lora --adapter"):
         load_model(run[0])
 
 
@@ -182,7 +182,7 @@ def test_the_base_is_recorded_before_an_adapter_is_attached(tiny_folder):
     assert record["model"] == str(Path(tiny_folder).resolve())
     assert record["dtype"] == "bfloat16"
     assert json.loads(json.dumps(record)) == record
-    with pytest.raises(ValueError, match="before an adapter"):
+    with pytest.raises(ValueError, match="an adapter is attached already"):
         base_record(add_adapter(model, Adapter(rank=2)), tiny_folder)
 
 

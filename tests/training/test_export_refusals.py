@@ -70,7 +70,7 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     save_file({**tensors, first: torch.full_like(tensors[first], float("nan"))}, file)
     refuse("cannot be merged")
     save_file({}, file)
-    refuse("holds no weights")
+    refuse("contains no weights")
     file.write_bytes(data[: len(data) // 2])
     refuse("is damaged")
     file.write_bytes(data)
@@ -83,7 +83,7 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
     (copy / "adapter_config.json").write_text(json.dumps(json.loads(settings) | {"alora_invocation_tokens": [1]}))
     refuse("cannot be merged .aLoRA does not support safe merging")
     (copy / "adapter_config.json").unlink()
-    refuse("holds no adapter_config.json")
+    refuse("contains no adapter_config.json")
     (copy / "adapter_config.json").write_text(settings)
     changes = ({"dtype": "nn"}, {"weights": "x" * 5000}, {"model": "gone"})
     odd, long, gone = (json.dumps({**read_base(copy), **change}) for change in changes)
@@ -91,9 +91,9 @@ def test_an_adapter_that_is_not_whole_is_refused(copy, tmp_path):
         (copy / BASE).write_text(text)
         refuse("base.json is damaged")
     (copy / BASE).write_text(gone)
-    refuse("its base by base.json: model gone")
+    refuse("its base according to base.json: model gone")
     (copy / BASE).unlink()
-    refuse("holds no base.json")
+    refuse("contains no base.json")
 
 
 def test_half_a_checkpoint_and_a_full_output_are_refused(copy, tmp_path):
@@ -110,12 +110,12 @@ def test_half_a_checkpoint_and_a_full_output_are_refused(copy, tmp_path):
     checkpoint = as_checkpoint(copy, step=7)
     (checkpoint / WHOLE).unlink()
     for write in (merge_lora, export):
-        with pytest.raises(InputError, match=r"checkpoint-7 was cut off while it was saved \(no whole.json\)"):
+        with pytest.raises(InputError, match=r"checkpoint-7 was not saved completely \(no whole.json\)"):
             write(checkpoint, tmp_path / "new")
     renamed = checkpoint.rename(tmp_path / "mine")  # what it is still shows
-    with pytest.raises(InputError, match="cut off"):
+    with pytest.raises(InputError, match="was not saved completely"):
         export(renamed, tmp_path / "new")
     (renamed / "trainer_state.json").unlink()
     (renamed / "tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match="holds no processor"):
+    with pytest.raises(InputError, match="contains no processor"):
         export(renamed, tmp_path / "new")

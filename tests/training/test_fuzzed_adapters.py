@@ -21,7 +21,7 @@ def test_a_processor_beside_an_adapter_is_compared_with_the_base(run, tiny_folde
     found["image_processor"]["patch_size"] = 2
     file.write_text(json.dumps(found))
     with pytest.raises(
-        InputError, match=r"image_processor of .*adapter cannot be used \(patch_size=2, and config.json"
+        InputError, match=r"image_processor of .*adapter cannot be used \(patch_size=2, but config.json"
     ):
         load_processor(folder, model=tiny_folder)
 

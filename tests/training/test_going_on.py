@@ -26,12 +26,12 @@ def ended(whole_run, tmp_path):
 @pytest.mark.ci
 def test_a_run_says_where_it_goes_on_from(cut_run, capfd):
     go_on(cut_run)
-    assert f"going on from {cut_run['output']}/checkpoint-6: step 6 of {STEPS}" in capfd.readouterr().err
+    assert f"resuming from {cut_run['output']}/checkpoint-6: step 6 of {STEPS}" in capfd.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_says_that_it_begins(whole_run, tmp_path, capfd):
     go_on(whole_run[0] | {"output": str(tmp_path / "new"), "max_steps": 1, "save_steps": 0, "resume": True})
-    assert "holds no checkpoint to go on from: beginning with step 1 of 1" in capfd.readouterr().err
+    assert "contains no checkpoint to resume from: starting with step 1 of 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
@@ -44,8 +44,8 @@ def test_a_finished_run_stops_at_once_and_changes_nothing(ended, capfd, monkeypa
     monkeypatch.setattr(CompressedTrainer, "train", lambda *_, **__: pytest.fail("it trains again"))
     assert go_on(settings) == first
     assert state(settings["output"]) == before
-    assert "is at its end, step 2 of 2" in capfd.readouterr().err
-    refused(settings, "another learning_rate (0.001, now 0.0001)", learning_rate=1e-4)
+    assert "is finished, step 2 of 2" in capfd.readouterr().err
+    refused(settings, "other settings, learning_rate (0.001, now 0.0001)", learning_rate=1e-4)
 
 
 @pytest.mark.ci
@@ -83,7 +83,7 @@ def test_a_run_that_is_stopped_from_the_keyboard_says_how_to_go_on(whole_run, tm
     with pytest.raises(KeyboardInterrupt, match=r"no checkpoint was saved yet .--save-steps N"):
         go_on(settings)
     at = 2
-    with pytest.raises(KeyboardInterrupt, match=f"with --resume goes on from {tmp_path}/run/checkpoint-2"):
+    with pytest.raises(KeyboardInterrupt, match=f"with --resume resumes from {tmp_path}/run/checkpoint-2"):
         go_on(settings)
     (tmp_path / "run" / "checkpoint-2" / "whole.json").unlink()
     assert how_to_go_on(TrainConfig(**settings)).endswith("checkpoint-1")

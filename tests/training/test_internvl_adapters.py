@@ -65,4 +65,4 @@ def test_the_commands_take_it(adapter, tmp_path, run):  # noqa: F811
     assert rows["adapter"] == rows["merged"]
     code, out, err = run("describe", "--model", adapter, "--image", data / "1.png", "--prompt", "What")
     assert code == 2
-    assert "only train and eval make" in out + err
+    assert "only train and eval prepare" in out + err

@@ -154,7 +154,7 @@ def test_what_tiles_cannot_be_asked_is_said(trained, tmp_path, run):
         code, out, err = run(*asked, "--output", str(tmp_path / "out"), "--device", "cpu", *more.split())
         assert code == 2
         assert why in out + err
-    with pytest.raises(InputError, match="only train and eval make"):
+    with pytest.raises(InputError, match="only train and eval prepare"):
         load_model(folder)
 
 

@@ -80,7 +80,7 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
     for word in (
         "0.0001",
         "0.001",
-        "1 step of 4 (4 a forward x 1)",
+        "1 step of 4 (4 per forward x 1)",
         "entering the LLM",
         "rotary reference",
         "step 1 of 1: loss ",
@@ -169,7 +169,7 @@ def test_a_parameter_without_gradient_stops_the_run(settings, monkeypatch):
         return dataclasses.replace(found, tokens=found.tokens.detach())
 
     monkeypatch.setattr(vision_language, "tower_features", cut_off)
-    with pytest.raises(TrainingError, match=r"given no gradient in the first step \(.*visual"):
+    with pytest.raises(TrainingError, match=r"received no gradient in the first step \(.*visual"):
         train(TrainConfig(**settings), announce=False)
     train(TrainConfig(**settings | {"overwrite": True, "frozen": ["vision", "merger"]}), announce=False)
 
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_names_the_sample(settings, monkeypatch):
         return batch
 
     monkeypatch.setattr(Collator, "__call__", poisoned)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step \d, of sample\(s\) 5: "):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step \d, for sample\(s\) 5: "):
         train(TrainConfig(**settings), announce=False)
 
 
@@ -269,7 +269,7 @@ def test_a_run_leaves_something_to_look_at(settings, tmp_path, drawn):
 def test_an_earlier_run_is_dropped_only_when_the_new_one_can_start(settings, tmp_path):
     first = train(TrainConfig(**settings | {"max_steps": 1}), announce=False)
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(InputError, match="holds no records"):
+    with pytest.raises(InputError, match="contains no records"):
         train(TrainConfig(**settings | {"overwrite": True, "data": str(tmp_path / "bad.json")}))
     assert Path(first.final, "config.json").is_file()
 
@@ -290,5 +290,5 @@ def test_another_base_or_other_data_is_no_resumption(settings, tiny_folder, data
         train(TrainConfig(**run | {"resume": True}))
     records = json.loads((tmp_path / "train.json").read_text())
     (tmp_path / "train.json").write_text(json.dumps(records[1:]))
-    with pytest.raises(InputError, match=r"another records \("):
+    with pytest.raises(InputError, match=r"other settings, records \("):
         train(TrainConfig(**run | {"resume": True}))

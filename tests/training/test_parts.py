@@ -62,8 +62,11 @@ def test_freeze_takes_parts_and_beginnings(model):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["visual"], "frozen='visual' is no part .* beginning of no parameter: they begin like 'model.visual"),
-        (["language", "merger", "vision"], "leaves no parameter to learn"),
+        (
+            ["visual"],
+            "frozen='visual' is neither a part .* nor the start of a parameter's name: names start like 'model.visual",
+        ),
+        (["language", "merger", "vision"], "leaves no trainable parameter"),
     ],
 )
 def test_freeze_refuses(model, names, words):
@@ -80,7 +83,7 @@ def test_the_table_counts_each_part(model):
     assert lines[1] == ["language", f"{counts['language']:,}", f"{counts['language']:,}", "0.0001"]
     assert lines[2] == ["merger", f"{counts['merger']:,}", f"{counts['merger']:,}", "1e-05"]
     assert lines[3] == ["vision", f"{counts['vision']:,}", "0", "-"]
-    assert lines[4] == ["together", f"{sum(counts.values()):,}", f"{counts['language'] + counts['merger']:,}"]
+    assert lines[4] == ["total", f"{sum(counts.values()):,}", f"{counts['language'] + counts['merger']:,}"]
     # q_proj 128 -> 128 of three layers, rank 2: 3 * 2 * (128 + 128) more
     adapted = add_adapter(model, Adapter(rank=2, targets="q_proj"))
     lines = [line.split() for line in parameter_table(adapted, RATES).splitlines()]
@@ -123,7 +126,7 @@ def test_groups_of_an_adapter_are_never_empty_and_an_optimizer_steps_by_them(mod
 
 
 def test_groups_need_a_rate_for_what_learns(model):
-    with pytest.raises(InputError, match="vision learns too"):
+    with pytest.raises(InputError, match="not of vision, which learns"):
         parameter_groups(model, {"language": 1e-4, "merger": 1e-5}, 0.0)
     freeze(model, ["vision"])
     assert parameter_groups(model, {"language": 1e-4, "merger": 1e-5}, 0.0)

@@ -193,7 +193,7 @@ def test_a_folder_of_frames_draws_the_same_by_whichever_name_it_is_given(tmp_pat
 def test_what_cannot_be_is_said_first(internvl, tmp_path):
     with pytest.raises(InputError, match="give the fewest frames, then the most"):
         settings(internvl, tmp_path, video_frames=(9, 3))
-    with pytest.raises(InputError, match="pvc with an adapter"):
+    with pytest.raises(InputError, match="pvc and adapter exclude each other"):
         settings(internvl, tmp_path, adapter="lora")
     with pytest.raises(InputError, match="tiles of one size"):
         load_processor(internvl[0], min_pixels=4)

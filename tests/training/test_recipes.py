@@ -99,8 +99,8 @@ def test_pixelprunes_recipe_trains(spelling_processors, tmp_path):
 
 def test_what_is_no_recipe_is_refused(tmp_path):
     for text, words in (
-        ("a: [", "is no YAML"),
-        ("- 1", "holds a list"),
+        ("a: [", "cannot be read as YAML"),
+        ("- 1", "contains a list"),
         ("learning_rat: 1", "no setting learning_r"),
     ):
         (tmp_path / "r.yaml").write_text(text)
@@ -162,7 +162,7 @@ def test_none_takes_back_what_a_recipe_says(tmp_path):
 
 def test_a_global_batch_must_be_shared_evenly():
     config = TrainConfig(**OWN, batch_size=3, global_batch=32)
-    with pytest.raises(InputError, match=r"global_batch=32 is no multiple of 6 \(batch_size 3 x 2 processes\)"):
+    with pytest.raises(InputError, match=r"global_batch=32 is not a multiple of 6 \(batch_size 3 x 2 processes\)"):
         config.accumulation(2)
     with pytest.raises(InputError, match="exclude each other"):
         TrainConfig(**OWN, global_batch=32, gradient_accumulation=2)

@@ -35,15 +35,15 @@ FILES = {
     "utf16.jsonl": (json.dumps(TEXT).encode("utf-16"), "it is UTF-16"),
     "plain16.json": (json.dumps([TEXT]).encode("utf-16-le"), "UTF-16 or UTF-32"),
     "utf32.json": (json.dumps([TEXT]).encode("utf-32"), "it is UTF-32"),
-    "packed.jsonl": (b"\x1f\x8b\x08", "packed by gzip"),
+    "packed.jsonl": (b"\x1f\x8b\x08", "compressed with gzip"),
     "table.json": (b"PAR1....", "it is parquet"),
-    "object.json": (LINE, "holds one object, not a list of records: put its records into [ ]"),
-    "text.json": (b'"x"', "holds a str, not a list"),
-    "lines.json": (LINE + b"\n" + LINE, "one record a line needs the ending .jsonl"),
-    "list.jsonl": (json.dumps([TEXT]).encode(), "is one list, not a record a line: give it the ending .json"),
+    "object.json": (LINE, "contains one object, not a list of records: put its records into [ ]"),
+    "text.json": (b'"x"', "contains a str, not a list"),
+    "lines.json": (LINE + b"\n" + LINE, "one record per line needs the ending .jsonl"),
+    "list.jsonl": (json.dumps([TEXT]).encode(), "is one list, not one record per line: give it the ending .json"),
     "long.jsonl": (json.dumps([TEXT, TEXT], indent=1).encode(), "give it the ending .json"),
     "deep.json": (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
-    "empty.jsonl": (b"\n \n", "holds no records"),
+    "empty.jsonl": (b"\n \n", "contains no records"),
 }
 
 
@@ -57,7 +57,7 @@ def test_files_that_are_not_what_their_name_says(tmp_path, name):
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.json").mkdir()
-    assert "it is no file" in said(tmp_path / "pipe.jsonl")
+    assert "it is not a file" in said(tmp_path / "pipe.jsonl")
     assert "it is a folder" in said(tmp_path / "folder.json")
     assert "does not exist" in said(tmp_path / "none.json")
     assert "too long" in said(tmp_path / f"{'x' * 300}.json")
@@ -70,12 +70,12 @@ def test_a_line_that_is_no_json_costs_no_other(tmp_path):
         4: (b'{"conversations": ' + b'{"a":' * 100_000, "nested too deeply"),
         5: (LINE.replace(b'"id"', b'"conversations"'), "has the key 'conversations' twice"),
         6: (LINE.replace(b'"from"', b'"value"', 1), "one of its turns has the key 'value' twice"),
-        7: (LINE.replace(b'"3"', b"NaN"), "not text but nan"),
+        7: (LINE.replace(b'"3"', b"NaN"), "whose value is nan, not a string"),
         8: (b'{"image": NaN, ' + LINE[1:], "image is nan"),
         9: (b"1" * 5000, "is not JSON"),
-        10: (LINE.replace(b'"3"', b'"\\ud800"'), "no Unicode"),
-        11: (LINE.replace(b"1", b'"\\ud800"', 1), "its id is no Unicode"),
-        12: (b'{"image": "\\ud800", ' + LINE[1:], "no Unicode"),
+        10: (LINE.replace(b'"3"', b'"\\ud800"'), "is not valid Unicode"),
+        11: (LINE.replace(b"1", b'"\\ud800"', 1), "its id is not valid Unicode"),
+        12: (b'{"image": "\\ud800", ' + LINE[1:], "is not valid Unicode"),
         13: (b'{"image": "a\\u0000b", ' + LINE[1:].replace(b"row", b"<image>"), "cannot be a file"),
         14: (LINE + LINE, "Extra data"),
     }

@@ -97,7 +97,7 @@ def test_keys_of_turns(tmp_path):
     for turn, words in (("x", "'x'"), ({"from": "tool", "value": "x"}, "'tool'"), ({"role": "user"}, "keys 'role'")):
         assert words in reasons(tmp_path, {"conversations": [turn]})[0]
     content = [{"role": "user", "content": [{"type": "image"}]}]
-    assert "not text but a list" in reasons(tmp_path, {"conversations": content})[0]
+    assert "whose value is a list, not a string" in reasons(tmp_path, {"conversations": content})[0]
 
 
 UNSEEN = [
@@ -134,7 +134,7 @@ INLINE = {"PNG": "image", "JPEG": "image", "GIF": "image", "WEBP": "image", "a.m
 def test_a_file_as_text_in_a_record_without_visuals_is_not_passed_over(tmp_path, write_clip, kind):
     data = Path(write_clip(kind)).read_bytes() if "." in kind else saved(Image.new("RGB", (9, 9)), kind)
     text = base64.b64encode(data).decode()
-    told = "holds a file as text, which the model would not see: save it as a file, and name it"
+    told = "contains a file as text, which the model would not see: save it as a file, and name it"
     for value in (text, f"data:{INLINE[kind]}/x;base64,{text}", [{"data": text}], f"\n{text}"):
         for reason in reasons(tmp_path, TEXT | {"vision_b64": value}, {"conversations": turns("row", "3"), "x": value}):
             assert f"{told} {INLINE[kind]!r}" in reason
@@ -166,7 +166,7 @@ def test_other_programs_placeholders_stand_for_nothing(tmp_path, write_image):
     for place, reason in zip(
         asked, reasons(tmp_path, *({"conversations": turns(f"{place} row", "3")} for place in asked))
     ):
-        assert reason.startswith(f"a text in it has {place!r}, which nothing stands for"), place
+        assert reason.startswith(f"a text in it has {place!r}, for which the model would see nothing"), place
     pads = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"]
     for texts in (("<image>{} row", "3"), ("<image> row", "{}")):
         talks = [{**GOOD, "conversations": turns(*(text.format(pad) for text in texts))} for pad in pads]
@@ -180,10 +180,12 @@ def test_a_picture_in_a_tag_beside_others_is_not_passed_over(tmp_path, write_ima
     """As Qwen-VL's first edition wrote them; in what the model itself says it is text."""
     write_image("a.png")
     (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns("<image> and <img>b.PNG</img>", "3")})
-    assert reason.startswith("a text in it has '<img>b.PNG</img>', which nothing stands for: write <image>")
+    assert reason.startswith(
+        "a text in it has '<img>b.PNG</img>', for which the model would see nothing: write <image>"
+    )
     for tag in ("<img> b.png </img>", "<img>\nb.png\n</img>", "<img>https://a/b.png?size=3</img>", "<vid>b.mp4</vid>"):
         (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns(f"<image> {tag}", "3")})
-        assert "which nothing stands for" in reason
+        assert "for which the model would see nothing" in reason
     assert reasons(tmp_path, {**GOOD, "conversations": turns("<image> row", "<img>b.png</img>")}) == [""]
 
 
@@ -196,7 +198,7 @@ def test_a_turn_says_one_thing(tmp_path):
     assert found[2] == ""
     for key in ("reasoning_content", "thinking"):
         (reason,) = reasons(tmp_path, {"conversations": [human, gpt | {key: "so"}]})
-        assert f"{key!r} is not read: write it into the answer" in reason
+        assert f"{key!r} is not read: write it into the answer of gpt" in reason
 
 
 ADDRESSES = {
@@ -245,7 +247,7 @@ def test_a_text_about_html_is_taken_where_the_record_says_that_it_is_text(tmp_pa
     write_image("a.png")
     record = {**GOOD, "conversations": turns(text, "3")}
     (reason,) = reasons(tmp_path, record)
-    assert reason.endswith("or, where the text itself is meant, give the record 'literal': true")
+    assert reason.endswith("or, if the text itself is meant, give the record 'literal': true")
     assert reasons(tmp_path, {**record, "literal": True}) == [""]
     assert reasons(tmp_path, {**record, "literal": "yes"}) == ["literal is 'yes': use true or false"]
     alone = {"conversations": turns("what is [IMG] in <img>b.png</img>?", "3")}

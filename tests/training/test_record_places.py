@@ -97,7 +97,7 @@ def test_what_stands_for_a_picture_is_named_and_may_be_meant_literally(tmp_path,
     records = asked(places, own)
     for place, reason in zip(places * 2, reasons(tmp_path, *records)):
         assert reason.startswith("a text in it has "), place
-        assert "which nothing stands for" in reason, place
+        assert "for which the model would see nothing" in reason, place
         assert reason.endswith("give the record 'literal': true"), place
     assert not any(reasons(tmp_path, *(record | {"literal": True} for record in records)))
 
@@ -136,7 +136,7 @@ def test_the_number_of_a_picture_that_a_record_has_is_text(tmp_path, form):
     texts = [f"<image><image>\nIs {form.format(number)} a cat?" for number in (1, 2, 3)]
     *known, further = reasons(tmp_path, *(two | {"conversations": turns(text, "3")} for text in texts))
     assert not any(known)
-    assert f"has {form.format(3)!r}, which nothing stands for" in further
+    assert f"has {form.format(3)!r}, for which the model would see nothing" in further
 
 
 def test_what_the_model_says_and_a_tag_around_a_picture_of_ours_are_text(tmp_path):
@@ -171,7 +171,7 @@ def test_parts_and_frames_that_are_asked_of_a_video_are_not_passed_over(tmp_path
     ]
     for key in keys:
         of_clip, of_picture, of_text = reasons(tmp_path, clip | {key: 2.5}, GOOD | {key: 2.5}, TEXT | {key: 2.5})
-        assert of_clip.startswith(f"its key {key!r} is not read: --fps, --nframes and --max-pixels are those of all")
+        assert of_clip.startswith(f"its key {key!r} is not read: --fps, --nframes and --max-pixels apply to all")
         assert of_picture.startswith(f"its key {key!r} is not read: --min-pixels") is (key in of_both)
         assert of_text == ""
 
@@ -186,7 +186,7 @@ def test_what_a_video_s_file_has_is_a_note(tmp_path, write_clip):
              {"fps": 30, "end": 9, "duration": 12}, {"fps": 30, "max_frames": 8}]  # fmt: skip
     found = reasons(tmp_path, *(clip | said for said in (*notes, *asked)))
     assert not any(found[: len(notes)])
-    assert all("--fps, --nframes and --max-pixels are those of all videos" in reason for reason in found[len(notes) :])
+    assert all("--fps, --nframes and --max-pixels apply to all videos" in reason for reason in found[len(notes) :])
 
 
 def test_keys_that_change_what_is_learnt_are_not_passed_over(tmp_path):
@@ -230,5 +230,5 @@ def test_marks_that_a_note_says_the_meaning_of_are_not_learnt(tmp_path):
         said, reasons(tmp_path, *(note | {"conversations": turns("Where?", t)} for note, t in said))
     ):
         assert reason.startswith(f"its key {next(iter(note))!r} says what '<"), text
-        assert reason.endswith("stands for, which is not read: write that itself into the texts")
+        assert reason.endswith("stands for, but is not read: write the meaning itself into the texts")
     assert not any(reasons(tmp_path, TEXT | times, TEXT | boxes, {"conversations": turns("<s0>?", "<bbox>")}))

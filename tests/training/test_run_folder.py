@@ -34,7 +34,7 @@ def test_a_device_is_another_where_its_kind_is_here(tmp_path):
     ):  # fmt: skip
         config = TrainConfig("model", "data.jsonl", str(tmp_path), device=now)
         (tmp_path / "identity.json").write_text(json.dumps(config.identity() | {"device": before}))
-        with contextlib.nullcontext() if same else pytest.raises(InputError, match="another device"):
+        with contextlib.nullcontext() if same else pytest.raises(InputError, match="other settings, device"):
             output.check_settings(config, tmp_path)
 
 
@@ -48,7 +48,7 @@ def test_a_run_that_began_where_auto_was_an_accelerator_does_not_go_on_elsewhere
             there.setattr(output.devices, "resolve", lambda name, kind=kind: torch.device(kind))
             identity, _ = output.run_identity(config, None, [], 1)
         (tmp_path / "identity.json").write_text(json.dumps(identity))
-        again = f'trained with another device ("{kind}", now "{here.type}"): resume with the same settings'
+        again = f'trained with other settings, device ("{kind}", now "{here.type}"): resume with the same'
         with contextlib.nullcontext() if kind == here.type else pytest.raises(InputError, match=re.escape(again)):
             output.check_settings(config, tmp_path)
 
@@ -81,7 +81,7 @@ def test_what_the_run_did_not_write_stays(whole_run, cut_run, capfd, how):
         assert after[str(run / name)] == before[str(run / name)]
     assert (run / "checkpoint-x").is_dir()
     told = capfd.readouterr().err
-    assert all(f"{folder} was not written by this run: it is left as it is" in told for folder in strange)
+    assert all(f"{folder} was not written by this run: it is left unchanged" in told for folder in strange)
     assert (run / "final" / "model.safetensors").is_file()
 
 
@@ -131,7 +131,7 @@ def test_what_would_be_written_over_is_refused(cut_run, how):
     shutil.rmtree(run / "checkpoint-6")
     (run / "checkpoint-6").mkdir()
     (run / "checkpoint-6" / "model.safetensors").write_text("someone's work")
-    refused(cut_run, "checkpoint-6 was not written by a run, which will need its name: move it away")
+    refused(cut_run, "checkpoint-6 was not written by a run, but this run needs its name: move it away")
     shutil.rmtree(run / "checkpoint-6")
     (run / "final").mkdir()
     (run / "final" / "model.safetensors").write_text("someone's work")
@@ -188,7 +188,7 @@ def test_a_model_that_overwrite_drops_is_refused(whole_run, tmp_path, name):
     shutil.copytree(whole_run[0]["output"], tmp_path / "run")
     (tmp_path / "link").symlink_to(tmp_path / "run" / name)
     settings = whole_run[0] | {"output": str(tmp_path / "run"), "overwrite": True}
-    refused(settings | {"model": str(tmp_path / "link")}, "link is what overwrite drops", "name another output")
+    refused(settings | {"model": str(tmp_path / "link")}, "link would be deleted by overwriting", "name another output")
 
 
 @pytest.mark.ci
@@ -196,7 +196,7 @@ def test_a_checkpoint_without_its_whole_json_is_passed_over_and_said(whole_run, 
     run = Path(cut_run["output"])
     (run / "checkpoint-6" / "whole.json").unlink()
     assert go_on(cut_run).losses == whole_run[1].losses
-    assert "checkpoint-6 holds no whole.json, it was cut off while it was saved: going on from checkpoint-4" in (
+    assert "checkpoint-6 contains no whole.json, as its saving was interrupted: resuming from checkpoint-4" in (
         capfd.readouterr().err
     )
     shutil.rmtree(run / "final")
@@ -211,7 +211,7 @@ def test_final_that_a_kill_left_aside_comes_back(whole_run, tmp_path):
     (run / "final").rename(run / ".final.99.old")
     shutil.copytree(run / ".final.99.old", run / ".final.99.tmp")
     settings = whole_run[0] | {"output": str(run)}
-    with pytest.raises(InputError, match="holds an earlier run"):
+    with pytest.raises(InputError, match="contains an earlier run"):
         go_on(settings)
     assert (run / "final" / "model.safetensors").is_file()
     assert not [*run.glob(".final.*")]
@@ -236,13 +236,13 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(whole_run, cut_
     other.start()
     try:
         assert ready.wait(30)
-        refused(cut_run, "another run is writing there")
-        refused(cut_run, "another run is writing there", resume=False, overwrite=True)
+        refused(cut_run, "is in use by another run")
+        refused(cut_run, "is in use by another run", resume=False, overwrite=True)
     finally:
         os.kill(other.pid, signal.SIGKILL)
         other.join()
     with output.sole_run(Path(cut_run["output"])):
-        refused(cut_run, "another run is writing there")
+        refused(cut_run, "is in use by another run")
     with output.sole_run(Path(cut_run["output"])):
         pass
 

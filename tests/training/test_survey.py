@@ -222,7 +222,7 @@ def test_the_markdown_report(processors, records):
     found = survey(records, processors["qwen2_5_vl"], PPE, max_length=10_000)
     text = found.markdown()
     assert text.startswith("# Training data\n\n7 records can be used, 0 cannot.")
-    assert "at most 10,000 tokens a record" in text
+    assert "at most 10,000 tokens per record" in text
     assert f"| all | 7 | {found.before.sum():,} | {found.after.sum():,} |" in text
     assert "why it cannot be used" not in text
     table = [line for line in text.splitlines() if line.startswith("|")]

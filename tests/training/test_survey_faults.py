@@ -43,14 +43,14 @@ def test_stop_names_the_first_and_where_all_are_listed(data, tiny_processor, tmp
         prepare_records(data, tiny_processor, PPE, max_length=90, folder=tmp_path / "out")
     message, listed = str(error.value), tmp_path / "out" / "faults.jsonl"
     assert message.startswith("5 of 9 records cannot be used: d.jsonl line 2: ")
-    assert f"(and 2 more); all are listed in {listed}: mend them, or go on without them (invalid=skip)" in message
+    assert f"(and 2 more); all are listed in {listed}: fix them, or continue without them (invalid=skip)" in message
     assert "\n" not in message
     rows = [json.loads(line) for line in listed.read_text().splitlines()]
     assert {row["id"] for row in rows} == {"none", "mute", "forged", "pipe|d", "long"}
     assert next(row for row in rows if row["id"] == "mute") == {
         "line": "d.jsonl line 4",
         "id": "mute",
-        "reason": "its turns do not alternate from human to gpt",
+        "reason": "its turns do not alternate between human and gpt: start with human, and end with gpt",
     }
 
 
@@ -98,14 +98,14 @@ def test_many_faults_are_listed_up_to_a_few(tiny_processor):
     found = survey(bad, tiny_processor, DENSE)
     assert len(found.faults) == 12
     assert "| and 2 more | | |" in found.markdown()
-    assert "tokens of a record |" not in found.markdown(), "no lengths without records"
+    assert "tokens per record |" not in found.markdown(), "no lengths without records"
 
 
 def test_a_survey_is_not_written_over_what_it_reads(run, tiny_folder, tmp_path):
     asked = ["data", "--model", tiny_folder, "--compression", "dense", "--out", tmp_path, "--data"]
     file, text = tmp_path / "data.json", json.dumps([{"conversations": spoken("row", "3")}])
     file.write_text(text)
-    refused(run(*asked, file), file, "is no survey's", "name another folder")
+    refused(run(*asked, file), file, "was not written by a survey", "name another folder")
     assert file.read_text() == text
     other = file.rename(tmp_path / "others.json")
     assert run(*asked, other)[0] == 0
@@ -127,7 +127,7 @@ def test_what_a_kill_left_of_a_survey_is_written_anew(data, tiny_processor, tmp_
     write_survey(found, whole)
     (whole / "data.json").unlink()
     (whole / left[-1]).write_text('{"line": "d.jsonl line 1", "id": "a", "reason": "b", "mine": 1}\n')
-    with pytest.raises(InputError, match=f"{left[-1]} is no survey's"):
+    with pytest.raises(InputError, match=f"{left[-1]} was not written by a survey"):
         check_survey_place(whole)
 
 

@@ -52,7 +52,7 @@ def test_a_run_learns_and_its_checkpoint_loads_in_plain_transformers(settings, c
         "vision",
         "merger",
         "0.002",
-        "6 steps of 16 (8 a forward x 2)",
+        "6 steps of 16 (8 per forward x 2)",
         "ratio 0.45",
         "k 4",
         "attention sdpa > reference",
@@ -102,9 +102,9 @@ def test_two_runs_are_bit_identical_and_the_final_folder_is_a_start(settings, tm
 @pytest.mark.ci
 def test_resuming_with_other_settings_is_refused(settings):
     train(TrainConfig(**settings | {"save_steps": 3}))
-    with pytest.raises(InputError, match="another learning_rate"):
+    with pytest.raises(InputError, match="other settings, learning_rate"):
         train(TrainConfig(**settings | {"resume": True, "learning_rate": 1e-4}))
-    with pytest.raises(InputError, match="holds an earlier run"):
+    with pytest.raises(InputError, match="contains an earlier run"):
         train(TrainConfig(**settings))
     train(TrainConfig(**settings | {"overwrite": True, "max_steps": 1}))
     assert last_whole_checkpoint(settings["output"]) is None, "overwrite drops old checkpoints"
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tiny_folder, tmp_path
         model.lm_head.weight[0] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     load_processor(tiny_folder).save_pretrained(tmp_path / "broken")
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1, of sample\(s\) .*: lower"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1, for sample\(s\) .*: lower"):
         train(TrainConfig(**settings | {"model": str(tmp_path / "broken")}))
 
 
@@ -160,7 +160,7 @@ def test_what_is_frozen_does_not_move(settings, tiny_folder):
     moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"model", "lm_head"}
     assert result.trainable == sum(v.numel() for name, v in after.items() if not name.startswith("visual."))
-    for frozen, words in ((("visual",), "is no part"), (("model", "lm_head"), "leaves no parameter")):
+    for frozen, words in ((("visual",), "is neither a part"), (("model", "lm_head"), "leaves no trainable parameter")):
         with pytest.raises(InputError, match=words):
             train(TrainConfig(**settings | {"frozen": frozen, "overwrite": True}))
 
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_are_refused_at_once(settings, change, words):
 
 
 def test_bad_models_are_named(settings, tmp_path):
-    for model, words in ((str(tmp_path), "holds no config.json"), ("./none", "does not exist")):
+    for model, words in ((str(tmp_path), "contains no config.json"), ("./none", "does not exist")):
         with pytest.raises(InputError, match=words):
             train(TrainConfig(**settings | {"model": model}))
 

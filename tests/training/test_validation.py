@@ -30,7 +30,7 @@ def test_so_many_are_held_back_and_always_the_same(records, share, number):
 
 
 def test_one_must_be_left():
-    with pytest.raises(InputError, match="leaves none to learn from"):
+    with pytest.raises(InputError, match="leaves none to train on"):
         held_back(1, 0.5, 0)
 
 

@@ -40,7 +40,7 @@ NEEDED = ("trainer_state.json", "scheduler.pt", "optimizer.pt", "rng_state.pth",
         (
             lambda files: files["optimizer.pt"].update(size=1),
             "whole.json is damaged",
-            "optimizer.pt is damaged: 5 bytes",
+            "optimizer.pt is damaged: it has 5 bytes",
         ),
         (lambda files: files.update({"a" * 300: files["config.json"]}), "whole.json is damaged", "name too long"),
         (lambda files: files.update({"../a": files["config.json"]}), "whole.json is damaged", "whole.json is damaged"),
@@ -55,7 +55,7 @@ def test_a_list_of_files_that_somebody_changed_is_named(tmp_path, change, words,
         (folder / name).write_bytes(b"state")
     record = whole_record(folder, 3)
     (folder / "whole.json").write_text(json.dumps({key: record[key] for key in ("step", "files")}))
-    assert check_whole(folder), "an earlier edition's"
+    assert check_whole(folder), "an earlier version's"
     change(record["files"])
     for listed, said in ((record, words), ({key: record[key] for key in ("step", "files")}, earlier)):
         (folder / "whole.json").write_text(json.dumps(listed))
@@ -69,7 +69,7 @@ def test_a_list_that_lost_its_sum_is_not_taken_for_an_earlier_editions(cut_run, 
     record = json.loads((newest / "whole.json").read_text())
     del record["files"]["training_args.bin"]
     (newest / "whole.json").write_text(json.dumps({key: record[key] for key in record if key not in lost}))
-    words = f"{newest / 'whole.json'} is damaged: the sum of its list is gone"
+    words = f"{newest / 'whole.json'} is damaged: the checksum of its list is missing"
     refused(cut_run, words, "--resume-from-checkpoint checkpoint-4")
     for needed in (None, lambda name: name == "config.json"):  # as export asks
         with pytest.raises(InputError, match=words):

@@ -36,9 +36,9 @@ def load_recipe(recipe: str | Path) -> dict[str, Any]:
     try:
         values = read_json(file) if form == "JSON" else read_yaml(file)
     except UnreadableError as error:
-        raise InputError(f"recipe {recipe} is no {form} ({error.why}): mend it") from error
+        raise InputError(f"recipe {recipe} cannot be read as {form} ({error.why}): fix it") from error
     if not isinstance(values, dict):
-        raise InputError(f"recipe {recipe} holds a {type(values).__name__}: it must map settings to values")
+        raise InputError(f"recipe {recipe} contains a {type(values).__name__}: it must map settings to values")
     check_some(TrainConfig, values, f"recipe {recipe}")
     return values
 
