@@ -76,7 +76,6 @@ def measure(
         rounds,
         enough=lambda found: _settled(_work(found), base),
         least=least,
-        warm=True,
     )
     rows = _rows(candidates, given, inputs, base)
     found = {"rounds": len(given[base]), "prompts": len(inputs[base]), "reference": base, "rows": rows}
