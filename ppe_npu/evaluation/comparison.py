@@ -16,11 +16,12 @@ from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.run_protocol import labels
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
-from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
+from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired, wilson
 from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
+_UNPAIRED = "a predictions.jsonl or a score is missing, or the runs' samples differ"
 # Settings in which runs of one row may differ. Different weights are reported by a line of their own, and different
 # protocols do not meet here, because results are split by protocol first.
 _OF_SEEDS = ("seed", "weights", "model", "protocol", *PROCESSOR_MARKS)
@@ -178,7 +179,9 @@ def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tup
         return interval(bootstrap_means(list(scores.values())))
     if len(runs) == 1:
         return runs[0]["accuracy"]["low"], runs[0]["accuracy"]["high"]
-    missing.append(f"{benchmark}, {runs[0]['name']}: no interval (the runs are not of the same samples).")
+    if scores is not None:
+        return wilson(next(iter(scores.values())), len(scores))
+    missing.append(f"{benchmark}, {runs[0]['name']}: no interval ({_UNPAIRED}).")
     return None, None
 
 
@@ -200,7 +203,7 @@ def _against(
         return _paired_replicates(own, other, mean)
     own, other = mean_scores(runs), mean_scores(dense)
     if own is None or other is None or own.keys() != other.keys():
-        return none("their predictions.jsonl are not there, or not of the same samples")
+        return none(_UNPAIRED)
     return dataclasses.asdict(paired(list(own.values()), [other[key] for key in own]))
 
 

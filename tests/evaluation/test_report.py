@@ -12,7 +12,7 @@ from report_runs import some, write_run
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import statistics, tables
-from ppe_npu.evaluation.report import collect, unfinished, write_report
+from ppe_npu.evaluation.report import collect, compared, unfinished, write_report
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.files import write_json
 from ppe_npu.utils import escape
@@ -114,6 +114,19 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
     assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
 
 
+def test_seeds_whose_samples_all_score_alike_have_wilsons_interval(tmp_path):
+    """As one run of them has; without their predictions there is none, and a line says so."""
+    results = [write_run(tmp_path / str(number), [1.0] * 20, "keep_one", 0.5) for number in range(2)]
+    (row,) = compared(results)[0]["benchmarks"]["layout"]["rows"]
+    one = results[0]["accuracy"]
+    assert (row["low"], row["high"], row["runs"]) == (one["low"], one["high"], 2)
+    (tmp_path / "1" / "predictions.jsonl").unlink()
+    (found,) = compared(results)
+    assert found["benchmarks"]["layout"]["rows"][0]["low"] is None
+    why = "a predictions.jsonl or a score is missing, or the runs' samples differ"
+    assert f"layout, keep_one 0.5: no interval ({why})." in found["missing"]
+
+
 @pytest.mark.parametrize(
     ("key", "told"), [("dtype", True), ("max_new_tokens", True), ("seed", False), ("model", False)]
 )
@@ -190,7 +203,7 @@ def test_without_predictions_wilson_stands_in_and_nothing_is_tested(tmp_path):
     (tmp_path / "b" / "predictions.jsonl").unlink()
     text = write_report(results, tmp_path / "r.md", "Bare")[0].read_text()
     assert "35.2 to 64.8" in text  # Wilson's of 20 of 40
-    assert "not tested against dense (their predictions.jsonl are not there" in text
+    assert "not tested against dense (a predictions.jsonl or a score is missing" in text
 
 
 def test_failures_and_other_weights_are_said(tmp_path):
