@@ -54,12 +54,12 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
     """Rows grouped by the share of tokens kept, a column per benchmark, then the average and the percentage of dense's
     scores. A line that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
-    shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
+    percent = [key for key, found in benchmarks.items() if is_percent(found["scale"])]
     units = [
-        key if found in shares else f"{key} ({named(found['score'], found['scale'])})"
+        key if key in percent else f"{key} ({named(found['score'], found['scale'])})"
         for key, found in benchmarks.items()
     ]
-    average = "Avg" if len(shares) in (0, len(benchmarks)) else f"Avg of {len(shares)} in %"
+    average = "Avg" if len(percent) in (0, len(benchmarks)) else f"Avg of {len(percent)} in %"
     head = [_named("method", comparison.get("protocol", "")), *units, average, "% of dense"]
     lines, group = [], None
     for row in comparison["overview"]:
