@@ -212,7 +212,9 @@ def test_the_page_has_all_tables_of_the_markdown_and_names_their_protocol(tmp_pa
     write_report([run], tmp_path / "report.md", "All", html=True, papers=["pvc"])
     text = (tmp_path / "report.html").read_text()
     heads = re.findall("<thead><tr><th>(.*?)</th>", text)
-    assert heads[:4] == [f"{what}, by protocol qwen" for what in ("method", "method", "accuracy, % by type", "method")]
+    assert heads[:4] == [
+        f"{what}, under protocol qwen" for what in ("method", "method", "accuracy, % by type", "method")
+    ]
     assert "Published numbers, not ours" in text
     assert "73.8" in text  # PVC's MVBench
     assert "Source: headline table of the paper" in text
