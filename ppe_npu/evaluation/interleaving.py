@@ -83,7 +83,7 @@ def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
     """
     times, others = np.asarray(own, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if times.shape != others.shape or times.ndim != 2 or not times.size:
-        raise InputError(f"times of shape {times.shape} and {others.shape} were not measured in turns: measure again")
+        raise InputError(f"times of shapes {times.shape} and {others.shape} were not interleaved: measure again")
     ratios = times / others
     ratio = float(np.median(ratios))
     low, high = interval(_medians(ratios, seed))

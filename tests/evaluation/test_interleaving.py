@@ -126,7 +126,7 @@ def test_a_disturbed_round_moves_no_median():
 
 
 def test_times_of_other_rounds_are_no_pairs():
-    with pytest.raises(InputError, match=r"\(1, 2\) and \(2, 1\) were not measured in turns"):
+    with pytest.raises(InputError, match=r"\(1, 2\) and \(2, 1\) were not interleaved"):
         against([[1, 2]], [[1], [2]])
 
 

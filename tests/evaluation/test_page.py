@@ -159,7 +159,7 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
 def test_a_damaged_line_is_named(tmp_path):
     run = run_of(tmp_path / "dense", "dense", ["cat"], [1.0])
     write_text(tmp_path / "dense" / "predictions.jsonl", '{"index": 1}\n')
-    with pytest.raises(InputError, match=r"holds a line that has no answer, score, GT \(line 1\)"):
+    with pytest.raises(InputError, match=r"line 1 has no answer, score, GT:"):
         samples([run], [0])
 
 

@@ -81,7 +81,7 @@ def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, sa
     if same:
         check_settings(tmp_path, now)
         return
-    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete it"):
+    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete the folder"):
         check_settings(tmp_path, now)
 
 

@@ -97,7 +97,7 @@ def _evidence(row: Row) -> list[int]:
         found = ast.literal_eval(value) if isinstance(value, str) else value
         return list(dict.fromkeys(int(page) for page in found if int(page) > 0))
     except (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-        raise ValueError(f"evidence_pages is {shown(value)}") from error
+        raise ValueError(f"evidence_pages {shown(value)} is not a list of pages") from error
 
 
 def _kind(truth: str, evidence: list[int]) -> str:

@@ -121,4 +121,4 @@ def listed(text: str) -> list[str]:
     try:
         return [str(value) for value in ast.literal_eval(text)]
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"MMMU holds a list that cannot be read: {text[:60]!r}: download it again") from error
+        raise InputError(f"MMMU has a list that cannot be parsed ({text[:60]!r}): download it again") from error

@@ -58,7 +58,7 @@ class OCRBenchV2(Dataset):
         rows = [row for row in rows if row["type"].endswith(f" {self.language}")]
         unknown = sorted({row["type"] for row in rows if row["type"] not in self._ability})
         if unknown:
-            raise InputError(f"{self.name}: no rule for {', '.join(unknown)} below {self.root}: download it again")
+            raise InputError(f"{self.name}: unknown type {', '.join(unknown)} below {self.root}: download it again")
         check_boxes(self.name, rows)
         return rows
 
