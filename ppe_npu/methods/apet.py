@@ -1,4 +1,4 @@
-"""ApET: the tokens that a few others explain worst (arXiv 2602.19870), without attention."""
+"""ApET: keeps the tokens that a few others reconstruct worst (arXiv 2602.19870), without attention."""
 
 import math
 from dataclasses import dataclass, replace

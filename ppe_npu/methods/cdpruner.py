@@ -1,4 +1,4 @@
-"""CDPruner: tokens that are unlike each other and belong to the question (arXiv 2506.10967, section 3)."""
+"""CDPruner: keeps tokens that differ from each other and relate to the question (arXiv 2506.10967, section 3)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""DART: tokens that repeat a few pivots least (Wen et al., arXiv 2502.11494, section 4)."""
+"""DART: keeps the tokens that duplicate a few pivots least (Wen et al., arXiv 2502.11494, section 4)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""DivPrune: the tokens that are farthest from each other (Alvar et al., arXiv 2503.02175, section 3.2)."""
+"""DivPrune: keeps the tokens that are farthest from each other (Alvar et al., arXiv 2503.02175, section 3.2)."""
 
 import math
 from dataclasses import dataclass

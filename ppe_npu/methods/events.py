@@ -1,4 +1,4 @@
-"""Temporal merging (Chat-UniVi, arXiv 2311.08046, section 3.2): frames that are alike become one event.
+"""Temporal merging (Chat-UniVi, arXiv 2311.08046, section 3.2): similar frames become one event.
 
 The frames of a video are grouped by the means of their tokens into ceil(frames * ratio) events, and the tokens of an
 event's frames are merged into as many as one frame has. It usually follows a step that merges each frame:

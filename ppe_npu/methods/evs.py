@@ -1,4 +1,4 @@
-"""EVS, Efficient Video Sampling: what differs from the frame before is kept (arXiv 2510.14624, section 3)."""
+"""EVS, Efficient Video Sampling: keeps what differs from the previous frame (arXiv 2510.14624, section 3)."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""FastV: the tokens to which the prompt's last token attends most (Chen et al., arXiv 2403.06764, section 4)."""
+"""FastV: keeps the tokens to which the prompt's last token attends most (Chen et al., arXiv 2403.06764, section 4)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""FlashVID: tokens that stand out are kept, the others follow trees through time (arXiv 2602.08024, section 3)."""
+"""FlashVID: keeps salient tokens, merges others along trees in time (arXiv 2602.08024, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FlashVLM: saliency times likeness to the text, and diverse others (Cai et al., arXiv 2512.20561, section 3)."""
+"""FlashVLM: keeps salient tokens related to the text, and diverse others (Cai et al., arXiv 2512.20561, section 3)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""GlobalCom2: crops that matter to the whole picture keep more tokens (Liu et al., arXiv 2501.05179, section 3).
+"""GlobalCom2: keeps more tokens of crops that matter to the whole picture (Liu et al., arXiv 2501.05179, section 3).
 
 The paper divides a budget among the crops of one high-resolution picture by the attention in its thumbnail. Here a
 picture with its crops, or a video with its frames, is one cell, which is given in one of two forms.

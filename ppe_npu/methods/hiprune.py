@@ -1,4 +1,4 @@
-"""HiPrune: what a middle and the last block of the vision tower look at (Liu et al., arXiv 2508.00553, section 4)."""
+"""HiPrune: keeps what a middle and the last tower block attend to (Liu et al., arXiv 2508.00553, section 4)."""
 
 import math
 from dataclasses import dataclass

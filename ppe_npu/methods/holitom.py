@@ -1,4 +1,4 @@
-"""HoliTom: what does not change through a window of frames is kept once (Shao et al., arXiv 2505.21334, section 3)."""
+"""HoliTom: keeps what is constant in a window of frames only once (Shao et al., arXiv 2505.21334, section 3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IPCV: patches leave early blocks of the vision tower and are rebuilt at its end (arXiv 2512.18747)."""
+"""IPCV: removes patches in early blocks of the vision tower and rebuilds them at its end (arXiv 2512.18747)."""
 
 from __future__ import annotations
 

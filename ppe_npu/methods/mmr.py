@@ -1,4 +1,4 @@
-"""MMR: maximal marginal relevance (Carbonell and Goldstein, 1998), the core of IDPruner (arXiv 2602.13315)."""
+"""MMR: maximal marginal relevance, the core of IDPruner (Carbonell and Goldstein, 1998; arXiv 2602.13315)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""PACT: unimportant tokens go, the keys of the others are clustered (Dhouib et al., arXiv 2504.08966, section 3)."""
+"""PACT: prunes unimportant tokens, clusters the others by their keys (Dhouib et al., arXiv 2504.08966, section 3)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""PixelPrune: what neighbours predict is dropped before the vision tower (arXiv 2604.00886)."""
+"""PixelPrune: drops what neighbours predict, before the vision tower (arXiv 2604.00886)."""
 
 import math
 from dataclasses import dataclass

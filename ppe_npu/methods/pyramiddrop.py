@@ -1,4 +1,4 @@
-"""PyramidDrop: fewer tokens stage by stage, by the last token's attention (Xing et al., arXiv 2410.17247, 3)."""
+"""PyramidDrop: keeps fewer tokens stage by stage, by the last token's attention (Xing et al., arXiv 2410.17247, 3)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The control that chooses at random: what a choice by features must beat.
+"""The control that chooses at random, which a choice by features must beat.
 
 The random baseline of pruning papers drops the tokens that it does not choose. Here no token is dropped: every other
 token is merged into the nearest chosen one in space, as a clustering method merges it by features. So the control and

@@ -1,4 +1,4 @@
-"""SCOPE: saliency times coverage (Deng et al., arXiv 2510.24214)."""
+"""SCOPE: keeps tokens by saliency times coverage (Deng et al., arXiv 2510.24214)."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""SparseVLM: tokens that words about the picture attend to (Zhang et al., arXiv 2410.04417, section 3)."""
+"""SparseVLM: keeps tokens that words about the picture attend to (Zhang et al., arXiv 2410.04417, section 3)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""ToMe: the most similar pairs of even and odd tokens are joined (Bolya et al., arXiv 2210.09461, section 3)."""
+"""ToMe: merges the most similar pairs of even and odd tokens (Bolya et al., arXiv 2210.09461, section 3)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""ToMe between the blocks of the vision tower, where its paper has it (Bolya et al., arXiv 2210.09461, section 3)."""
+"""ToMe between the blocks of the vision tower, as in its paper (Bolya et al., arXiv 2210.09461, section 3)."""
 
 from __future__ import annotations
 

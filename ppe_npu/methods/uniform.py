@@ -1,4 +1,4 @@
-"""The control that takes tokens at a uniform stride, as plain down-sampling does."""
+"""The control that takes tokens at a uniform stride, like plain down-sampling."""
 
 from dataclasses import dataclass
 

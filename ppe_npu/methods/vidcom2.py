@@ -1,4 +1,4 @@
-"""VidCom2, Video Compression Commander: distinct frames keep more tokens (Liu et al., arXiv 2505.14454, section 3)."""
+"""VidCom2, Video Compression Commander: keeps more of distinct frames (Liu et al., arXiv 2505.14454, section 3)."""
 
 import math
 from dataclasses import dataclass

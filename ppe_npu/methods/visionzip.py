@@ -1,4 +1,4 @@
-"""VisionZip: dominant tokens, and the others merged to contextual ones (Yang et al., arXiv 2412.04467, section 3)."""
+"""VisionZip: keeps dominant tokens and merges the others (Yang et al., arXiv 2412.04467, section 3)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""VisPruner: important tokens, and diverse ones among the others (Zhang et al., arXiv 2412.01818v2, section 4)."""
+"""VisPruner: keeps important tokens, and diverse ones among the others (Zhang et al., arXiv 2412.01818v2, 4)."""
 
 from dataclasses import dataclass
 

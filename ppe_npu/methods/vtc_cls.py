@@ -1,4 +1,4 @@
-"""VTC-CLS: attention summed over the tower's later blocks (Wang et al., arXiv 2412.05819, section 3.3)."""
+"""VTC-CLS: keeps tokens by attention summed over later tower blocks (Wang et al., arXiv 2412.05819, section 3.3)."""
 
 from dataclasses import dataclass
 

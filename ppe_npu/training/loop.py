@@ -84,9 +84,15 @@ class CompressedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def train(self, *args, **kwargs) -> Any:
+        loaders = self.accelerator.gradient_state.dataloader_references
+        before = list(loaders)
         try:
             return super().train(*args, **kwargs)
         finally:
+            # A run that ends within an epoch does not exhaust its loader. accelerate's state, of which a process has
+            # one, would hold that loader, and with it the data, this trainer and its model.
+            for loader in [each for each in loaders if not any(each is other for other in before)]:
+                loader.end()
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, Progress):
                     callback.close()

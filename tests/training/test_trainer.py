@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from ppe_npu.demo import scenes
 from ppe_npu.errors import InputError, TrainingError
 from ppe_npu.training import trainer
 from ppe_npu.training.args import SCHEDULES, TrainConfig, as_compression
-from ppe_npu.training.loop import last_whole_checkpoint
+from ppe_npu.training.loop import CompressedTrainer, last_whole_checkpoint
 from ppe_npu.training.trainer import total_steps, train
 
 
@@ -162,6 +163,18 @@ def test_what_is_frozen_does_not_move(settings, tiny_folder):
     for frozen, words in ((("visual",), "is no part"), (("model", "lm_head"), "leaves no parameter")):
         with pytest.raises(InputError, match=words):
             train(TrainConfig(**settings | {"frozen": frozen, "overwrite": True}))
+
+
+def test_a_run_that_has_ended_leaves_nothing_in_memory(settings):
+    """Its last epoch is not exhausted: two of three steps."""
+    before = {id(one) for one in trainers()}
+    train(TrainConfig(**settings | {"max_steps": 2, "validation_share": 0.2, "eval_steps": 1}))
+    gc.collect()
+    assert [one for one in trainers() if id(one) not in before] == []
+
+
+def trainers() -> list:
+    return [one for one in gc.get_objects() if type(one) is CompressedTrainer]
 
 
 def test_epochs_and_steps(settings):
