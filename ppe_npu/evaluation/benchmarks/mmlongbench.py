@@ -29,7 +29,7 @@ class MMLongBenchDoc(Dataset):
     folder = "mmlongbench_doc"
     needs = ("data/samples.json", "data/documents")
     home = "github.com/mayubo2333/MMLongBench-Doc (data/samples.json, data/documents), pages at 144 dots per inch"
-    metric = "accuracy and F1 by lmms-eval's rule for short answers; the authors have GPT-4o make them of long ones"
+    metric = "accuracy and F1 by lmms-eval's rule for short answers; the authors have GPT-4o shorten long ones"
     form = (
         "{question}\nAnswer with a single word or phrase. "
         "If the answer is not in the document, answer 'Not answerable'."
