@@ -68,7 +68,7 @@ def test_every_benchmark_with_every_compression_at_every_ratio(run, asked, tmp_p
     assert folders == sorted(f"{benchmark}/{label}" for benchmark in ("again", "layout") for label in labels)
     for folder in folders:
         assert sorted(row["index"] for row in rows(tmp_path / "out" / folder)) == list(range(12))
-    head = "| method, by protocol checkpoint (max_new_tokens 2) |"
+    head = "| method, under protocol checkpoint (max_new_tokens 2) |"
     assert out.startswith(f"{head} again (length) | layout | Avg of 1 in % | % of dense |")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["name"] for row in report["overview"]] == [
@@ -218,7 +218,7 @@ def test_two_processes_share_the_work(asked, tmp_path):
     for label in ("dense", "dpc_knn-keep_one-k1-nearest-raster-0.45"):
         folder = tmp_path / "out" / "layout" / label
         assert sorted(row["index"] for row in rows(folder)) == list(range(12))
-    assert said[0][0].startswith("| method, by protocol checkpoint (max_new_tokens 2) | layout |")
+    assert said[0][0].startswith("| method, under protocol checkpoint (max_new_tokens 2) | layout |")
     assert said[1] == ("", "")  # one process speaks
 
 

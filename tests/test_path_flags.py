@@ -146,7 +146,7 @@ def test_eval_says_before_the_weights_are_read_that_it_cannot_write(run, tiny_fo
 @pytest.mark.parametrize("name", ["r.json", "r.md", "r.png", "r.html", "r-2.png"])
 def test_a_report_takes_no_other_files_place(tmp_path, name):
     (tmp_path / name).write_text("[]")
-    with pytest.raises(InputError, match=f"{name} is no report's, and could be written over: move it away"):
+    with pytest.raises(InputError, match=f"{name} is not part of a report and would be overwritten: move it,"):
         check_place(tmp_path / "r.md", html=True)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 

@@ -16,11 +16,12 @@ from ppe_npu.evaluation.results import runs_dense
 from ppe_npu.evaluation.rows import read_scores
 from ppe_npu.evaluation.run_protocol import labels
 from ppe_npu.evaluation.scale import PERCENT, UNDECLARED, is_percent
-from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired
+from ppe_npu.evaluation.statistics import bootstrap_means, interval, paired, wilson
 from ppe_npu.evaluation.tuned import tuning_of
 
 Result = Mapping[str, Any]
 DENSE = "dense"
+_UNPAIRED = "a predictions.jsonl or a score is missing, or the runs' samples differ"
 # Settings in which runs of one row may differ. Different weights are reported by a line of their own, and different
 # protocols do not meet here, because results are split by protocol first.
 _OF_SEEDS = ("seed", "weights", "model", "protocol", *PROCESSOR_MARKS)
@@ -51,9 +52,7 @@ def compare(results: Sequence[Result], protocol: str | None = None) -> dict[str,
     }
     weights = {result["settings"].get("weights") for result in results}
     if len(weights) > 1:
-        missing.append(
-            f"The runs are of {len(weights)} different sets of weights: a difference may come from training."
-        )
+        missing.append(f"The runs use {len(weights)} different sets of weights: a difference may come from training.")
     if all(row["costs"].get("peak_memory") is None for found in benchmarks.values() for row in found["rows"]):
         missing.append("Peak memory: not measured on the CPU.")
     return {
@@ -82,7 +81,7 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
     low, high, p, test, count} or None, costs, tuned, errors.
     """
     missing += [
-        f"{name}, {result['name']}: left out, its metrics() failed ({result['metrics_error']})."
+        f"{name}, {result['name']}: left out because its metrics() failed ({result['metrics_error']})."
         for result in results
         if "metrics_error" in result
     ]
@@ -94,17 +93,17 @@ def _benchmark(name: str, results: Sequence[Result], missing: list[str]) -> dict
     rows = [_row(name, runs, dense, missing) for runs in groups.values()]
     missing += filter(None, (_unlike(name, runs) for runs in groups.values()))
     if dense is None:
-        missing.append(f"{name}: no dense run, so nothing is compared with it.")
+        missing.append(f"{name}: there is no dense run to compare with.")
     missing += [
-        f"{name}, {row['name']}: no costs (no sample was answered)." for row in rows if row["retention"] is None
+        f"{name}, {row['name']}: no costs, because no sample was answered." for row in rows if row["retention"] is None
     ]
     headlines = {run["headline"]["name"] for run in results if "headline" in run}
     scale = next((run.get("scale", UNDECLARED) for run in results), UNDECLARED) if headlines else PERCENT
     top = max(row["score"] for row in rows)
     if scale["maximum"] is None:
-        missing.append(f"{name}: the benchmark declares no maximum of {', '.join(sorted(headlines))}: shown as it is.")
+        missing.append(f"{name}: the benchmark declares no maximum for {', '.join(sorted(headlines))}: shown raw.")
     elif top > scale["maximum"] * (1 + 1e-9):
-        missing.append(f"{name}: a score of {top:g} is above the maximum that it declares, {scale['maximum']:g}.")
+        missing.append(f"{name}: a score of {top:g} exceeds the benchmark's declared maximum of {scale['maximum']:g}.")
     return {
         "score": ", ".join(sorted(headlines)) or "accuracy",
         "scale": scale,
@@ -156,7 +155,7 @@ def _unlike(benchmark: str, runs: Sequence[Result]) -> str:
     told = ", ".join(key for key in keys if key not in _OF_SEEDS)
     return (
         told
-        and f"{benchmark}, {runs[0]['name']}: the mean of {len(runs)} runs that differ in more than a seed: {told}."
+        and f"{benchmark}, {runs[0]['name']}: the mean of {len(runs)} runs that differ in more than the seed: {told}."
     )
 
 
@@ -169,7 +168,7 @@ def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tup
     if "headline" in runs[0]:
         replicates = _replicates(runs)
         if replicates is None:
-            why = next((run["headline"]["why"] for run in runs if "why" in run["headline"]), "runs of unlike length")
+            why = next((run["headline"]["why"] for run in runs if "why" in run["headline"]), "a run has no resamples")
             missing.append(f"{benchmark}, {runs[0]['name']}: no interval ({why}).")
             return None, None
         return interval(replicates)
@@ -178,7 +177,9 @@ def _interval(benchmark: str, runs: Sequence[Result], missing: list[str]) -> tup
         return interval(bootstrap_means(list(scores.values())))
     if len(runs) == 1:
         return runs[0]["accuracy"]["low"], runs[0]["accuracy"]["high"]
-    missing.append(f"{benchmark}, {runs[0]['name']}: no interval (the runs are not of the same samples).")
+    if scores is not None:
+        return wilson(next(iter(scores.values())), len(scores))
+    missing.append(f"{benchmark}, {runs[0]['name']}: no interval ({_UNPAIRED}).")
     return None, None
 
 
@@ -188,10 +189,10 @@ def _against(
     """How the score differs from dense's on the same samples, as statistics.paired gives it; None if not tested."""
 
     def none(why: str) -> None:
-        missing.append(f"{benchmark}, {runs[0]['name']}: not tested against dense ({why}).")
+        missing.append(f"{benchmark}, {runs[0]['name']}: not compared with dense ({why}).")
 
     if not all(same_data(run["settings"], runs[0]["settings"]) for run in (*runs, *dense)):
-        return none("the runs are on different data")
+        return none("the runs use different data")
     if "headline" in runs[0]:
         own, other = _replicates(runs), _replicates(dense)
         if own is None or other is None:
@@ -200,7 +201,7 @@ def _against(
         return _paired_replicates(own, other, mean)
     own, other = mean_scores(runs), mean_scores(dense)
     if own is None or other is None or own.keys() != other.keys():
-        return none("their predictions.jsonl are not there, or not of the same samples")
+        return none(_UNPAIRED)
     return dataclasses.asdict(paired(list(own.values()), [other[key] for key in own]))
 
 
@@ -277,10 +278,8 @@ def _overview(benchmarks: Mapping[str, Any], missing: list[str]) -> list[dict[st
 
 def _group(dense: bool, kept: float | None, tuned: str | None) -> str:
     if dense and tuned not in (None, DENSE):
-        return f"Dense, 100 %, of weights tuned with {tuned}"
-    return (
-        "Upper bound, 100 %" if dense else "Retained share not known" if kept is None else f"Retain {100 * kept:.0f} %"
-    )
+        return f"Dense, 100 %, weights tuned with {tuned}"
+    return "Upper bound, 100 %" if dense else "Retention unknown" if kept is None else f"Retain {100 * kept:.0f} %"
 
 
 def _of_dense(benchmarks: Mapping[str, Any], own: Mapping[str, Any], missing: list[str]) -> float | None:
@@ -293,7 +292,7 @@ def _of_dense(benchmarks: Mapping[str, Any], own: Mapping[str, Any], missing: li
         if dense["score"]:
             shares.append(row["score"] / dense["score"])
         else:
-            missing.append(f"{key}: dense scores 0, of which nothing is a share: not part of % of dense.")
+            missing.append(f"{key}: dense scores 0, so not part of % of dense.")
     return _mean(shares)
 
 

@@ -76,7 +76,6 @@ def measure(
         rounds,
         enough=lambda found: _settled(_work(found), base),
         least=least,
-        warm=True,
     )
     rows = _rows(candidates, given, inputs, base)
     found = {"rounds": len(given[base]), "prompts": len(inputs[base]), "reference": base, "rows": rows}
@@ -112,7 +111,7 @@ def _warmed_up(
     inputs: dict[str, list[Any]] = {}
     for one in candidates:
         if one.name in inputs:
-            raise InputError(f"two methods are called {one.name}: give each a name of its own")
+            raise InputError(f"two methods are called {one.name}: give each its own name")
         inputs[one.name] = []
     left_out: dict[str, str] = {}
     started = time.monotonic()
@@ -135,7 +134,7 @@ def _warmed_up(
             inputs[one.name].append(prompt)
     if not any(inputs.values()):
         told = next((f" ({index}: {why})" for index, why in left_out.items()), "")
-        raise InputError(f"no sample is answered by all methods{told}: mend the data")
+        raise InputError(f"no sample can be answered by all methods{told}: correct the data")
     return inputs, left_out
 
 

@@ -19,12 +19,12 @@ from ppe_npu.files import check_regular
 
 KEEPS = 0.99  # of dense's score; a method below it is marked
 WORDS = (
-    "Costs in turns: all methods answered the same prompts one right after the other, alone in a batch, in several "
-    "rounds after one that is not counted; medians, quartiles, and the median of the ratios to dense (or to the method "
-    "that the heads name) with its bootstrap interval over prompts and rounds; on a CPU the ratios are of processor "
-    "time. A difference that is smaller than the scatter of the ratios, or whose interval holds 1, is not told. A "
-    "speed at less than 99 % of dense's score is marked. Work is counted, not "
-    "measured: products of a prefill as torch counts them, weights read once, keys and values of the prompt's tokens."
+    "Interleaved costs: all methods answered the same prompts right after each other, one prompt per batch, in several "
+    "rounds after an uncounted one. The table has medians, quartiles, and the median of the ratios to dense (or to the "
+    "method that the column heads name) with its bootstrap interval over prompts and rounds; on a CPU the ratios "
+    "compare processor time. If the interval contains 1, or the ratios scatter more than they differ from 1, there is "
+    "no clear difference. Scores below 99 % of dense's are marked. Work is counted, not measured: products of a "
+    "prefill as torch counts them, weights read once, keys and values of the prompt's tokens."
 )
 
 
@@ -47,7 +47,7 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             raise InputError(f"{file} is not JSON ({first_line(error)}): delete it and measure again") from error
         wrong = stored.fault(found, costs=True)
         if wrong:
-            raise InputError(f"{file} holds no costs ({wrong}): delete it and measure again")
+            raise InputError(f"{file} is damaged ({wrong}): delete it and measure again")
         found = _of_these(found, results)
         if found is not None:
             return found
@@ -154,11 +154,11 @@ def _span(cost: Mapping[str, Any]) -> str:
 
 
 def faster(cost: Mapping[str, Any], reference: bool = False) -> str:
-    """How many times as fast as the reference, with the interval; it says so if the difference is within the spread."""
+    """How many times as fast as the reference, with the interval; it says so if there is no clear difference."""
     if reference:
         return "1"
     text = f"{1 / cost['ratio']:.2f} ({1 / cost['high']:.2f} to {1 / cost['low']:.2f})"
-    return text if cost.get("told") else f"{text}, not told: within the spread"
+    return text if cost.get("told") else f"{text}, no clear difference"
 
 
 def kept(share: float | None) -> str:

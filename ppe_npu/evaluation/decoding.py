@@ -106,8 +106,8 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         words, right = ASKABLE[name]
         if not (right(value) or (value == 0 and is_neutral(name, value))):
-            whose = "" if name in singles else f" of the checkpoint's own, beside which {name}=... asks for another,"
-            raise InputError(f"generation {name}={shown(value)}{whose} must be {words}")
+            whose, remedy = ("", "") if name in singles else ("the checkpoint's ", f": override it with {name}=...")
+            raise InputError(f"{whose}generation {name}={shown(value)} must be {words}{remedy}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers accepts no int for some of these
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
@@ -135,10 +135,10 @@ def _parsed(text: str) -> tuple[str, Any]:
 
 def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
-        raise InputError(f"generation {name}: say max_new_tokens (--max-new-tokens) by itself")
+        raise InputError(f"generation {name} is not among these settings: use max_new_tokens (--max-new-tokens)")
     if name not in ASKABLE:
         named = printable(name) if len(name) < _LONGEST else shown(name)
-        raise InputError(f"generation {named} cannot be asked for: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
+        raise InputError(f"generation {named} is not supported: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
 def _idle(name: str, values: Mapping[str, Any]) -> bool:
@@ -166,7 +166,7 @@ def check_ids(values: Mapping[str, Any], vocabulary: float) -> None:
     for name in _WITH_IDS:
         for number in _numbers(values.get(name), name == _BIASES):
             if number >= vocabulary:
-                raise InputError(f"generation {name}: the model has no token {number}, its ids are below {vocabulary}")
+                raise InputError(f"generation {name}: the model has no token {number}: use ids below {vocabulary}")
 
 
 def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
@@ -212,7 +212,7 @@ def notice(own: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"the checkpoint's own generation settings are not used ({described(left)}): answers are "
-        f"{described(values) or 'greedy'}; --generation of `ppe-npu eval` and `describe` asks for some"
+        f"{described(values) or 'greedy'}; --generation of `ppe-npu eval` and `describe` turns some on"
     )
 
 

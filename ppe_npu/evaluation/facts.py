@@ -18,7 +18,7 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
     runs = [result for result in results if result["settings"]["benchmark"] == name]
     devices = ", ".join(dict.fromkeys(run["versions"]["device"] for run in runs))
     batch = max(run["costs"].get("batch") or 0 for run in runs)
-    in_batches = f", {batch:.0f} in a batch" if batch else ""
+    in_batches = f", batches of {batch:.0f}" if batch else ""
     dtypes = ", ".join(dict.fromkeys(run["settings"].get("dtype", "?") for run in runs))
     many = _counted(found["samples"], "sample")
     if found["units"] is not None:
@@ -40,7 +40,7 @@ def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:
     left = dict.fromkeys(name for run in runs for name in run.get("ignored") or ())
     text = "" if list(used) == ["greedy"] else f" Generation: {'; '.join(used)}."
     names = ", ".join(left)
-    return text + (f" Not used of the checkpoint's own generation settings: {names}." if left else "")
+    return text + (f" Ignored generation settings of the checkpoint: {names}." if left else "")
 
 
 def _counted(number: int, noun: str) -> str:

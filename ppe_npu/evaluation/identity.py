@@ -77,8 +77,8 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
             sample = {**sample, "type": None, "GT": None}
         if index in seen:
             raise InputError(
-                f"benchmark {benchmark.name}: samples {seen[index]} and {number} have the index {index!r}: every "
-                "sample needs its own"
+                f"benchmark {benchmark.name}: samples {seen[index]} and {number} both have the index {index!r}: give "
+                "every sample its own"
             )
         seen[index] = number
         said = {key: sample.get(key) for key in ("index", "prompt", "GT", "type", *_FILES, "sampling")}
@@ -86,7 +86,7 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
         for digest, values in zip(digests.values(), (said, places)):
             digest.update("\0".join([*map(str, values.values()), *sizes]).encode("utf-8", "surrogatepass"))
     if unreadable and len(unreadable) == len(seen):
-        raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): mend its __getitem__")
+        raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): fix its __getitem__")
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
@@ -142,8 +142,8 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     if not file.exists():
         if answers.exists() and answers.stat().st_size:
             raise InputError(
-                f"{answers} holds answers, and no settings.json beside it says of which run: put it back, choose "
-                "another output, or delete the file"
+                f"{answers} holds answers, but there is no settings.json beside it: put the settings.json of their "
+                "run back, choose another output, or delete the answers"
             )
         return
     written, now = _settings(file), json.loads(json.dumps(settings))
@@ -153,20 +153,21 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     if not changed:
         return
     if changed == ["generation"]:
-        told = "" if "generation" in written else " by an earlier edition, which left the checkpoint's own in force"
-        told += f" (there {_generation(before)}, now {_generation(now)})"
+        told = "" if "generation" in written else " by an earlier edition, which used the checkpoint's own"
+        told += f" (then {_generation(before)}, now {_generation(now)})"
         raise InputError(
-            f"{output} holds an evaluation with another generation{told}: choose another output, or see --generation"
+            f"{output} holds an evaluation with other generation settings{told}: choose another output, or see "
+            "--generation"
         )
     values = {key: (before.get(key), now[key]) for key in changed}
     if "protocol" in values:  # only its name is printed, because its numbers would fill a screen
         values["protocol"] = (label(before), label(now))
     named = {"edition": "edition of the scoring rule, whose scores do not mix"}
     told = ", ".join(f"{named.get(key, key)} ({shown(a)}, now {shown(b)})" for key, (a, b) in values.items())
-    hint = f", go on by --protocol {label(before)}" if label(before) in names() and "protocol" in values else ""
+    hint = f", continue it with --protocol {label(before)}" if label(before) in names() and "protocol" in values else ""
     raise InputError(
-        f"{output} holds an evaluation with another {told}; it is in its settings.json: choose another output{hint}, "
-        "or delete it"
+        f"{output} holds an evaluation with another {told}, as its settings.json says: choose another output{hint}, "
+        "or delete the folder"
     )
 
 
@@ -214,5 +215,5 @@ def _settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): {remedy}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{file} is not the settings of an evaluation: {remedy}")
+        raise InputError(f"{file} does not hold the settings of an evaluation: {remedy}")
     return found

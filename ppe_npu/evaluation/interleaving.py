@@ -32,19 +32,18 @@ def in_turns(
     bar: Callable[[], None] = lambda: None,
     enough: Callable[[Mapping[str, list[list[Any]]]], bool] = lambda found: True,
     least: int | None = None,
-    warm: bool = False,
 ) -> dict[str, list[list[Any]]]:
-    """{name: [rounds][prompts] results of its runner}, after one round that is not counted (it loads kernels).
+    """{name: [rounds][prompts] results of its runner}; every round counts, from the first one on.
 
     Within a round all methods answer each prompt, one right after the other; the first one changes with every prompt.
 
     Args:
-        runners: name -> a function that answers prompt number 0, 1, ... once.
+        runners: name -> a function that answers prompt number 0, 1, ... once. It must have answered each of them
+            before, because a first answer also loads kernels.
         bar: called after each round.
         enough: called with the results after `rounds` rounds; while it returns False there are further rounds, at most
             MOST * rounds in all, and none after LONG seconds and three times as long as the first `rounds` took.
         least: the fewest rounds: after these no round begins once LONG seconds have passed; None: `rounds`.
-        warm: whether all methods have answered every prompt before, so that the first round counts.
 
     Raises:
         InputError: no prompts, or no rounds.
@@ -54,20 +53,18 @@ def in_turns(
     names = list(runners)
     found: dict[str, list[list[Any]]] = {name: [] for name in names}
     started, asked = time.monotonic(), 0.0
-    for turn in range(0 if warm else -1, MOST * rounds):
+    for turn in range(MOST * rounds):
         spent = time.monotonic() - started
         asked = spent if turn == rounds else asked
         late = least is not None and turn >= least and spent > LONG
         if late or (turn >= rounds and (enough(found) or spent > max(LONG, 3 * asked))):
             break
         for turns in found.values():
-            turns += [[None] * prompts] if turn >= 0 else []
+            turns.append([None] * prompts)
         for prompt in range(prompts):
             first = (turn + prompt) % len(names)
             for name in names[first:] + names[:first]:
-                given = runners[name](prompt)
-                if turn >= 0:
-                    found[name][turn][prompt] = given
+                found[name][turn][prompt] = runners[name](prompt)
         bar()
     return found
 
@@ -86,7 +83,7 @@ def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
     """
     times, others = np.asarray(own, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if times.shape != others.shape or times.ndim != 2 or not times.size:
-        raise InputError(f"times of shape {times.shape} and {others.shape} were not measured in turns: measure again")
+        raise InputError(f"times of shapes {times.shape} and {others.shape} were not interleaved: measure again")
     ratios = times / others
     ratio = float(np.median(ratios))
     low, high = interval(_medians(ratios, seed))

@@ -291,7 +291,7 @@ def _kind(visual: Any) -> str:
         return "image" if Path(visual).suffix.lower() in _PICTURES else "video"
     if isinstance(visual, (list, tuple)):
         return "video"
-    raise InputError(f"a task gives a visual as {type(visual).__name__}: only pictures and files are read")
+    raise InputError(f"a task gives a visual as {type(visual).__name__}: only pictures and files are supported")
 
 
 def _part(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,13 +299,13 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": part["text"]}
     if kind not in PLACEHOLDERS:
-        raise InputError(f"a task asks about {kind}: these models see images and videos")
+        raise InputError(f"a task asks about {kind}: these models take images and videos only")
     if kind == "image" and isinstance(value, Image.Image):
         return {"type": kind, kind: value}
     if kind == "video" and isinstance(value, (list, tuple)) and len(value):
         return {"type": kind, kind: list(value)}  # some tasks give a list of frames
     if not isinstance(value, (str, Path)):
-        raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are read")
+        raise InputError(f"a task gives {kind}s as {type(value).__name__}: only pictures and files are supported")
     clip = (part.get("start_time"), part.get("end_time"))
     return {"type": kind, kind: value, **({_CLIP: clip} if clip != (None, None) and kind == "video" else {})}
 
@@ -316,10 +316,10 @@ def _stops(options: Mapping[str, Any]) -> list[str]:
     temperature = options.get("temperature", 1 if options.get("do_sample") else 0)
     if temperature not in (0, None):
         if options.get("do_sample") is not False:
-            raise InputError(f"a task samples (temperature {temperature}): answers here are greedy ones")
+            raise InputError(f"a task asks for sampling (temperature {temperature}): only greedy answers are supported")
         _say_greedy(temperature)
     if (options.get("num_beams") or 1) > 1:
-        raise InputError(f"a task searches {options['num_beams']} beams: answers here are greedy ones")
+        raise InputError(f"a task asks for {options['num_beams']} beams: only greedy answers are supported")
     until = options.get("until") or []
     return [stop for stop in ([until] if isinstance(until, str) else until) if stop and stop != _PARAGRAPH]
 
@@ -327,8 +327,8 @@ def _stops(options: Mapping[str, Any]) -> list[str]:
 @functools.cache  # once for each temperature
 def _say_greedy(temperature: float) -> None:
     _say(
-        f"a task names temperature {temperature} beside do_sample=False: answers here are greedy ones, while "
-        "lmms-eval's own Qwen models sample"
+        f"a task sets temperature {temperature} with do_sample=False: answers here are greedy, while lmms-eval's own "
+        "Qwen models sample"
     )
 
 

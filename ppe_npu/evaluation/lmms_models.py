@@ -51,14 +51,14 @@ class _Model(lmms):
         super().__init__()
         unused = sorted(set(arguments) & set(_UNUSED))
         if unused:
-            logger.warning(f"ppe_npu: model_args {', '.join(unused)} change nothing here")
+            logger.warning(f"ppe_npu: model_args {', '.join(unused)} have no effect here")
         arguments = {name: value for name, value in arguments.items() if name not in _UNUSED}
         known = [name for name in inspect.signature(Answerer.load).parameters if name != "fields"]
         # If the compression is a method with settings, an unknown argument is taken for one of them.
         unknown = sorted(set(arguments) - set(known)) if arguments.get("compression") not in published() else []
         if unknown or "pretrained" not in arguments:
             wrong = f"unknown model_args {', '.join(unknown)}" if unknown else "model_args without pretrained"
-            raise InputError(f"{wrong}: the keys are {', '.join(known)}")
+            raise InputError(f"{wrong}: use some of {', '.join(known)}")
         self.answerer = Answerer.load(**arguments)
         self.batch_size, self.device = self.answerer.batch_size, self.answerer.model.device
 

@@ -24,19 +24,20 @@ __all__ = ["check_place", "check_plotting", "collect", "unfinished", "write_repo
 _FIRST = ("dense", "chatunivi", "keep_one", "ppe")  # rows in this order, then all others by name
 _COLUMNS, _FIRST_EDITIONS = "## What the columns are", "![accuracy per question type]("  # text that marks a report
 _SCORES = (
-    "Scores are in percent where no other unit is named; each benchmark declares its own, and Avg is of those in "
-    "percent. Intervals: 95 %, bootstrap over samples (Wilson's where all score "
-    "alike); of several runs of one name the mean, with the least and the most behind it. p: two-sided, of no "
-    "difference from dense on the same samples (McNemar's exact test for right-or-wrong scores, else a sign-flip "
-    "permutation test, or the paired bootstrap of a metric over all samples), not corrected for many comparisons. In "
-    "the picture methods of one budget stand side by side; the grey band is dense's interval."
+    "Scores are in percent unless another unit is named, which the benchmark declares; Avg is the mean of the scores "
+    "in percent. Intervals are at 95 %: bootstrap over samples, or Wilson's if all samples have the same score. "
+    "Several runs of one name are shown as their mean, followed by their lowest and highest score. p is two-sided, for "
+    "no difference from dense on the same samples: McNemar's exact test for right-or-wrong scores, else a sign-flip "
+    "permutation test, or the paired bootstrap for a metric over all samples; not corrected for multiple comparisons. "
+    "In the picture, methods with the same budget are shifted apart; the grey band is dense's interval."
 )
 _COSTS = (
-    "Costs come from the same runs, means per sample: visual tokens that the LLM saw and their share, averaged over "
-    "its layers; TTFT, the time until a batch had its first tokens, after preprocessing; prefill and total, a batch's "
-    "time shared by its samples; tokens/s after the first, of a whole batch; peak of the device's allocator, weights "
-    "included; bytes of keys and values of the prompt's own tokens in all layers, which compression decides; and of "
-    "the whole cache at the end, padding and answers included: longer answers make it larger."
+    "Costs come from the same runs and are means per sample. Visual tokens: those that the LLM sees, and the "
+    "percentage kept, both averaged over its layers. TTFT: the time from preprocessed inputs to a batch's first "
+    "tokens. Prefill, total: a batch's time divided by its number of samples. Tokens/s: a whole batch's rate after the "
+    "first token. Peak: the most memory that the device's allocator held, weights included. Prompt KV bytes: keys and "
+    "values of the prompt's own tokens in all layers, which compression determines. KV bytes at end: the whole cache, "
+    "padding and answers included, so longer answers make it larger."
 )
 
 
@@ -128,7 +129,7 @@ def check_place(path: Path, html: bool = False) -> None:
     own = any(path.parent.glob("*/*/settings.json"))
     if not there or (_is_numbers if there[0] == files[0] else _is_text)(there[0], own):
         return  # the first file decides for the others, too
-    raise InputError(f"{there[0]} is no report's, and could be written over: move it away, or name another place")
+    raise InputError(f"{there[0]} is not part of a report and would be overwritten: move it, or name another place")
 
 
 def _is_numbers(file: Path, own: bool) -> bool:
@@ -217,7 +218,7 @@ def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) 
     found[0]["missing"] = [*missing, *found[0]["missing"]]
     if len(found) > 1:
         names = ", ".join(comparison["protocol"] for comparison in found)
-        found[0]["missing"].append(f"The runs are of {len(found)} protocols ({names}): their tables are not joined.")
+        found[0]["missing"].append(f"The runs use {len(found)} protocols ({names}), whose tables are not joined.")
     return found
 
 

@@ -43,7 +43,7 @@ def score(benchmark: Any, answer: str, sample: Row) -> float | None:
             return None
         value = float(found)
         if not -_ROUNDING <= value <= 1 + _ROUNDING:
-            raise InputError(f"score() gave {value:g}: give a number in [0, 1], or None")
+            raise InputError(f"score() returned {value:g}: return a number in [0, 1], or None")
         return min(max(value, 0.0), 1.0)
     right = sample["GT"] if isinstance(sample["GT"], (list, tuple)) else [sample["GT"]]
     return max((exact_match(answer, expected) for expected in right), default=0.0)
@@ -112,7 +112,7 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
     if name is None:
         return found
     if name not in metrics:
-        raise InputError(f"metrics() gave no {name!r}, which is the benchmark's headline")
+        raise InputError(f"metrics() returned no {name!r}, the benchmark's headline: return it, or name another")
     return {**found, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
 
 
@@ -124,17 +124,17 @@ def _metrics(benchmark: Any, rows: Sequence[Row]) -> dict[str, float]:
     """
     given = benchmark.metrics(rows)
     if not isinstance(given, Mapping):
-        raise InputError(f"metrics() gave a {type(given).__name__}: give names and numbers")
+        raise InputError(f"metrics() returned a {type(given).__name__}: return a dict of names and numbers")
     wrong = [name for name, value in given.items() if not isinstance(name, str) or not math.isfinite(float(value))]
     if wrong:
-        raise InputError(f"metrics() gave {wrong[0]!r}: {given[wrong[0]]!r}: give names and finite numbers")
+        raise InputError(f"metrics() returned {wrong[0]!r}: {given[wrong[0]]!r}: return names and finite numbers")
     return {name: float(value) for name, value in given.items()}
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """{"low", "high", "replicates"} of a metric over all samples, or {"why": the reason that there are none}."""
     if not hasattr(benchmark, "unit"):
-        return {"why": "the benchmark does not say what may be resampled"}
+        return {"why": "the benchmark has no unit(), which says what is resampled"}
     try:
         if hasattr(benchmark, "addends"):
             values = np.array(list(benchmark.addends(rows).values()), dtype=np.float64)
@@ -144,9 +144,9 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
         if not np.isfinite(np.array(replicates, dtype=np.float64).reshape(len(replicates))).all():
             raise InputError("it is not finite")
     except FAULTS as error:  # a metric may be undefined on resampled rows
-        return {"why": f"{name} of a resample: {first_line(error)}"}
+        return {"why": f"{name} failed on a resample: {first_line(error)}"}
     if len(replicates) < _FEWEST:
-        return {"why": f"{len(replicates)} resamples took {_SECONDS:.0f} s"}
+        return {"why": f"only {len(replicates)} resamples in {_SECONDS:.0f} s"}
     low, high = interval(replicates)
     return {"low": low, "high": high, "replicates": replicates}
 

@@ -21,7 +21,7 @@ FAULTS = (Exception, SystemExit)  # raised by a benchmark's own code, these are 
 QUESTION = ("index", "type", "prompt", "GT")
 BOM = b"\xef\xbb\xbf"  # byte order mark, which some editors put before a text; it belongs to no line
 _SUM = "sum"
-_NO_SUM = "was changed since it was written (its sum is gone)"
+_NO_SUM = "was changed since it was written (its checksum is gone)"
 _MEASURED = ("prefill_seconds", "seconds", "new_tokens", "batch")
 _MAYBE = ("tokens_before", "tokens_after", "prompt_kv_bytes", "kv_bytes")  # rows of an earlier version may lack these
 
@@ -43,7 +43,7 @@ def _plain(key: str, value: Any) -> Any:
         text = json.dumps(value, ensure_ascii=False, default=_scalar)
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError(f"{key} holds half a character (a lone surrogate): mend the text") from error
+        raise InputError(f"{key} contains a lone surrogate (half a character): correct the text") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{key} cannot be written as JSON ({first_line(error)}): use texts and numbers") from error
     return json.loads(text)
@@ -80,7 +80,7 @@ def parse(line: bytes) -> tuple[Row, None] | tuple[None, str]:
     except (ValueError, RecursionError) as error:
         return None, f"is not JSON ({first_line(error)})"
     if not isinstance(row, dict):
-        return None, f"is a {type(row).__name__}, not a row of names and values"
+        return None, f"is a {type(row).__name__}, not an object of names and values"
     return row, None
 
 
@@ -124,7 +124,7 @@ def stored_rows(path: Path, wrong: Callable[[Row], str | None]) -> Iterator[Row]
             elif summed:
                 reason = _altered(row)
         if reason:
-            raise InputError(f"{path} holds a line that {reason} (line {number}): run the evaluation again")
+            raise InputError(f"{path} line {number} {reason}: run the evaluation again")
         yield row
 
 
@@ -158,7 +158,7 @@ def unshowable(row: Row) -> str | None:
     if lacking:
         return f"has no {', '.join(lacking)}"
     if not isinstance(row["answer"], str) or not isinstance(row.get("error", ""), str):
-        return "has an answer or an error that is no text"
+        return "has an answer or an error that is not a string"
     return _unscored(row)
 
 
@@ -172,7 +172,7 @@ def fault(row: Row) -> str | None:
     wrong = [] if "error" in row else [key for key in _MEASURED if not _measure(row.get(key))]
     wrong += [key for key in (*_MAYBE, "peak_memory") if row.get(key) is not None and not _measure(row[key])]
     if wrong or not isinstance(row.get("warm", "error" in row), bool):
-        return f"has no number for {', '.join(wrong) or 'warm'}"
+        return f"has no valid {', '.join(wrong) or 'warm'}"
     return _altered(row)
 
 
@@ -180,7 +180,7 @@ def _altered(row: Row) -> str | None:
     if _SUM not in row:
         return _NO_SUM
     changed = row[_SUM] != checksum({key: value for key, value in row.items() if key != _SUM})
-    return "was changed since it was written (its sum differs)" if changed else None
+    return "was changed since it was written (its checksum differs)" if changed else None
 
 
 def _measure(value: Any) -> bool:

@@ -173,7 +173,7 @@ class Evaluation:
         reason, digest = fault(row), self._asked[row["index"]]
         if reason or "error" in row or digest is None or checksum([row[key] for key in QUESTION]) == digest:
             return reason
-        return f"answers another question than the benchmark's {row['index']!r}"
+        return f"answers another question than the benchmark's sample {row['index']!r}"
 
     def _order(self) -> list[int | str]:
         """All indices, longest samples first within a bucket, so that similar lengths are batched together. A sample
@@ -270,8 +270,8 @@ class Evaluation:
         """Print the first traceback that a user cannot fix, because the sample's row holds only its last line."""
         if told:
             self._told = True
-            whose = f"ppe-npu: sample {printable(sample['index'])} failed by no fault of yours"
-            print(f"{told}{whose}: please report all of this", file=sys.stderr)
+            whose = f"ppe-npu: sample {printable(sample['index'])} failed through no fault of yours"
+            print(f"{told}{whose}: please report all of the above", file=sys.stderr)
 
     def _predictions(self, samples: Sequence[Sample], done: Any) -> list[dict[str, Any]]:
         """The prediction rows of a batch; costs that are measured per batch are divided evenly among its samples."""

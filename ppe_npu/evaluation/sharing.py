@@ -130,7 +130,7 @@ class Lines:
         row, reason = parse(line)
         reason = reason or self._check(row)
         if reason:
-            raise InputError(f"{self.path} holds a line that {reason} (line {number}): {self._remedy}")
+            raise InputError(f"{self.path} line {number} {reason}: {self._remedy}")
         return row, line
 
     def _finish(self, last: bytes, at: int) -> tuple[Row, bytes] | None:
@@ -201,15 +201,15 @@ class Share:
         self._workers: dict[str, None] = {}
 
     def _answers(self) -> Lines:
-        remedy = "delete that line, and its sample is asked again; or choose another output"
+        remedy = "delete that line to have its sample asked again, or choose another output"
         return Lines(self.folder / "predictions.jsonl", self._wrong_answer, remedy)
 
     def _wrong_answer(self, row: Row) -> str | None:
         index = row.get("index")
         if not is_key(index):
-            return f"has the index {shown(index)}, which is neither a text nor a whole number"
+            return f"has the index {shown(index)}, which is neither a string nor an integer"
         if index not in self._known:
-            return f"answers {shown(index)}, which the benchmark does not ask"
+            return f"answers {shown(index)}, which is no sample of the benchmark"
         return None if self._check is None or index in self._given else self._check(row)
 
     # -- joining and leaving -----------------------------------------------------------------------------------------
@@ -330,4 +330,4 @@ def _wrong_claim(row: Row) -> str | None:
     name, keys = row.get("worker"), row.get("take", [])
     if not isinstance(name, str) or not name.isprintable() or "/" in name or not 0 < len(name) < 200:
         return "names no process"
-    return None if isinstance(keys, list) and all(map(is_key, keys)) else "takes what are no samples"
+    return None if isinstance(keys, list) and all(map(is_key, keys)) else "takes something other than a list of samples"

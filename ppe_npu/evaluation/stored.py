@@ -45,7 +45,7 @@ class _Headline(_Part):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.replicates == ():
-            raise InputError("replicates=[]: none was drawn")
+            raise InputError("replicates=[] is empty")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Settings(_Part):
         super().__post_init__()
         steps = self.compression.get("steps")
         if not isinstance(steps, list) and ("steps" in self.compression or "method" not in self.compression):
-            raise InputError(f"compression={shown(dict(self.compression))} has no list of steps and no method")
+            raise InputError(f"compression={shown(dict(self.compression))} has neither a list of steps nor a method")
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,16 @@ class _Results(_Part):
         super().__post_init__()
         for kind, share in self.types.items():
             if not isinstance(share, Mapping):
-                raise InputError(f"types: {shown(kind)} is {shown(share)}")
+                raise InputError(f"types: {shown(kind)} is {shown(share)}, not an object")
             _Share.from_dict(share)
         if "retention" not in self.costs:
-            raise InputError("costs lack retention")
+            raise InputError("costs have no retention")
         for name, value in self.costs.items():
             if value is not None and not is_number(value):
-                raise InputError(f"costs: {shown(name)} is {shown(value)}")
+                raise InputError(f"costs: {shown(name)} is {shown(value)}, not a number")
         for name, value in self.metrics.items():
             if not is_number(value):
-                raise InputError(f"metrics: {shown(name)} is {shown(value)}")
+                raise InputError(f"metrics: {shown(name)} is {shown(value)}, not a number")
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ class _Costs(_Part):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.rows:
-            raise InputError("rows={}: no method was measured")
+            raise InputError("rows={} names no method")
         for name, mark in (self.of or {}).items():
             if not isinstance(mark, str):
-                raise InputError(f"of: {shown(name)} is {shown(mark)}")
+                raise InputError(f"of: {shown(name)} is {shown(mark)}, not a string")
         for row in self.rows.values():
             check_mapping(row, "a row")
             _Cost.from_dict(row)

@@ -39,7 +39,7 @@ _MEASURED = ("ttft_seconds", "prefill_seconds", "seconds", "tokens_per_second") 
 
 def _named(what: str, protocol: str) -> str:
     """The head of a table's first column, with the protocol, which every table names."""
-    return f"{what}, by protocol {protocol}" if protocol else what
+    return f"{what}, under protocol {protocol}" if protocol else what
 
 
 Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
@@ -54,12 +54,12 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
     """Rows grouped by the share of tokens kept, a column per benchmark, then the average and the percentage of dense's
     scores. A line that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
-    shares = [found for found in benchmarks.values() if is_percent(found["scale"])]
+    percent = [key for key, found in benchmarks.items() if is_percent(found["scale"])]
     units = [
-        key if found in shares else f"{key} ({named(found['score'], found['scale'])})"
+        key if key in percent else f"{key} ({named(found['score'], found['scale'])})"
         for key, found in benchmarks.items()
     ]
-    average = "Avg" if len(shares) in (0, len(benchmarks)) else f"Avg of {len(shares)} in %"
+    average = "Avg" if len(percent) in (0, len(benchmarks)) else f"Avg of {len(percent)} in %"
     head = [_named("method", comparison.get("protocol", "")), *units, average, "% of dense"]
     lines, group = [], None
     for row in comparison["overview"]:
@@ -148,16 +148,16 @@ def turns(found: Mapping[str, Any]) -> str | None:
     measured = found.get("interleaved")
     if measured is None:
         return None
-    text = f"In turns: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
+    text = f"Interleaved: {measured['rounds']} rounds of {measured['prompts']} prompts on {measured['device']}."
     left = [row["name"] for row in found["rows"] if row["name"] not in measured["rows"]]
-    text += f" Not measured with them: {', '.join(left)}; ask for all methods at once." if left else ""
+    text += f" Not measured in this pass: {', '.join(left)}; name all methods in one command." if left else ""
     if slower := cost_table.slower_for_less(measured):
         base = measured.get("reference", "dense")
-        text += f" Slower than {base}, though less work is counted: {', '.join(slower)}; what chooses tokens "
-        text += "takes longer here than having fewer of them saves."
+        text += f" Slower than {base} despite less counted work: {', '.join(slower)}; choosing tokens takes longer "
+        text += "here than having fewer of them saves."
     lost = measured.get("left_out") or {}
     told = "; ".join(f"{index} ({why})" for index, why in lost.items())
-    return text + (f" Left out, as not all methods could answer: {told}." if lost else "")
+    return text + (f" Left out because not all methods could answer: {told}." if lost else "")
 
 
 def probability(p: float) -> str:

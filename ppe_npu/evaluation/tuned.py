@@ -36,5 +36,5 @@ def sentence(results: Sequence[Mapping[str, Any]]) -> str:
     named = " or ".join(name for name in found if name is not None)
     if not named:
         return ""
-    own = " (of some runs nothing says so)" if None in found else ""
+    own = " (not recorded for some runs)" if None in found else ""
     return f" The weights were tuned with {named}{own}."

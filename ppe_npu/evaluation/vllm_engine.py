@@ -30,10 +30,10 @@ from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.utils.optional import named_for_pip
 
 _SAID = {  # arguments of vllm.LLM that other options set
-    "model": "--model says it",
-    "dtype": "--dtype says it",
-    "hf_overrides": "--compression says it",
-    "mm_processor_kwargs": "--min-pixels and --max-pixels say it",
+    "model": "--model sets it",
+    "dtype": "--dtype sets it",
+    "hf_overrides": "--compression sets it",
+    "mm_processor_kwargs": "--min-pixels and --max-pixels set it",
     "trust_remote_code": "no code of a checkpoint is run",
 }
 
@@ -52,10 +52,14 @@ def check_engine(
             f"--engine vllm needs vllm, which is not installed: pip install {named_for_pip('ppe-npu[vllm]')}"
         )
     if checkpoint.base is not None:
-        raise InputError(f"--engine vllm with adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)")
+        raise InputError(
+            f"--engine vllm does not load adapter {checkpoint.folder}: merge it first (ppe-npu merge-lora)"
+        )
     found = check_checkpoint(checkpoint.folder, checkpoint.allow_bin, tiled=True)
     if found not in commanded_classes():
-        raise InputError(f"--engine vllm with {checkpoint.folder}, a {found}, whose pictures are tiles: leave it out")
+        raise InputError(
+            f"--engine vllm does not serve {checkpoint.folder}, a {found}, whose pictures are tiles: leave --engine out"
+        )
     for config in configs:
         if not config.is_dense:
             marks(checkpoint.folder, config, checkpoint.allow_bin)
@@ -131,7 +135,7 @@ class VLLMAnswers(ModelAnswers):
     def __init__(self, *args: Any, engines: Engines, **more: Any) -> None:
         super().__init__(*args, **more)
         if self.generation:
-            raise InputError(f"--engine vllm with --generation {' '.join(self.generation)}: it answers greedily alone")
+            raise InputError(f"--engine vllm only answers greedily: leave out --generation {' '.join(self.generation)}")
         self.engines = engines
 
     def settings(self) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class VLLMAnswers(ModelAnswers):
         (checked,) = check_conversations([messages])
         items = visual_items(checked)
         if items["video"]:
-            raise InputError("--engine vllm takes pictures alone: evaluate videos with --engine transformers")
+            raise InputError("--engine vllm takes pictures only: evaluate videos with --engine transformers")
         ids = self.processor.tokenizer(render(self.processor, checked, True))["input_ids"]
         pictures = [item.load() if isinstance(item, VideoFrame) else load_image(item) for item in items["image"]]
         return {"prompt_token_ids": ids, **({"multi_modal_data": {"image": pictures}} if pictures else {})}

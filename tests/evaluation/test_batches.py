@@ -187,13 +187,13 @@ def test_a_metric_without_an_interval_says_why(tmp_path, monkeypatch):
             return row["index"]
 
     headline = run(Noting(), 9, tmp_path / "a", Strict(9))["headline"]
-    assert headline == {"name": "all", "value": 1.0, "why": "the benchmark does not say what may be resampled"}
+    assert headline == {"name": "all", "value": 1.0, "why": "the benchmark has no unit(), which says what is resampled"}
     headline = run(Noting(), 9, tmp_path / "b", Unit(9))["headline"]
-    assert headline == {"name": "all", "value": 1.0, "why": "all of a resample: a sample is there twice"}
+    assert headline == {"name": "all", "value": 1.0, "why": "all failed on a resample: a sample is there twice"}
     monkeypatch.setattr("ppe_npu.evaluation.results._SECONDS", 0.0)
     Unit.metrics = lambda benchmark, rows: {"all": 1.0}
     headline = run(Noting(), 9, tmp_path / "c", Unit(9))["headline"]
-    assert headline == {"name": "all", "value": 1.0, "why": "1 resamples took 0 s"}
+    assert headline == {"name": "all", "value": 1.0, "why": "only 1 resamples in 0 s"}
 
 
 def test_every_sample_needs_an_index_of_its_own(tmp_path):
@@ -201,7 +201,7 @@ def test_every_sample_needs_an_index_of_its_own(tmp_path):
         def __getitem__(self, number):
             return {**super().__getitem__(number), "index": number % 3}
 
-    with pytest.raises(InputError, match="samples 0 and 3 have the index 0"):
+    with pytest.raises(InputError, match="samples 0 and 3 both have the index 0: give"):
         run(Noting(), 4, tmp_path, Same(4))
 
 

@@ -131,11 +131,11 @@ ROW = '{"question_id": 1, "question": "what?", "image_id": "ab12", "answers": %s
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"data": [{"question_id": 1}]}', r"row 0 .* has another form \(KeyError: 'question'\)"),
+        ('{"data": [{"question_id": 1}]}', r"row 0 .* has an unexpected form \(KeyError: 'question'\)"),
         ('{"data": [', "is not JSON"),
-        ('{"data": [7]}', "has another form"),
-        ("7", r"what stands below .* has another form \(TypeError: 'int' object"),
-        ("{}", r"what stands below .* has another form \(KeyError: 'data'\): download it again"),
+        ('{"data": [7]}', "has an unexpected form"),
+        ("7", r"the data below .* has an unexpected form \(TypeError: 'int' object"),
+        ("{}", r"the data below .* has an unexpected form \(KeyError: 'data'\): download it again"),
         (f'{{"data": [{ROW % """["a", 5]"""}]}}', "row 0 below .* has a GT of type list: use a str or a list of str"),
         (f'{{"data": [{ROW % "null"}]}}', "row 0 below .* has no GT"),
     ],
@@ -153,7 +153,7 @@ def test_files_that_cannot_be_opened_are_one_line(root, tmp_path):
     file = next(data.rglob("*.txt"))
     file.unlink()
     file.symlink_to(file.name)
-    with pytest.raises(InputError, match=r"mme: what stands below .* cannot be read \(.*symbolic links"):
+    with pytest.raises(InputError, match=r"mme: the data below .* cannot be read \(.*symbolic links"):
         benchmarks.load("mme", tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_an_unknown_type_of_question_is_named(root, tmp_path):
     data = benchmark_files.copy(root / "nextqa", tmp_path / "nextqa")
     file = data / "MC" / "test.csv"
     file.write_text(file.read_text().replace(",CW,", ",XW,"))
-    with pytest.raises(InputError, match=r"nextqa_mc: row \d below .* has another form \(KeyError: 'X'\)"):
+    with pytest.raises(InputError, match=r"nextqa_mc: row \d below .* has an unexpected form \(KeyError: 'X'\)"):
         benchmarks.load("nextqa_mc", tmp_path)
 
 
@@ -212,11 +212,11 @@ def test_an_unknown_type_of_question_is_named(root, tmp_path):
     ("name", "table", "key", "value", "reason"),
     [
         ("scienceqa", "problems.json", "image", "a" * 4_096, "File name too long|missing below"),
-        ("activitynetqa", "test_a.json", "type", float("inf"), r"row 0 below .* has another form \(OverflowError"),
-        ("activitynetqa", "test_q.json", "question_id", [1], "has another form"),
-        ("ocrbench", "OCRBench.json", "type", {"a": []}, r"row 0 .*TypeError: type .*\[\]} is no text"),
-        ("scienceqa", "problems.json", "choices", "red", r"row \d+ below .*TypeError: 'red' is no list"),
-        ("ocrbench", "OCRBench.json", "type", False, r"row 0 .* has another form \(TypeError: type False is no text"),
+        ("activitynetqa", "test_a.json", "type", float("inf"), r"row 0 below .* unexpected form \(OverflowError"),
+        ("activitynetqa", "test_q.json", "question_id", [1], "has an unexpected form"),
+        ("ocrbench", "OCRBench.json", "type", {"a": []}, r"row 0 .*TypeError: type .*\[\]} is not a string"),
+        ("scienceqa", "problems.json", "choices", "red", r"row \d+ below .*TypeError: 'red' is not a list"),
+        ("ocrbench", "OCRBench.json", "type", False, r"row 0 .* form \(TypeError: type False is not a string"),
         ("longvideobench_v", "lvb_val.json", "subtitle_path", None, r"below .* \(KeyError: 'subtitle_path'\)"),
         ("mvbench", "json/action_localization.json", "start", False, r"row \d+ below .*: start=False must be a number"),
     ],

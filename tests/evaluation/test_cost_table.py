@@ -30,7 +30,7 @@ def row(name, score, ratio, told=True, dense=False):
     [
         (0.796, 0.5, True, "2.00 (2.00 to 2.00)", "99.5 %"),
         (0.79, 0.5, True, "2.00 (2.00 to 2.00)", "98.8 % (below 99 %)"),
-        (0.8, 0.97, False, "1.03 (1.03 to 1.03), not told: within the spread", "100.0 %"),
+        (0.8, 0.97, False, "1.03 (1.03 to 1.03), no clear difference", "100.0 %"),
     ],
 )
 def test_a_speed_stands_beside_the_share_of_the_score_that_it_keeps(score, ratio, told, speed, share):
@@ -52,8 +52,8 @@ def test_without_dense_the_columns_name_the_method_that_others_are_compared_with
 def test_methods_that_were_not_in_the_pass_are_named():
     measured = {"rows": {"dense": {}}, "rounds": 5, "prompts": 8, "device": "cpu"}
     found = {"rows": [{"name": "dense"}, {"name": "ppe 0.25"}], "interleaved": measured}
-    assert tables.turns(found).endswith(" Not measured with them: ppe 0.25; ask for all methods at once.")
-    assert tables.turns({**found, "rows": found["rows"][:1]}) == "In turns: 5 rounds of 8 prompts on cpu."
+    assert tables.turns(found).endswith(" Not measured in this pass: ppe 0.25; name all methods in one command.")
+    assert tables.turns({**found, "rows": found["rows"][:1]}) == "Interleaved: 5 rounds of 8 prompts on cpu."
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_method_that_is_slower_for_less_work_is_named_with_the_reason(ratio, t
         rows[name] = {**times, "counted": {"tower_flops": work / 2, "decoder_flops": work / 2}}
     measured = {"rounds": 5, "prompts": 8, "device": "cpu", "reference": "dense", "rows": rows}
     found = {"rows": [], "interleaved": measured}
-    assert ("Slower than dense, though less work is counted: ppe;" in tables.turns(found)) == slower
+    assert ("Slower than dense despite less counted work: ppe;" in tables.turns(found)) == slower
     rows["smaller input 0.25"] = rows.pop("ppe")  # which chooses nothing
     assert "Slower" not in tables.turns(found)
     rows["ppe"] = rows.pop("smaller input 0.25")
@@ -81,7 +81,7 @@ def test_a_share_of_nothing_is_a_dash():
 @pytest.mark.parametrize("text", ["{}", "[", '{"rows": {"a": {"ttft": {"median": 0}}}}', '{"rows": {}}'])
 def test_a_damaged_pass_is_named(tmp_path, text):
     (tmp_path / "costs.json").write_text(text)
-    with pytest.raises(InputError, match=r"costs.json (is not JSON|holds no costs).*: delete it and measure again"):
+    with pytest.raises(InputError, match=r"costs.json (is not JSON|is damaged).*: delete it and measure again"):
         cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}])
 
 
@@ -89,7 +89,7 @@ def test_a_pass_that_does_not_say_what_it_was_over_is_named(tmp_path):
     told = {"rounds": 5, "prompts": 8, "device": "cpu", "protocol": "checkpoint"}
     for of in ({"dense": []}, {"dense": 5}, {"dense": None}, ["dense"], "dense"):
         write_json(tmp_path / "costs.json", {"rows": {"dense": row("dense", 1.0, 1.0)[1]}, **told, "of": of})
-        with pytest.raises(InputError, match=r"costs.json holds no costs \(of.*: delete it and measure again"):
+        with pytest.raises(InputError, match=r"costs.json is damaged \(of.*: delete it and measure again"):
             cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"compression": DENSE}}])
 
 

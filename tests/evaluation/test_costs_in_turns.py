@@ -51,7 +51,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     assert result["costs"]["tokens_after"] == 9
     report = (tmp_path / "out" / "report.md").read_text()
     assert "of dense's score" in report
-    assert f"In turns: {found['rounds']} rounds of 8 prompts" in report
+    assert f"Interleaved: {found['rounds']} rounds of 8 prompts" in report
     assert "total ms" not in report  # times of runs one after the other are not shown beside them
 
 
@@ -192,8 +192,8 @@ def test_a_damaged_sample_is_left_out_and_named_and_the_others_are_measured():
     assert (found["prompts"], found["rows"]["b"]["ttft"]["ratio"]) == (2, 0.5)
     words = tables.turns({"rows": [], "interleaved": found})
     told = "1 (OSError: truncated file); 2 (RuntimeError: odd); 3 (KeyError: x)."
-    assert words.endswith(f"Left out, as not all methods could answer: {told}")
-    with pytest.raises(InputError, match=r"no sample is answered by all methods \(1: OSError: truncated file\)"):
+    assert words.endswith(f"Left out because not all methods could answer: {told}")
+    with pytest.raises(InputError, match=r"no sample can be answered by all methods \(1: OSError: truncated file\)"):
         cost_pass.measure(methods, samples[1:2], rounds=2)
     with pytest.raises(InputError, match="two methods are called b"):
         cost_pass.measure([methods[0], *methods[1:] * 2], samples, rounds=2)
@@ -232,7 +232,7 @@ def test_tables_of_different_protocols_are_never_joined(tmp_path):
     found = compared([first, second])
     assert [comparison["protocol"] for comparison in found] == ["checkpoint", "qwen"]
     assert [len(comparison["benchmarks"]["layout"]["rows"]) for comparison in found] == [1, 1]
-    assert "their tables are not joined" in found[0]["missing"][-1]
+    assert "whose tables are not joined" in found[0]["missing"][-1]
 
 
 def test_a_report_of_two_protocols_has_a_table_and_a_picture_of_each(tmp_path):
@@ -244,7 +244,7 @@ def test_a_report_of_two_protocols_has_a_table_and_a_picture_of_each(tmp_path):
     runs[1]["settings"] = {**runs[1]["settings"], "protocol": {"name": "qwen"}}
     path, table = write_report(runs, tmp_path / "report.md", "Both")
     assert "# Protocol qwen" in path.read_text()
-    assert "method, by protocol qwen" in table
-    assert "method, by protocol checkpoint" in table
+    assert "method, under protocol qwen" in table
+    assert "method, under protocol checkpoint" in table
     assert (tmp_path / "report-2.png").is_file()
     assert len(json.loads((tmp_path / "report.json").read_text())["protocols"]) == 2

@@ -66,8 +66,8 @@ def endless():
         (lambda sample: {**sample, "GT": ["3", object()]}, "GT cannot be written as JSON"),
         (lambda sample: {**sample, "GT": endless()}, "GT cannot be written as JSON"),
         (lambda sample: {**sample, "type": np.zeros(3)}, "type cannot be written as JSON"),
-        (lambda sample: {**sample, "prompt": "half \ud83d"}, "prompt holds half a character"),
-        (lambda sample: {**sample, "GT": "half \ud83d"}, "GT holds half a character"),
+        (lambda sample: {**sample, "prompt": "half \ud83d"}, "prompt contains a lone surrogate (half a character)"),
+        (lambda sample: {**sample, "GT": "half \ud83d"}, "GT contains a lone surrogate (half a character)"),
         (lambda sample: {**sample, "index": np.int64(2)}, "is a int64"),
         (lambda sample: {**sample, "index": None}, "is a NoneType"),
         (lambda sample: {**sample, "index": [2]}, "is a list"),
@@ -132,14 +132,14 @@ def test_a_score_that_rounding_carried_over_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (None, "metrics() gave a NoneType"),
-        ([0.5], "metrics() gave a list"),
-        ({"share": float("nan")}, "metrics() gave 'share': nan"),
+        (None, "metrics() returned a NoneType"),
+        ([0.5], "metrics() returned a list"),
+        ({"share": float("nan")}, "metrics() returned 'share': nan"),
         ({"share": "much"}, "could not convert"),
         ({"share": None}, "TypeError"),
-        ({"other": 0.5}, "metrics() gave no 'share'"),
-        ({3: 0.5}, "metrics() gave 3"),
-        ({}, "metrics() gave no 'share'"),
+        ({"other": 0.5}, "metrics() returned no 'share'"),
+        ({3: 0.5}, "metrics() returned 3"),
+        ({}, "metrics() returned no 'share'"),
         (SystemExit(4), "SystemExit: 4"),
         (KeyError("x"), "KeyError"),
     ],
@@ -194,7 +194,7 @@ def test_resamples_without_sense_cost_the_interval_alone(tmp_path, sums):
 
     results = run(tmp_path, Summed(SAMPLES))
     assert results["headline"]["value"] == 0.5
-    assert "of a resample" in results["headline"]["why"]
+    assert "failed on a resample: " in results["headline"]["why"]
     assert "replicates" not in results["headline"]
 
 

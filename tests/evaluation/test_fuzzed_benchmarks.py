@@ -116,7 +116,7 @@ def check(whole: Path, place: Path, processor: Any, name: str, number: int) -> s
         else:
             said = None
     if said is not None:
-        assert "cannot be made" not in said, (what, said)
+        assert "cannot be constructed" not in said, (what, said)
         assert "\n" not in said, (what, said)
         assert len(said) < 3000, (what, said)
         assert str(place) in said or name in said, (what, said)

@@ -60,7 +60,9 @@ def check(run, whole: Path, place: Path, number: int) -> bool:
         except Exception as error:
             raise AssertionError(what) from error
     if result[0] != 0:
-        edition = file.name == "settings.json" and "its sum is gone" in result[2]  # by which lines should have sums
+        edition = (
+            file.name == "settings.json" and "its checksum is gone" in result[2]
+        )  # by which lines should have sums
         refused(result, "predictions.jsonl" if edition else file.name)
         return False
     text = (place.with_name("out") / "r.md").read_text()

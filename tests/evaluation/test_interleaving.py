@@ -17,9 +17,9 @@ def test_all_methods_answer_a_prompt_one_after_the_other_and_who_begins_moves_on
     runners = {name: lambda prompt, name=name: calls.append((name, prompt)) or len(calls) for name in "abc"}
     found = in_turns(runners, prompts=2, rounds=2)
     names = ["".join(name for name, _ in calls[at : at + 3]) for at in range(0, len(calls), 3)]
-    assert names == ["cab", "abc", "abc", "bca", "bca", "cab"]  # the first two: the round that warms up
-    assert [prompt for _, prompt in calls[::3]] == [0, 1] * 3
-    assert found["a"] == [[7, 12], [15, 17]]  # which call it was: none of the first six
+    assert names == ["abc", "bca", "bca", "cab"]
+    assert [prompt for _, prompt in calls[::3]] == [0, 1] * 2
+    assert found["a"] == [[1, 6], [9, 11]]  # which call it was
     assert {name: np.shape(turns) for name, turns in found.items()} == dict.fromkeys("abc", (2, 2))
 
 
@@ -35,18 +35,15 @@ def test_there_are_rounds_until_there_are_enough():
         assert {name: np.shape(turns) for name, turns in found.items()} == dict.fromkeys("ab", (rounds, 3))
 
 
-def test_a_pass_that_takes_long_ends_after_the_least_and_one_that_is_warm_counts_from_the_first(monkeypatch):
+def test_a_pass_that_takes_long_ends_after_the_least(monkeypatch):
     from types import SimpleNamespace
 
     from ppe_npu.evaluation import interleaving
 
     clock = iter(range(0, 10**6, 50))  # seconds: a look at it before each round
     monkeypatch.setattr(interleaving, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert len(in_turns({"a": int, "b": int}, 1, 5, least=2, warm=True)["a"]) == 2
-    assert len(in_turns({"a": int, "b": int}, 1, 5, warm=True)["a"]) == 5  # whoever asks for five has five
-    calls = []
-    in_turns({"a": calls.append}, 2, 1, warm=True)
-    assert calls == [0, 1]
+    assert len(in_turns({"a": int, "b": int}, 1, 5, least=2)["a"]) == 2
+    assert len(in_turns({"a": int, "b": int}, 1, 5)["a"]) == 5  # whoever asks for five has five
 
 
 def noisy(seed, scale=1.0, rounds=5, prompts=8, shaken=0.02):
@@ -78,10 +75,14 @@ def test_two_identical_methods_on_a_busy_machine_take_more_rounds_and_are_equal(
 
 
 def test_a_pass_that_is_long_has_three_times_the_rounds_at_most(monkeypatch):
-    clock = iter(range(0, 10_000, 50))  # 50 s a round
-    monkeypatch.setattr("ppe_npu.evaluation.interleaving.time.monotonic", lambda: next(clock))
-    found = in_turns({"a": lambda prompt: prompt}, 1, rounds=5, enough=lambda found: False)
-    assert 15 <= len(found["a"]) <= 22
+    now = [0.0]
+    monkeypatch.setattr("ppe_npu.evaluation.interleaving.time.monotonic", lambda: now[0])
+
+    def answer(prompt):
+        now[0] += 50.0
+
+    found = in_turns({"a": answer}, 1, rounds=5, enough=lambda found: False)
+    assert len(found["a"]) == 16  # five rounds take 250 s; the last one begins at 750 s
 
 
 def test_prompts_that_gain_differently_are_no_noise():
@@ -125,7 +126,7 @@ def test_a_disturbed_round_moves_no_median():
 
 
 def test_times_of_other_rounds_are_no_pairs():
-    with pytest.raises(InputError, match=r"\(1, 2\) and \(2, 1\) were not measured in turns"):
+    with pytest.raises(InputError, match=r"\(1, 2\) and \(2, 1\) were not interleaved"):
         against([[1, 2]], [[1], [2]])
 
 

@@ -176,7 +176,7 @@ def test_a_protocol_gives_sizes_and_frames_as_lmms_evals_own_models_have_them(ti
     assert found.processor.image_processor.size["longest_edge"] == 300_000
     found = Answerer.load(tiny_folder, device="cpu", protocol="lmms-eval", max_num_frames=8, fps=1.0)
     assert (found.sampling.fps, found.sampling.nframes, found.sampling.max_frames) == (1.0, None, 8)
-    with pytest.raises(InputError, match="protocol 'x' is not known: use one of checkpoint, lmms-eval"):
+    with pytest.raises(InputError, match="protocol 'x' is unknown: use one of checkpoint, lmms-eval"):
         Answerer.load(tiny_folder, protocol="x")
 
 
@@ -191,7 +191,7 @@ def test_a_protocol_gives_sizes_and_frames_as_lmms_evals_own_models_have_them(ti
 def test_what_cannot_be_asked_is_said(part, word):
     with pytest.raises(InputError, match=word):
         conversation([{"role": "user", "content": [part]}])
-    with pytest.raises(InputError, match="only pictures and files"):
+    with pytest.raises(InputError, match="only pictures and files are supported"):
         question("row", [b"bytes"])
 
 
@@ -217,7 +217,7 @@ def test_a_temperature_beside_do_sample_false_is_greedy_and_said_once(monkeypatc
     assert [lmms._stops({"temperature": 0.2, "do_sample": False, "until": "x"}) for _ in range(2)] == [["x"]] * 2
     assert lmms._stops({"temperature": 0, "do_sample": False}) == []
     assert len(said) == 1
-    assert "temperature 0.2 beside do_sample=False: answers here are greedy" in said[0]
+    assert "temperature 0.2 with do_sample=False: answers here are greedy" in said[0]
 
 
 def test_arguments_are_checked_before_the_weights_are_read(tiny_folder, tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_the_entry_point_brings_both_interfaces():
     chat = MODEL_REGISTRY_V2.get_model_class("ppe_npu")
     simple = MODEL_REGISTRY_V2.get_model_class("ppe_npu", force_simple=True)
     assert (chat.is_simple, simple.is_simple) == (False, True)
-    with pytest.raises(ValueError, match="unknown model_args ratios: the keys are pretrained"):
+    with pytest.raises(ValueError, match="unknown model_args ratios: use some of pretrained"):
         chat(pretrained="here", ratios=0.5)
     with pytest.raises(ValueError, match="model_args without pretrained"):
         simple(ratio=0.5)

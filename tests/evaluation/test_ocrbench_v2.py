@@ -235,14 +235,16 @@ def test_what_readings_need_is_named_before_anything_runs(tmp_path, monkeypatch)
         raise LookupError("Resource wordnet not found")
 
     monkeypatch.setattr("nltk.corpus.wordnet", SimpleNamespace(ensure_loaded=missing))
-    with pytest.raises(InputError, match=r"METEOR needs NLTK data that is not there: python -m nltk.downloader"):
+    with pytest.raises(
+        InputError, match=r"METEOR needs NLTK data that is not installed: run python -m nltk.downloader"
+    ):
         benchmarks.load("ocrbench_v2_en", write_all(tmp_path, "ocrbench_v2_en"))
 
 
 def test_what_cuts_chinese_words_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr("nltk.corpus.wordnet", SimpleNamespace(ensure_loaded=lambda: None))
     monkeypatch.setitem(sys.modules, "jieba", None)
-    remedy = r'a Chinese reading needs jieba, which is not installed: pip install ".+\[chinese\]"$'
+    remedy = r'scoring a Chinese transcription needs jieba, which is not installed: pip install ".+\[chinese\]"$'
     with pytest.raises(InputError, match=remedy):
         benchmarks.load("ocrbench_v2_cn", write_all(tmp_path, "ocrbench_v2_cn"))
     setup = configparser.ConfigParser()
@@ -252,7 +254,7 @@ def test_what_cuts_chinese_words_is_named_with_the_extra_that_has_it(tmp_path, m
 
 def test_a_kind_without_a_rule(tmp_path, monkeypatch):
     monkeypatch.setattr(OCRBenchV2, "abilities", {"text_spotting": ("text spotting",)})
-    with pytest.raises(InputError, match="no rule for text grounding en, text recognition en below"):
+    with pytest.raises(InputError, match="unknown type text grounding en, text recognition en below"):
         load(OCRBenchV2, tmp_path)
 
 

@@ -80,7 +80,7 @@ def test_a_name_of_the_packages_own_is_refused(tmp_path):
         "    def __getitem__(self, number): return {'index': 0, 'prompt': '', 'GT': 'a'}\n"
         "class Other(Mine):\n    name = 'mlvu_of_mine'\n"
     )
-    with pytest.raises(InputError, match=r"Mine is called mlvu, as one of this package is, .* another attribute name"):
+    with pytest.raises(InputError, match=r"Mine has the name of this package's mlvu, .* another attribute name"):
         benchmarks.load(f"{tmp_path}/mine.py:Mine", tmp_path)
     assert benchmarks.load(f"{tmp_path}/mine.py:Other", tmp_path).name == "mlvu_of_mine"
 
@@ -93,14 +93,14 @@ def test_a_name_of_the_packages_own_is_refused(tmp_path):
         ("NoLength", "has no __len__"),
         ("NoModality", "has modality 'sound': set it to one of image, video, text"),
         ("Empty", "holds no samples"),
-        ("Breaks", "cannot be made: RuntimeError: no"),
+        ("Breaks", "cannot be constructed: RuntimeError: no"),
         ("NoTruth", "has no GT: a sample needs index, prompt and GT"),
         ("BadTruth", "has a GT of type int: use a str or a list of str"),
         ("BadIndex", "has an index of type float"),
         ("TwoVisuals", "has image_path and video_path: give one"),
         ("Tuples", "is a tuple: return a dict"),
-        ("Closed", "has no name and takes none: give its class an attribute name"),
-        ("Raises", "gives none of its first 2 samples: IndexError"),
+        ("Closed", "has no name and none can be set: give its class an attribute name"),
+        ("Raises", "fails for its first 2 samples: IndexError"),
     ],
 )
 def test_malformed_classes(mine, name, reason):

@@ -43,7 +43,7 @@ def test_runs_of_two_editions_with_the_same_numbers_stand_in_one_table(tmp_path)
         (folder / "predictions.jsonl").unlink()  # of which the page would ask more
         write_json(folder / "results.json", {**result, "settings": {**result["settings"], **settings}})
     path, table = write_report(collect(tmp_path), tmp_path / "report.md", "Two editions", html=True)
-    assert table.startswith("| method, by protocol checkpoint (max_new_tokens 2) |")
+    assert table.startswith("| method, under protocol checkpoint (max_new_tokens 2) |")
     assert path.read_text().count("Protocol: checkpoint (max_new_tokens 2).") == 2
     assert path.with_suffix(".html").read_text().count("<h2>Protocol") == 1
 
@@ -81,7 +81,7 @@ def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, sa
     if same:
         check_settings(tmp_path, now)
         return
-    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete it"):
+    with pytest.raises(InputError, match=r"another protocol .*: choose another output, or delete the folder"):
         check_settings(tmp_path, now)
 
 

@@ -27,7 +27,7 @@ TOKEN = 28 * 28  # pixels of a token of Qwen2-VL and Qwen2.5-VL
 def test_the_four_are_there_and_an_unknown_one_is_refused_by_name():
     assert protocols.names() == ["checkpoint", "lmms-eval", "qwen", "vlmevalkit"]
     assert all(protocols.load(name).name == name for name in protocols.names())
-    with pytest.raises(InputError, match="protocol 'lmms' is not known: use one of checkpoint, lmms-eval"):
+    with pytest.raises(InputError, match="protocol 'lmms' is unknown: use one of checkpoint, lmms-eval"):
         protocols.load("lmms")
 
 
@@ -166,7 +166,7 @@ def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_p
     unsaid = {"protocol": protocols.load("checkpoint").recorded()}
     check_settings(tmp_path, {**written, "protocol": protocols.load("checkpoint").recorded()}, unsaid)
     with pytest.raises(
-        InputError, match=r"another protocol \(.*checkpoint.*, now .*lmms-eval.*go on by --protocol checkpoint"
+        InputError, match=r"another protocol \(.*checkpoint.*, now .*lmms-eval.*continue it with --protocol checkpoint"
     ):
         check_settings(tmp_path, {**written, "protocol": protocols.load("lmms-eval").recorded()}, unsaid)
 

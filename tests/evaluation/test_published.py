@@ -42,7 +42,5 @@ def test_tables_are_set_beside_a_run_with_their_source():
 
 
 def test_an_unknown_paper_is_refused():
-    with pytest.raises(
-        InputError, match="--published nobody: no tables of it are here; use ipcv, pixelprune, ppe, pvc"
-    ):
+    with pytest.raises(InputError, match="--published nobody is unknown: use ipcv, pixelprune, ppe, pvc"):
         published.paragraphs(["nobody"])

@@ -12,7 +12,7 @@ from report_runs import some, write_run
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import statistics, tables
-from ppe_npu.evaluation.report import collect, unfinished, write_report
+from ppe_npu.evaluation.report import collect, compared, unfinished, write_report
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.files import write_json
 from ppe_npu.utils import escape
@@ -33,7 +33,7 @@ def runs(tmp_path):
 def test_methods_stand_by_kept_share_beside_dense(runs):
     path, table = write_report(collect(runs), runs / "report.md", "Two benchmarks")
     lines = table.splitlines()
-    assert lines[0] == "| method, by protocol checkpoint | docvqa | layout | Avg | % of dense |"
+    assert lines[0] == "| method, under protocol checkpoint | docvqa | layout | Avg | % of dense |"
     groups = [line for line in lines if "**" in line]
     assert [group.split("|")[1].strip(" *") for group in groups] == ["Upper bound, 100 %", "Retain 50 %", "Retain 25 %"]
     assert "| dense | 90.0 | 90.0 | 90.0 | 100.0 |" in lines
@@ -45,9 +45,9 @@ def test_methods_stand_by_kept_share_beside_dense(runs):
 def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     text = write_report(collect(runs), runs / "report.md", "Two benchmarks")[0].read_text()
     own = text.split("## layout")[1].split("\n## ")[0]
-    assert "40 samples, score: accuracy; fp32 on a test, 4 in a batch. Samples per type: row 20, col 20." in own
+    assert "40 samples, score: accuracy; fp32 on a test, batches of 4. Samples per type: row 20, col 20." in own
     assert "Protocol: checkpoint." in own
-    assert "| method, by protocol checkpoint | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
+    assert "| method, under protocol checkpoint | row | col | all: accuracy, % | 95 % | minus dense | 95 % | p |" in own
     (dense,) = [line for line in own.splitlines() if line.startswith("| dense | 80.0 | 100.0 | 90.0 |")]
     assert dense.endswith("| - | - | - |")
     (ppe,) = [line for line in own.splitlines() if line.startswith("| ppe k=8 0.5 |") and "to" in line]
@@ -114,6 +114,19 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
     assert row["against_dense"]["test"] == "sign-flip permutation"  # means over seeds are not right or wrong
 
 
+def test_seeds_whose_samples_all_score_alike_have_wilsons_interval(tmp_path):
+    """As one run of them has; without their predictions there is none, and a line says so."""
+    results = [write_run(tmp_path / str(number), [1.0] * 20, "keep_one", 0.5) for number in range(2)]
+    (row,) = compared(results)[0]["benchmarks"]["layout"]["rows"]
+    one = results[0]["accuracy"]
+    assert (row["low"], row["high"], row["runs"]) == (one["low"], one["high"], 2)
+    (tmp_path / "1" / "predictions.jsonl").unlink()
+    (found,) = compared(results)
+    assert found["benchmarks"]["layout"]["rows"][0]["low"] is None
+    why = "a predictions.jsonl or a score is missing, or the runs' samples differ"
+    assert f"layout, keep_one 0.5: no interval ({why})." in found["missing"]
+
+
 @pytest.mark.parametrize(
     ("key", "told"), [("dtype", True), ("max_new_tokens", True), ("seed", False), ("model", False)]
 )
@@ -122,7 +135,7 @@ def test_a_mean_of_runs_that_were_asked_otherwise_says_so(tmp_path, key, told):
     for number, result in enumerate(runs):
         result["settings"][key] = f"value {number}"
     text = write_report(runs, tmp_path / "r.md", "Two")[0].read_text()
-    assert (f"the mean of 2 runs that differ in more than a seed: {escape.markdown(key)}." in text) == told
+    assert (f"the mean of 2 runs that differ in more than the seed: {escape.markdown(key)}." in text) == told
 
 
 def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
@@ -141,8 +154,8 @@ def test_what_is_missing_is_a_dash_and_a_line(tmp_path):
     missing = text.split("## What is missing")[1]
     for line in (
         "dense: no result on two, so no average.",
-        "two: no dense run, so nothing is compared with it.",
-        "one, ppe k=8 0.5: not tested against dense (the runs are on different data).",
+        "two: there is no dense run to compare with.",
+        "one, ppe k=8 0.5: not compared with dense (the runs use different data).",
         "Peak memory: not measured on the CPU.",
     ):
         assert f"* {line}" in missing
@@ -169,7 +182,7 @@ def test_where_dense_scores_nothing_the_others_still_have_their_share(tmp_path, 
     panels = written_panels(monkeypatch)
     path, table = write_report(results, tmp_path / "r.md", "Zero")
     assert "| ppe k=8 0.5 | 40.0 | 10.0 | 25.0 | 50.0 |" in table
-    assert "two: dense scores 0, of which nothing is a share: not part of % of dense." in path.read_text()
+    assert "two: dense scores 0, so not part of % of dense." in path.read_text()
     assert panels[0] == "mean of score / dense, %"
 
 
@@ -190,7 +203,7 @@ def test_without_predictions_wilson_stands_in_and_nothing_is_tested(tmp_path):
     (tmp_path / "b" / "predictions.jsonl").unlink()
     text = write_report(results, tmp_path / "r.md", "Bare")[0].read_text()
     assert "35.2 to 64.8" in text  # Wilson's of 20 of 40
-    assert "not tested against dense (their predictions.jsonl are not there" in text
+    assert "not compared with dense (a predictions.jsonl or a score is missing" in text
 
 
 def test_failures_and_other_weights_are_said(tmp_path):
@@ -198,7 +211,7 @@ def test_failures_and_other_weights_are_said(tmp_path):
     results[1]["settings"]["weights"] = "others"
     text = write_report(results, tmp_path / "r.md", "Failures")[0].read_text()
     assert "2 of 80 answers failed and count as wrong." in text
-    assert "The runs are of 2 different sets of weights" in text
+    assert "The runs use 2 different sets of weights" in text
 
 
 def test_what_failed_altogether_costs_nothing_that_is_known(tmp_path):
@@ -212,19 +225,19 @@ def test_what_failed_altogether_costs_nothing_that_is_known(tmp_path):
     path, table = write_report(results, tmp_path / "r.md", "Failed")
     assert "**Retain 25 %**" in table  # of the benchmark that was answered
     own = path.read_text().split("## bad")[1].split("\n## ")[0]
-    assert "1 sample, score: accuracy; fp32 on a test, 4 in a batch. 1 of 2 answers failed and count as wrong." in own
+    assert "1 sample, score: accuracy; fp32 on a test, batches of 4. 1 of 2 answers failed and count as wrong." in own
     assert "| ppe k=8 0.25 | - | - | - | - | - | - | - | - | - |" in own
-    assert "* bad, ppe k=8 0.25: no costs (no sample was answered)." in path.read_text()
+    assert "* bad, ppe k=8 0.25: no costs, because no sample was answered." in path.read_text()
     alone = write_report(results[2:], tmp_path / "alone.md", "Failed")[1]
-    assert "**Retained share not known**" in alone
+    assert "**Retention unknown**" in alone
 
 
 def test_many_question_types_have_a_table_of_their_own(tmp_path):
     kinds = [f"kind{number}" for number in range(9)]
     results = [write_run(tmp_path / "a", some(0.5, 45), kinds=kinds)]
     text = write_report(results, tmp_path / "r.md", "Types")[0].read_text()
-    assert "| method, by protocol checkpoint | accuracy, % | 95 % |" in text
-    assert "| accuracy, % by type, by protocol checkpoint | dense |" in text
+    assert "| method, under protocol checkpoint | accuracy, % | 95 % |" in text
+    assert "| accuracy, % by type, under protocol checkpoint | dense |" in text
     assert text.count("| kind") == 9
 
 

@@ -20,7 +20,7 @@ def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_pa
         write_run(tmp_path / "d", some(0.6), "keep_one", 0.5, benchmark="layout"),
     ]
     text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
-    assert "| method, by protocol checkpoint | mme (points, of 800) | layout | Avg of 1 in % | % of dense |" in text
+    assert "| method, under protocol checkpoint | mme (points, of 800) | layout | Avg of 1 in % | % of dense |" in text
     assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
     assert "mme: not in percent, so not part of Avg." in text
     row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
@@ -44,10 +44,10 @@ def test_the_unit_is_the_benchmarks_whatever_the_scores(tmp_path, share):
     ]
     path, table = write_report(results, tmp_path / "r.md", "Captions")
     assert table.startswith(
-        "| method, by protocol checkpoint | captions (CIDEr, x 100) | layout | Avg of 1 in % | % of dense |"
+        "| method, under protocol checkpoint | captions (CIDEr, x 100) | layout | Avg of 1 in % | % of dense |"
     )
     assert f"| dense | {1000 * share:.1f} | 80.0 | 80.0 |" in table
-    assert "| method, by protocol checkpoint | CIDEr, x 100 | 95 % |" in path.read_text()
+    assert "| method, under protocol checkpoint | CIDEr, x 100 | 95 % |" in path.read_text()
 
 
 def test_the_units_of_the_published_benchmarks():
@@ -72,8 +72,8 @@ def test_a_unit_that_is_not_declared_or_broken_is_said(tmp_path):
     ]
     text = write_report(results, tmp_path / "r.md", "Units")[0].read_text()
     assert "| dense | 0.00 | 640.0 | - |" in text
-    assert "own: the benchmark declares no maximum of points: shown as it is." in text
-    assert "low: a score of 640 is above the maximum that it declares, 30." in text
+    assert "own: the benchmark declares no maximum for points: shown raw." in text
+    assert "low: a score of 640 exceeds the benchmark's declared maximum of 30." in text
 
 
 class Pairs(Points):
@@ -97,8 +97,8 @@ def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_sc
     monkeypatch.setattr("ppe_npu.evaluation.plot._bars", None)  # nor bars of them
     own = write_report(results, tmp_path / "r.md", "Pairs")[0].read_text().split("## layout")[1].split("\n## ")[0]
     assert "40 samples, judged in 20 groups, score: both;" in own
-    assert "| method, by protocol checkpoint | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies
-    assert "| metric, %, by protocol checkpoint | dense | ppe k=8 0.5 |" in own
+    assert "| method, under protocol checkpoint | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies
+    assert "| metric, %, under protocol checkpoint | dense | ppe k=8 0.5 |" in own
     assert "\n| first | 62.5 | 62.5 |\n| row | 50.0 |" in own
     assert json.loads((tmp_path / "r.json").read_text())["benchmarks"]["layout"]["rows"][0]["metrics"]["first"] == 0.625
 
@@ -111,5 +111,5 @@ def test_metrics_beside_accuracy_leave_out_what_is_there_as_a_type(tmp_path):
             return {"row": 0.5, "all rows": 0.375}
 
     text = write_report([write_run(tmp_path / "a", some(0.5), cls=Groups)], tmp_path / "r.md", "Groups")[0].read_text()
-    assert "| method, by protocol checkpoint | row | col | all: accuracy, % |" in text
-    assert "| metric, %, by protocol checkpoint | dense |\n| --- | ---: |\n| all rows | 37.5 |\n\n" in text
+    assert "| method, under protocol checkpoint | row | col | all: accuracy, % |" in text
+    assert "| metric, %, under protocol checkpoint | dense |\n| --- | ---: |\n| all rows | 37.5 |\n\n" in text

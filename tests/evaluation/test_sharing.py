@@ -107,7 +107,7 @@ def test_of_two_lines_of_one_sample_the_first_counts(tmp_path):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "predictions.jsonl").write_text("no json\n")
-    with pytest.raises(InputError, match=r"predictions\.jsonl holds a line that is not JSON"), Share(tmp_path, [0]):
+    with pytest.raises(InputError, match=r"predictions\.jsonl line 1 is not JSON"), Share(tmp_path, [0]):
         pass
 
 

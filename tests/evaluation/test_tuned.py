@@ -30,7 +30,7 @@ def test_the_name_is_the_reports_own(tmp_path, config, name):
     assert sentence([{"settings": {"model": str(tmp_path)}}]) == f" The weights were tuned with {name}."
     assert sentence([{"settings": {"model": str(tmp_path)}, "tuned": None}]) == ""
     both = [{"settings": {}, "tuned": name}, {"settings": {"model": "/gone"}}]
-    assert sentence(both) == f" The weights were tuned with {name} (of some runs nothing says so)."
+    assert sentence(both) == f" The weights were tuned with {name} (not recorded for some runs)."
 
 
 @pytest.mark.parametrize("trained", ["ppe", "dense", None])
@@ -43,7 +43,7 @@ def test_the_group_of_dense_says_what_its_weights_learned_with(run, tiny_folder,
     where += ["--cost-rounds", 0, "--no-smaller-input"]
     code, out, err = run("eval", "--model", model, *where, "--compression", "chatunivi", "dense", "ppe", "--k", 4)
     assert code == 0, err
-    bound = "Dense, 100 %, of weights tuned with ppe k=4 0.45" if trained == "ppe" else "Upper bound, 100 %"
+    bound = "Dense, 100 %, weights tuned with ppe k=4 0.45" if trained == "ppe" else "Upper bound, 100 %"
     assert f"| **{bound}** |" in out
     report = (tmp_path / "out" / "report.md").read_text()
     assert ("The weights were tuned with" in report) == (trained is not None)

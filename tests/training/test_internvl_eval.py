@@ -164,5 +164,7 @@ def test_the_vllm_engine_of_evaluations_refuses_tiles_in_its_own_words(tmp_path,
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json") if name == "vllm" else there(name))
     folder = tiny_internvl.save(tmp_path / "tiles")
-    with pytest.raises(InputError, match=r"--engine vllm with .*whose pictures are tiles: leave it out"):
+    with pytest.raises(
+        InputError, match=r"--engine vllm does not serve .*whose pictures are tiles: leave --engine out"
+    ):
         check_engine(Checkpoint.of(folder, tiled=True), [])

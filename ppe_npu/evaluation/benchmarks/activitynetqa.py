@@ -25,7 +25,7 @@ class ActivityNetQA(Dataset):
     folder = "activitynetqa"
     needs = ("test_q.json", "test_a.json", "all_test")
     home = "github.com/MILVLG/activitynet-qa (dataset/) and the ActivityNet videos (v_NAME.mp4)"
-    metric = "exact match but for case and punctuation, per type (evaluation/eval.py); no GPT judge"
+    metric = "exact match, ignoring case and punctuation, per type (evaluation/eval.py); no GPT judge"
     form = "{question} " + SHORT
     max_new_tokens = 64
 

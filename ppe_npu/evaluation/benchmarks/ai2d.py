@@ -17,8 +17,8 @@ class AI2D(Choice):
     modality = "image"
     folder = "ai2d"
     needs = ("**/test-*.parquet",)
-    home = "data set lmms-lab/ai2d of the Hugging Face hub (parquet)"
-    metric = "accuracy; a letter before a full stop at the start, or the whole answer (lmms-eval 0.7.3)"
+    home = "data set lmms-lab/ai2d on the Hugging Face Hub (parquet)"
+    metric = "accuracy; the letter is the whole answer, or is at its start before a full stop (lmms-eval 0.7.3)"
     edition = 2
     form = "{question}\n{options}\n" + LETTER
 

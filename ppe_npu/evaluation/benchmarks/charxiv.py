@@ -1,4 +1,4 @@
-"""CharXiv (Wang et al. 2024, arXiv 2406.18521), validation: questions that reason about charts of papers."""
+"""CharXiv (Wang et al. 2024, arXiv 2406.18521), validation: reasoning questions about charts from papers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class CharXivReasoning(Dataset):
     modality = "image"
     folder = "charxiv"
     needs = ("val*.parquet",)
-    home = "data set princeton-nlp/CharXiv of the Hugging Face hub (val.parquet)"
-    metric = "accuracy: numbers equal in value, texts of the same terms but for case and brackets; no GPT-4o judge"
+    home = "data set princeton-nlp/CharXiv on the Hugging Face Hub (val.parquet)"
+    metric = "accuracy: numbers match by value, texts by their terms, ignoring case and brackets; no GPT-4o judge"
     form = "{question}\n{asked}"
     edition = 2
     max_new_tokens = 128

@@ -84,7 +84,7 @@ class Dataset(ABC):
         self.protocol: Protocol | None = None
         self.root = Path(data_root) / self.folder
         self._refuse([pattern for pattern in self.needs if not self.files(pattern)])
-        with self._of_its_form(f"{self.name}: what stands below {self.root}"):
+        with self._of_its_form(f"{self.name}: the data below {self.root}"):
             self.rows = list(self.read())
             self._check_rows()
 
@@ -174,9 +174,10 @@ class Dataset(ABC):
                 sample = self.sample(row)
                 check_question(sample, where)
                 if "type" in sample and not isinstance(sample["type"], str):  # metrics count by it
-                    raise TypeError(f"type {shown(sample['type'])} is no text")
+                    raise TypeError(f"type {shown(sample['type'])} is not a string")
                 if sample["index"] in seen:
-                    raise InputError(f"{self.name}: index {shown(sample['index'])} occurs twice below {self.root}")
+                    twice = f"index {shown(sample['index'])} occurs twice below {self.root}"
+                    raise InputError(f"{self.name}: {twice}: download the data again")
                 seen.add(sample["index"])
                 for path in _paths(sample):
                     room.check(path, f"{self.name}: a file of row {number},")
@@ -198,7 +199,7 @@ class Dataset(ABC):
             raise InputError(f"{where} cannot be read ({first_line(error)}): download it again") from error
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            raise InputError(f"{where} has another form ({reason}): download it again") from error
+            raise InputError(f"{where} has an unexpected form ({reason}): download it again") from error
 
     def _refuse(self, missing: Sequence[str]) -> None:
         if missing:
@@ -248,4 +249,4 @@ def several(values: Any) -> Sequence[Any]:
     """A list in the data, unchanged; raises TypeError for anything else, such as a text, which is a sequence, too."""
     if isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
         return values
-    raise TypeError(f"{shown(values)} is no list")
+    raise TypeError(f"{shown(values)} is not a list")

@@ -15,7 +15,7 @@ class GQA(Dataset):
     folder = "gqa"
     needs = ("testdev_balanced_questions.json", "images")
     home = "the GQA homepage at Stanford (questions1.2.zip, images.zip)"
-    metric = "exact match but for case and punctuation (lmms-eval)"
+    metric = "exact match, ignoring case and punctuation (lmms-eval)"
     form = "{question}\n" + SHORT
 
     def read(self) -> list[Row]:

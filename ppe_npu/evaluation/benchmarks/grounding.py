@@ -1,4 +1,4 @@
-"""Where something is in a picture: RefCOCO, RefCOCO+, RefCOCOg (Yu et al. 2016, arXiv 1608.00272; Mao et al. 2016,
+"""Locating things in pictures: RefCOCO, RefCOCO+, RefCOCOg (Yu et al. 2016, arXiv 1608.00272; Mao et al. 2016,
 arXiv 1511.02283) and ScreenSpot-v2 and -Pro (Wu et al. 2024, arXiv 2410.23218; Li et al. 2025, arXiv 2504.07981).
 
 These benchmarks are sensitive to positions: pruning that keeps 95 % of a VQA score keeps 7 to 47 % of these scores.
@@ -62,8 +62,8 @@ class RefCOCO(Grounding):
     folder = "refcoco"
     needs = ("**/*.parquet",)
     splits: tuple[str, ...] = ("val", "testA", "testB")
-    home = "data set lmms-lab/RefCOCO of the Hugging Face hub (testA, testB as in papers; val, a larger one)"
-    metric = "Acc@0.5: the box overlaps the right one by at least half of their union"
+    home = "data set lmms-lab/RefCOCO on the Hugging Face Hub (testA and testB as in papers, a larger val)"
+    metric = "Acc@0.5: the box's overlap with the right one is at least half of their union"
 
     def read(self) -> Iterable[Row]:
         paths = [path for path in self.files(self.needs[0]) if _split(path) in self.splits]
@@ -104,7 +104,7 @@ class RefCOCOPlus(RefCOCO):
     """RefCOCO+: expressions without words for locations."""
 
     name = folder = "refcoco_plus"
-    home = "data set lmms-lab/RefCOCOplus of the Hugging Face hub (val, testA, testB)"
+    home = "data set lmms-lab/RefCOCOplus on the Hugging Face Hub (val, testA, testB)"
 
 
 class RefCOCOg(RefCOCO):
@@ -112,7 +112,7 @@ class RefCOCOg(RefCOCO):
 
     name = folder = "refcocog"
     splits = ("val", "test")
-    home = "data set lmms-lab/RefCOCOg of the Hugging Face hub (test as in papers; val, a larger one)"
+    home = "data set lmms-lab/RefCOCOg on the Hugging Face Hub (test as in papers, a larger val)"
 
 
 class ScreenSpotV2(Grounding):
@@ -120,7 +120,7 @@ class ScreenSpotV2(Grounding):
 
     name = folder = "screenspot_v2"
     needs = ("screenspot_*_v2.json", "screenspotv2_image")
-    home = "data set OS-Copilot/ScreenSpot-v2 of the Hugging Face hub (boxes as x, y, width, height)"
+    home = "data set OS-Copilot/ScreenSpot-v2 on the Hugging Face Hub (boxes as x, y, width, height)"
     metric = "accuracy: the point, or the centre of the box, lies in the element's box"
     form = 'Locate the element that "{expression}" is about, output its bbox coordinates using JSON format.'
     pictures = "screenspotv2_image"
@@ -152,7 +152,7 @@ class ScreenSpotPro(ScreenSpotV2):
 
     name = folder = "screenspot_pro"
     needs = ("annotations/*.json", "images")
-    home = "data set likaixin/ScreenSpot-Pro of the Hugging Face hub (boxes as left, top, right, bottom)"
+    home = "data set likaixin/ScreenSpot-Pro on the Hugging Face Hub (boxes as left, top, right, bottom)"
     pictures = "images"
 
     def target(self, row: Row) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""HallusionBench (Guan et al. 2024, arXiv 2310.14566): yes or no about figures, true and altered; those with one."""
+"""HallusionBench (Guan et al. 2024, arXiv 2310.14566): yes/no questions with true or altered figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class HallusionBench(Dataset):
     folder = "hallusionbench"
     needs = ("HallusionBench.json", "hallusion_bench")
     home = "github.com/tianyi-lab/HallusionBench (HallusionBench.json; hallusion_bench.zip)"
-    metric = "aAcc, fAcc and qAcc; yes or no alone among the words (VLMEvalKit YOrN_Extraction), no GPT judge"
+    metric = (
+        "aAcc, fAcc and qAcc; an answer is yes or no if only one of them is among its words (VLMEvalKit "
+        "YOrN_Extraction); no GPT judge"
+    )
     form = "{question} Please answer yes or no."
     headline = "aAcc"
 

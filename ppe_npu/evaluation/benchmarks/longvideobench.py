@@ -1,4 +1,4 @@
-"""LongVideoBench (Wu et al. 2024, arXiv 2407.15754), validation: frames of a video with its subtitles between them."""
+"""LongVideoBench (Wu et al. 2024, arXiv 2407.15754), validation: a video's frames with its subtitles between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LongVideoBench(Choice):
     modality = "image"
     folder = "longvideobench"
     needs = ("lvb_val.json", "videos", "subtitles")
-    home = "longvideobench/LongVideoBench of the Hugging Face hub (lvb_val.json, videos.tar.part.*, subtitles.tar)"
+    home = "longvideobench/LongVideoBench on the Hugging Face Hub (lvb_val.json, videos.tar.part.*, subtitles.tar)"
     metric = "accuracy; the first capital A to E (lmms-eval); an answer without one is wrong, or drawn (--draws)"
     form = "{frames}\n{question}\n{options}\n" + LETTER
     max_new_tokens = 32

@@ -19,7 +19,7 @@ class LVBench(Choice):
     modality = "video"
     folder = "lvbench"
     needs = ("video_info.meta.jsonl", "videos")
-    home = "data set THUDM/LVBench of the Hugging Face hub (video_info.meta.jsonl); videos by their YouTube key"
+    home = "data set THUDM/LVBench on the Hugging Face Hub (video_info.meta.jsonl); videos named by their YouTube key"
     metric = "accuracy; letters as lmms-eval 0.7.3 extracts them"
     form = "{question}\nAnswer the question with the option letter."
 

@@ -20,8 +20,8 @@ class MathVista(Dataset):
     modality = "image"
     folder = "mathvista"
     needs = ("data/testmini-*.parquet",)
-    home = "data set AI4Math/MathVista of the Hugging Face hub (parquet)"
-    metric = "accuracy as calculate_score.py has it; the answer is extracted by rule where the authors ask GPT-4"
+    home = "data set AI4Math/MathVista on the Hugging Face Hub (parquet)"
+    metric = "accuracy as in calculate_score.py; a rule extracts the answer where the authors use GPT-4"
     form = "{question}\n{options}\n" + LETTER
     open_form = "{question}\n{ask}"
     edition = 2

@@ -19,8 +19,8 @@ class MLVU(Choice):
     modality = "video"
     folder = "mlvu"
     needs = (*(f"json/{task}.json" for task in _TASKS), *(f"video/{task}" for task in _TASKS))
-    home = "data set MLVU/MVLU of the Hugging Face hub (MLVU/json, MLVU/video)"
-    metric = "M-Avg: mean over tasks of the accuracy; the character before the first bracket (choice_bench.py)"
+    home = "data set MLVU/MVLU on the Hugging Face Hub (MLVU/json, MLVU/video)"
+    metric = "M-Avg: mean of the tasks' accuracies; the character before the first bracket (choice_bench.py)"
     form = (
         "Carefully watch this video and pay attention to every detail. Based on your observations, select the best "
         "option that accurately addresses the question.\nQuestion: {question}\nOptions:\n{options}\n"

@@ -29,7 +29,7 @@ class MMLongBenchDoc(Dataset):
     folder = "mmlongbench_doc"
     needs = ("data/samples.json", "data/documents")
     home = "github.com/mayubo2333/MMLongBench-Doc (data/samples.json, data/documents), pages at 144 dots per inch"
-    metric = "accuracy and F1 by lmms-eval's rule for short answers; the authors have GPT-4o make them of long ones"
+    metric = "accuracy and F1 by lmms-eval's rule for short answers; the authors have GPT-4o shorten long ones"
     form = (
         "{question}\nAnswer with a single word or phrase. "
         "If the answer is not in the document, answer 'Not answerable'."
@@ -97,7 +97,7 @@ def _evidence(row: Row) -> list[int]:
         found = ast.literal_eval(value) if isinstance(value, str) else value
         return list(dict.fromkeys(int(page) for page in found if int(page) > 0))
     except (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-        raise ValueError(f"evidence_pages is {shown(value)}") from error
+        raise ValueError(f"evidence_pages {shown(value)} is not a list of pages") from error
 
 
 def _kind(truth: str, evidence: list[int]) -> str:

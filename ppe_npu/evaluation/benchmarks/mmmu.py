@@ -38,8 +38,11 @@ class MMMU(Dataset):
     modality = "image"
     folder = "mmmu"
     needs = ("*/validation-*.parquet",)
-    home = "data set MMMU/MMMU of the Hugging Face hub (a folder of parquet files per subject)"
-    metric = "accuracy; options as lmms-eval's tasks/mmmu, open answers as MMMU's eval_utils.py; per discipline"
+    home = "data set MMMU/MMMU on the Hugging Face Hub (a folder of parquet files per subject)"
+    metric = (
+        "accuracy, also per discipline; options are read as in lmms-eval's tasks/mmmu, open answers as in MMMU's "
+        "eval_utils.py"
+    )
     # By the authors' rule a letter is drawn for an answer without one; here only if the protocol has a seed for draws.
     form = "{question}\n{options}\n\n" + LETTER
     open_form = "{question}\n\n" + SHORT
@@ -121,4 +124,4 @@ def listed(text: str) -> list[str]:
     try:
         return [str(value) for value in ast.literal_eval(text)]
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"MMMU holds a list that cannot be read: {text[:60]!r}: download it again") from error
+        raise InputError(f"MMMU has a list that cannot be parsed ({text[:60]!r}): download it again") from error

@@ -1,4 +1,4 @@
-"""MMMU-Pro (Yue et al. 2024, arXiv 2409.02813): MMMU's questions with ten options, or as one picture of all of it."""
+"""MMMU-Pro (Yue et al. 2024, arXiv 2409.02813): MMMU's questions with ten options, or as a picture of all of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class MMMUPro(MMMU):
     name = "mmmu_pro"
     folder = "mmmu_pro"
     needs = ("standard (10 options)/test-*.parquet",)
-    home = "data set MMMU/MMMU_Pro of the Hugging Face hub (standard (10 options), parquet)"
-    metric = "accuracy; the letter behind the last Answer:, else as in mmmu (mmmu-pro/evaluate.py); none is wrong"
+    home = "data set MMMU/MMMU_Pro on the Hugging Face Hub (standard (10 options), parquet)"
+    metric = "accuracy; the letter after the last Answer:, else as in mmmu (mmmu-pro/evaluate.py); no letter is wrong"
     form = "{question}\n{options}\n" + LETTER
 
     def sample(self, row: Row) -> Row:
@@ -41,7 +41,7 @@ class MMMUProVision(MMMUPro):
 
     name = "mmmu_pro_vision"
     needs = ("vision/test-*.parquet",)
-    home = "data set MMMU/MMMU_Pro of the Hugging Face hub (vision, parquet)"
+    home = "data set MMMU/MMMU_Pro on the Hugging Face Hub (vision, parquet)"
     form = (
         "Answer with the option letter from the given choices directly. The last line of your response should be of "
         "the following format: 'Answer: LETTER' (without quotes) where LETTER is one of options."

@@ -1,4 +1,4 @@
-"""MMStar (Chen et al. 2024, arXiv 2403.20330): 1,500 questions that need their picture, six abilities of 250 each."""
+"""MMStar (Chen et al. 2024, arXiv 2403.20330): 1,500 questions that need their picture, 250 per ability."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class MMStar(Choice):
     modality = "image"
     folder = "mmstar"
     needs = ("**/*.parquet",)
-    home = "data set Lin-Chen/MMStar of the Hugging Face hub (mmstar.parquet)"
-    metric = "accuracy; the letter first, in a bracket, or behind option or the answer is (MMStar eval.py)"
+    home = "data set Lin-Chen/MMStar on the Hugging Face Hub (mmstar.parquet)"
+    metric = (
+        'accuracy; the first letter, or the one after "(", "option" or "the answer is" at the start (MMStar eval.py)'
+    )
     form = "{question}\n" + LETTER
     choice_form: str | None = None  # a protocol's own form for questions with options in the published format
 

@@ -51,8 +51,8 @@ class MVBench(Choice):
     modality = "video"
     folder = "mvbench"
     needs = (*(f"json/{task}.json" for task in TASKS), *(f"video/{folder}" for folder in dict.fromkeys(TASKS.values())))
-    home = "data set OpenGVLab/MVBench of the Hugging Face hub (json/, video/*.zip); NTU RGB+D videos from their page"
-    metric = "accuracy; check_ans of mvbench.ipynb, but an answer without a letter is wrong"
+    home = "data set OpenGVLab/MVBench on the Hugging Face Hub (json/, video/*.zip); NTU RGB+D videos from their page"
+    metric = "accuracy; as check_ans in mvbench.ipynb, but an answer without a letter is wrong"
     edition = 2
     middles = True
     form = (

@@ -63,7 +63,7 @@ class NExTOE(NExTQA):
     name = "nextqa_oe"
     needs = ("OE/test.csv", "OE/add_reference_answer_test.json", "NExTVideo")
     home = "github.com/doc-doc/NExT-OE (dataset/nextqa as OE); videos as for nextqa_mc"
-    metric = "WUPS@0 and WUPS@0.9 as NExT-OE's eval_oe.py (through NLTK's WordNet)"
+    metric = "WUPS@0 and WUPS@0.9 as in NExT-OE's eval_oe.py (with NLTK's WordNet)"
     form = "{question}\nAnswer a question using a short phrase or sentence."
     headline = "WUPS@0"
 

@@ -22,7 +22,7 @@ class OCRBench(Dataset):
     folder = "ocrbench"
     needs = ("OCRBench.json", "OCRBench_Images")
     home = "github.com/Yuliang-Liu/MultimodalOCR (OCRBench.json and OCRBench_Images)"
-    metric = "share of answers that contain a reference; final_score is their number (of 1000)"
+    metric = "fraction of answers that contain a reference; final_score is their number (of 1000)"
     form = "{question}"
     max_new_tokens = 128
     headline = "final_score"

@@ -29,7 +29,7 @@ class OCRBenchV2(Dataset):
     modality = "image"
     folder = "ocrbench_v2"
     needs = ("**/test-*.parquet",)
-    home = "data set ling99/OCRBench_v2 of the Hugging Face hub (parquet)"
+    home = "data set ling99/OCRBench_v2 on the Hugging Face Hub (parquet)"
     metric = "mean of eight abilities, by the rules of OCRBench_v2/eval_scripts (671a3f8); METEOR needs NLTK's WordNet"
     form = "{question}"
     edition = 2
@@ -58,7 +58,7 @@ class OCRBenchV2(Dataset):
         rows = [row for row in rows if row["type"].endswith(f" {self.language}")]
         unknown = sorted({row["type"] for row in rows if row["type"] not in self._ability})
         if unknown:
-            raise InputError(f"{self.name}: no rule for {', '.join(unknown)} below {self.root}: download it again")
+            raise InputError(f"{self.name}: unknown type {', '.join(unknown)} below {self.root}: download it again")
         check_boxes(self.name, rows)
         return rows
 
@@ -114,7 +114,7 @@ class OCRBenchV2Chinese(OCRBenchV2):
     """The questions in Chinese: five abilities."""
 
     name = "ocrbench_v2_cn"
-    metric = "mean of five abilities, by the rules of OCRBench_v2/eval_scripts (671a3f8); words as jieba cuts them"
+    metric = "mean of five abilities, by the rules of OCRBench_v2/eval_scripts (671a3f8); jieba splits texts into words"
     language = "cn"
     abilities: ClassVar = {
         "text_recognition": ("full-page OCR",),

@@ -1,4 +1,4 @@
-"""olmOCR-Bench (Poznanski et al. 2025, arXiv 2502.18443): pages of PDF files are read, facts of each looked up."""
+"""olmOCR-Bench (Poznanski et al. 2025, arXiv 2502.18443): PDF pages are transcribed and tested for facts."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class OlmOCRBench(Dataset):
     modality = "image"
     folder = "olmocr_bench"
     needs = ("bench_data/*.jsonl", "bench_data/pdfs")
-    home = "data set allenai/olmOCR-bench of the Hugging Face hub (bench_data)"
+    home = "data set allenai/olmOCR-bench on the Hugging Face Hub (bench_data)"
     metric = (
-        "tests passed, the mean over the .jsonl files (olmocr 0.4.27 bench); formulas, which KaTeX renders in a "
-        "browser, are left out, with the files that hold nothing else"
+        "fraction of tests passed, averaged over the .jsonl files (olmocr 0.4.27 bench); formulas, which KaTeX renders "
+        "in a browser, are left out, and so are files that contain nothing else"
     )
     form = (
         "Below is the image of one page of a PDF document. Just return the plain text representation of this document "

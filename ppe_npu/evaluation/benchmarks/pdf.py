@@ -59,7 +59,7 @@ def _drawn(document: Any, number: int, longest: int | None, path: Path) -> Image
     import pypdfium2 as pdfium
 
     if not 1 <= number <= len(document):
-        raise InputError(f"{path} has no page {number}: it has {len(document)}; download it again")
+        raise InputError(f"{path} has no page {number}, only {len(document)}: download it again")
     try:
         page = document[number - 1]
         scale = DPI / 72 if longest is None else longest / max(page.get_size())

@@ -24,9 +24,9 @@ class POPE(Dataset):
     needs = (*(f"coco_pope_{split}.json" for split in _SPLITS), "val2014")
     home = "github.com/AoiDragon/POPE (output/coco) and cocodataset.org (val2014.zip)"
     metric = (
-        "accuracy, precision, recall, F1, share of yes (POPE evaluate.py), the means over the splits; by the rules of "
-        "lmms-eval and VLMEvalKit those of all questions together; lmms-eval's recall and F1 leave out what is neither "
-        "yes nor no, and its share of yes is the true labels'"
+        "accuracy, precision, recall, F1 and fraction of yes (POPE evaluate.py), averaged over the splits; lmms-eval "
+        "and VLMEvalKit count all questions together; lmms-eval leaves answers that are neither yes nor no out of "
+        "recall and F1, and its fraction of yes is that of the true labels"
     )
     form = "{question}\n" + SHORT
     max_new_tokens = 128

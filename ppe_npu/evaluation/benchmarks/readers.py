@@ -57,7 +57,7 @@ def read_table(path: Path) -> list[Row]:
     except InputError:
         raise
     except (ValueError, csv.Error) as error:  # not UTF-8, or a line that is no row
-        raise InputError(f"{path} is no table ({first_line(error)}): download it again") from error
+        raise InputError(f"{path} is not a table ({first_line(error)}): download it again") from error
 
 
 def read_text(path: Path) -> str:
@@ -145,7 +145,7 @@ def decode_image(value: Any, where: str) -> Image.Image:
         except (binascii.Error, ValueError) as error:
             raise InputError(f"{name} cannot be read ({first_line(error)}): download the data again") from error
     elif not isinstance(value, (bytes, dict)):
-        raise InputError(f"{name} cannot be read (it is {type(value).__name__}, no bytes): download the data again")
+        raise InputError(f"{name} cannot be read (a {type(value).__name__}, not bytes): download the data again")
     return lazy_image(value, name)
 
 

@@ -1,4 +1,4 @@
-"""RealWorldQA (xAI 2024): 765 photographs, many from vehicles, with questions that say themselves how to answer."""
+"""RealWorldQA (xAI 2024): 765 photographs, many from vehicles, with questions that state how to answer."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class RealWorldQA(Dataset):
     modality = "image"
     folder = "realworldqa"
     needs = ("**/test-*.parquet",)
-    home = "data set xai-org/RealworldQA of the Hugging Face hub (parquet)"
-    metric = "exact match without punctuation and case; three counts as 3, an option's text as its letter"
+    home = "data set xai-org/RealworldQA on the Hugging Face Hub (parquet)"
+    metric = "exact match, ignoring punctuation and case; three counts as 3, an option's text as its letter"
     form = "{question}"
     edition = 2
     choice_form: str | None = None  # a protocol's own form for questions with options

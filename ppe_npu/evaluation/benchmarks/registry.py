@@ -129,13 +129,13 @@ def load(name: str, data_root: str | Path, protocol: Protocol | None = None) -> 
             benchmark.name = _short(name)
         except AttributeError as error:
             raise InputError(
-                f"benchmark {name} has no name and takes none: give its class an attribute name"
+                f"benchmark {name} has no name and none can be set: give its class an attribute name"
             ) from error
     _check_name(benchmark.name)
     if benchmark.name in OURS and name not in OURS:
         raise InputError(
-            f"benchmark {name} is called {benchmark.name}, as one of this package is, and their results would stand in "
-            "one folder and table: give its class another attribute name"
+            f"benchmark {name} has the name of this package's {benchmark.name}, so their results would share a folder "
+            "and a table: give its class another attribute name"
         )
     ask_by(protocol, benchmark)
     return benchmark
@@ -194,7 +194,7 @@ def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
     except InputError:
         raise
     except FAULTS as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} cannot be made: {fault_of(error)}") from error
+        raise InputError(f"benchmark {name} cannot be constructed: {fault_of(error)}") from error
 
 
 def _check(name: str, benchmark: Any) -> None:
@@ -208,7 +208,7 @@ def _check(name: str, benchmark: Any) -> None:
     try:
         count = len(benchmark)
     except FAULTS as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} gives no length: {fault_of(error)}") from error
+        raise InputError(f"benchmark {name} has no length: {fault_of(error)}") from error
     if not count:
         raise InputError(f"benchmark {name} holds no samples: check its data below the data root")
     number, first = _first_sample(name, benchmark, min(count, TRIED))
@@ -228,18 +228,18 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
             errors.append(error)
     if isinstance(errors[0], InputError):
         raise errors[0]
-    raise InputError(f"benchmark {name} gives none of its first {tried} samples: {fault_of(errors[0])}") from errors[0]
+    raise InputError(f"benchmark {name} fails for its first {tried} samples: {fault_of(errors[0])}") from errors[0]
 
 
 def _check_name(name: Any) -> None:
     """Raise InputError unless a benchmark's name can name a folder, because its results go to OUTPUT/name."""
     if not isinstance(name, str):
-        raise InputError(f"a benchmark has a name of type {type(name).__name__}: make it a text")
+        raise InputError(f"a benchmark has a name of type {type(name).__name__}: use a str")
     fits = 0 < len(name.encode("utf-8", "replace")) <= _LONGEST and name == name.strip() and name.isprintable()
     if not fits or name.startswith(".") or any(sign in name for sign in "/\\:"):
         raise InputError(
-            f"a benchmark is called {brief(name)}, which is to name the folder of its results: use up to {_LONGEST} "
-            "letters, digits, '-', '_' and '.', the first no '.'"
+            f"a benchmark is called {brief(name)}, which cannot name the folder of its results: use up to {_LONGEST} "
+            "letters, digits, '-', '_' and '.', not beginning with '.'"
         )
 
 

@@ -1,4 +1,4 @@
-"""ScienceQA (Lu et al. 2022, arXiv 2209.09513): problems.json, a list of splits, pictures below images/test/<id>."""
+"""ScienceQA (Lu et al. 2022, arXiv 2209.09513): problems.json, a list of splits, pictures in images/test/<id>."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class SEEDBenchImage(Choice):
     modality = "image"
     folder = "seedbench"
     needs = ("SEED-Bench.json", "SEED-Bench-image")
-    home = "data set AILab-CVC/SEED-Bench of the Hugging Face hub (SEED-Bench.json, SEED-Bench-image.zip)"
+    home = "data set AILab-CVC/SEED-Bench on the Hugging Face Hub (SEED-Bench.json, SEED-Bench-image.zip)"
     metric = "accuracy; the answer's first character (lmms-eval)"
     form = "{question}\n{options}\n" + LETTER
 
@@ -53,8 +53,8 @@ class SEEDBenchVideo(SEEDBenchImage):
     modality = "video"
     needs = ("SEED-Bench.json", *(folder for folder, _ in _VIDEOS.values()))
     home = (
-        "AILab-CVC/SEED-Bench of the Hugging Face hub (SEED-Bench.json); videos of Something-Something v2 (20bn), "
-        "EPIC-KITCHENS (3h91syskeag572hl6tvuovwv4d/videos/test) and Breakfast (BreakfastII_15fps_qvga_sync)"
+        "data set AILab-CVC/SEED-Bench on the Hugging Face Hub (SEED-Bench.json); videos of Something-Something v2 "
+        "(20bn), EPIC-KITCHENS (3h91syskeag572hl6tvuovwv4d/videos/test) and Breakfast (BreakfastII_15fps_qvga_sync)"
     )
 
     def visual(self, row: Row) -> Row:

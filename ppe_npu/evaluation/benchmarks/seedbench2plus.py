@@ -1,4 +1,4 @@
-"""SEED-Bench-2-Plus (Li et al. 2024, arXiv 2404.16790): charts, maps and webs that are rich in text."""
+"""SEED-Bench-2-Plus (Li et al. 2024, arXiv 2404.16790): charts, maps and web pages that are rich in text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SEEDBench2Plus(Choice):
     modality = "image"
     folder = "seedbench_2_plus"
     needs = ("**/test-*.parquet",)
-    home = "data set doolayer/SEED-Bench-2-Plus of the Hugging Face hub (parquet), which lmms-eval reads"
+    home = "data set doolayer/SEED-Bench-2-Plus on the Hugging Face Hub (parquet), which lmms-eval reads"
     metric = "accuracy; the answer's first character (lmms-eval)"
     form = "{question}\n{options}\n" + LETTER
 

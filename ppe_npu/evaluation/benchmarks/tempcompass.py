@@ -21,7 +21,7 @@ class TempCompass(Choice):
     modality = "video"
     folder = "tempcompass"
     needs = ("questions/multi-choice.json", "videos")
-    home = "github.com/llyx97/TempCompass (questions/multi-choice.json) and lmms-lab/TempCompass of the hub (videos)"
+    home = "github.com/llyx97/TempCompass (questions/multi-choice.json) and lmms-lab/TempCompass on the Hub (videos)"
     metric = "accuracy; a letter alone or before a full stop or bracket (eval_multi-choice.py), no GPT judge"
     form = "{question}\nPlease directly give the best option:"
     edition = 2

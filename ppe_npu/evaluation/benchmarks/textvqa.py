@@ -15,7 +15,7 @@ class TextVQA(Dataset):
     folder = "textvqa"
     needs = ("TextVQA_0.5.1_val.json", "train_images")
     home = "textvqa.org/dataset (TextVQA_0.5.1_val.json, train_val_images.zip)"
-    metric = "VQA accuracy over ten answers, mmf's normaliser"
+    metric = "VQA accuracy over ten answers, with mmf's normaliser"
     form = "{question}\n" + SHORT
 
     def read(self) -> list[Row]:

@@ -17,7 +17,7 @@ class VideoMME(Choice):
     modality = "video"
     folder = "videomme"
     needs = ("**/test-*.parquet", "data")
-    home = "data set lmms-lab/Video-MME of the Hugging Face hub (parquet; videos_chunked_*.zip make data/)"
+    home = "data set lmms-lab/Video-MME on the Hugging Face Hub (parquet; videos_chunked_*.zip make data/)"
     scored_as = "videomme"
     metric = "accuracy; letters as evaluation/eval_your_results.py reads them; an answer without one is wrong"
     form = (

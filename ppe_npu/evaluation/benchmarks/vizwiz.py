@@ -15,7 +15,7 @@ class VizWiz(Dataset):
     folder = "vizwiz"
     needs = ("val.json", "val")
     home = "vizwiz.org, visual question answering (val.zip, Annotations.zip)"
-    metric = "VQA accuracy over ten answers, mmf's normaliser (lmms-eval)"
+    metric = "VQA accuracy over ten answers, with mmf's normaliser (lmms-eval)"
     form = "{question}\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n" + SHORT
 
     def read(self) -> list[Row]:

@@ -16,7 +16,7 @@ class VQAv2(Dataset):
     folder = "vqav2"
     needs = ("v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014")
     home = "visualqa.org/download (validation questions and annotations) and cocodataset.org (val2014.zip)"
-    metric = "VQA accuracy over ten answers, GT-Vision-Lab vqaEval.py"
+    metric = "VQA accuracy over ten answers, as in GT-Vision-Lab's vqaEval.py"
     form = "{question}\n" + SHORT
     edition = 2
 

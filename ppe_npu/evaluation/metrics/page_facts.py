@@ -50,17 +50,17 @@ Fact = Mapping[str, Any]
 def fact_fault(fact: Any) -> str | None:
     """What is wrong with a row of the data; None if nothing is."""
     if not isinstance(fact, Mapping) or fact.get("type") not in _TEXTS:
-        return f"is of no kind that is known ({', '.join(_TEXTS)})"
+        return f"has no known type ({', '.join(_TEXTS)})"
     for name in ("pdf", "id", *_TEXTS[fact["type"]]):
         if not isinstance(fact.get(name), str) or not plain(fact[name]).strip():
             return f"has no text under {name!r}"
     for name, least in _NUMBERS.items():
         number = fact.get(name)
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < least):
-            return f"has {name} {shown(number)}, which is no whole number from {least} on"
+            return f"has {name} {shown(number)}, which is not an integer of at least {least}"
     for name in _NEAR:
         if not isinstance(fact.get(name), str | None):
-            return f"has {name} {shown(fact[name])}, which is no text"
+            return f"has {name} {shown(fact[name])}, which is not a string"
     return None
 
 

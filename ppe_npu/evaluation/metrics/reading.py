@@ -27,7 +27,7 @@ class Reader:
     """
 
     def __init__(self, wordnet: Any, cut: Callable[[str], list[str]] | None = None) -> None:
-        translate = optional("nltk.translate", "a long reading", "ppe-npu[eval]")
+        translate = optional("nltk.translate", "scoring a transcription", "ppe-npu[eval]")
         self._bleu, self._meteor = translate.bleu_score.sentence_bleu, translate.meteor_score.meteor_score
         self._wordnet, self._cut = wordnet, cut
 
@@ -38,15 +38,15 @@ class Reader:
         Raises:
             InputError: one of them is not installed; the message says how to get it.
         """
-        optional("nltk", "a long reading", "ppe-npu[eval]")
+        optional("nltk", "scoring a transcription", "ppe-npu[eval]")
         from nltk.corpus import wordnet
 
         try:
             wordnet.ensure_loaded()
         except LookupError as error:
             remedy = f"python -m nltk.downloader {' '.join(_DATA)}"
-            raise InputError(f"METEOR needs NLTK data that is not there: {remedy}") from error
-        cut = optional("jieba", "a Chinese reading", "ppe-npu[chinese]").lcut if chinese else None
+            raise InputError(f"METEOR needs NLTK data that is not installed: run {remedy}") from error
+        cut = optional("jieba", "scoring a Chinese transcription", "ppe-npu[chinese]").lcut if chinese else None
         return cls(wordnet, cut)
 
     def score(self, answer: str, truth: str) -> float:

@@ -89,7 +89,8 @@ class WordNet:
         nltk, stem = optional("nltk", "WUPS", "nltk"), optional("nltk.stem", "WUPS", "nltk")
         missing = [name for name, path in _CORPORA.items() if not _has(nltk, path)]
         if missing:
-            raise InputError(f"WUPS needs NLTK data that is not there: python -m nltk.downloader {' '.join(missing)}")
+            remedy = f"python -m nltk.downloader {' '.join(missing)}"
+            raise InputError(f"WUPS needs NLTK data that is not installed: run {remedy}")
         from nltk.corpus import wordnet
 
         self._nltk, self._wordnet = nltk, wordnet

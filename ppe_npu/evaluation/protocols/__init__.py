@@ -107,6 +107,6 @@ def load(name: str) -> Protocol:
         InputError: no protocol has this name.
     """
     if name not in names():
-        raise InputError(f"protocol {name!r} is not known: use one of {', '.join(names())}")
+        raise InputError(f"protocol {name!r} is unknown: use one of {', '.join(names())}")
     found = json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
     return Protocol(**{key: found[key] for key in (f.name for f in fields(Protocol)) if key in found})

@@ -31,7 +31,7 @@ def load(name: str) -> dict[str, Any]:
         InputError: no such paper.
     """
     if name not in names():
-        raise InputError(f"--published {name}: no tables of it are here; use {', '.join(names())} or all")
+        raise InputError(f"--published {name} is unknown: use {', '.join(names())} or all")
     return json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -65,7 +65,7 @@ def paragraphs(asked: Sequence[str] | None) -> list[str]:
     found = cells(asked)
     if not found:
         return []
-    parts = ["## Published numbers, not ours", "As their sources state them; never averaged or joined with the above."]
+    parts = ["## Published numbers, not ours", "As stated in their sources; never averaged or joined with the above."]
     for paper in found:
         parts += [f"### {escape.markdown(paper['paper'])}", escape.markdown(f"Source: {paper['source']}.")]
         for table in paper["tables"]:
