@@ -29,7 +29,6 @@ def in_turns(
     runners: Mapping[str, Callable[[int], Any]],
     prompts: int,
     rounds: int = ROUNDS,
-    bar: Callable[[], None] = lambda: None,
     enough: Callable[[Mapping[str, list[list[Any]]]], bool] = lambda found: True,
     least: int | None = None,
 ) -> dict[str, list[list[Any]]]:
@@ -40,7 +39,6 @@ def in_turns(
     Args:
         runners: name -> a function that answers prompt number 0, 1, ... once. It must have answered each of them
             before, because a first answer also loads kernels.
-        bar: called after each round.
         enough: called with the results after `rounds` rounds; while it returns False there are further rounds, at most
             MOST * rounds in all, and none after LONG seconds and three times as long as the first `rounds` took.
         least: the fewest rounds: after these no round begins once LONG seconds have passed; None: `rounds`.
@@ -65,7 +63,6 @@ def in_turns(
             first = (turn + prompt) % len(names)
             for name in names[first:] + names[:first]:
                 found[name][turn][prompt] = runners[name](prompt)
-        bar()
     return found
 
 
