@@ -1,4 +1,4 @@
-"""Prompts in which all stands alike are laid out once, and what is shared serves every later pass."""
+"""Prompts that differ only in their words share one layout: it is computed once and serves every later pass."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ VISION = VisionTokens(image_token_id=8, video_token_id=9, merge_size=2, tokens_p
 
 
 def prompt(text: int = 2, frames: int = 3, words: int = 1) -> tuple:
-    """ids [1, S] and the grid of a video of 3 x 4 tokens a frame, between words."""
+    """Arguments of `plan`: ids [1, S] of a video of 3 x 4 tokens per frame between words, and the video's grid."""
     ids = torch.cat([torch.full((1, text), words), torch.full((1, 12 * frames), 9), torch.full((1, 2), words)], 1)
     return ids, None, None, torch.tensor([[frames, 6, 8]]), None
 
@@ -27,7 +27,7 @@ def compression() -> Compression:
 
 
 def merged(made: Compression, *given) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the decoder is given, and the features that it came from."""
+    """The embeddings that the decoder gets, and the visual features they were made from."""
     plan = made.plan(*given)
     features = torch.randn(len(plan.visual), 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     text = torch.zeros(len(plan.before(0).text), 8)
@@ -63,7 +63,7 @@ def test_spans_are_found_once(monkeypatch):
 
 
 def test_no_plan_is_taken_for_that_of_another_prompt():
-    """Prompts that differ in one thing each, asked for in turns: what is known of one is never given for another."""
+    """The same plans are requested twice for prompts that each differ in one respect; each equals a fresh plan."""
     ids, _, _, grid, _ = prompt()
     padded = torch.ones_like(ids)
     padded[0, 0] = 0
@@ -118,7 +118,7 @@ def test_the_last_few_are_kept():
 
 
 def test_threads_that_ask_at_once_are_all_answered():
-    """More keys than are kept, so that one thread drops what another has just found."""
+    """There are more keys than the cache keeps, so one thread drops entries that another has just found."""
     kept, wrong = Recent(2), []
 
     def ask(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Where everything stands before and after each merge."""
+"""The layout of a batch (text, visual tokens and padding) before and after each merge."""
 
 import pytest
 from support import Prompt, batch
@@ -9,7 +9,7 @@ from ppe_npu.methods import Method
 
 
 class Keep(Method):
-    """A method that keeps what a function says."""
+    """A method that keeps as many tokens as a given function returns."""
 
     def __init__(self, kept):
         super().__init__()
@@ -17,7 +17,7 @@ class Keep(Method):
 
 
 def first_stage(layout, budget, left=True):
-    """Merged before the LLM, where tokens come as the vision tower's features."""
+    """The stage before the LLM, where the tokens are the vision tower's features."""
     return lay_out(Standing.of(layout), [(None, (Keep(budget),))], left)[0][0]
 
 
@@ -34,7 +34,7 @@ def test_layout_keeps_text_in_place_and_padding_on_its_side(side):
 
 
 def test_without_padding_the_last_place_is_the_last_token():
-    """Equal prompts in, unequal out: generation reads the last column."""
+    """Prompts of equal length come out unequal and are padded on the left: generation reads the last column."""
     inputs = batch(Prompt([1, ("image", (1, 2, 2)), 1]), Prompt([6]))
     out = first_stage(layout_of(inputs), lambda n: 1)
     assert out.after.real.tolist() == [[False] * 3 + [True] * 3, [True] * 6]

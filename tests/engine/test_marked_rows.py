@@ -1,6 +1,6 @@
-"""Every gather on a prompt's way brings what it was asked for: all tokens, positions and patches carry their number.
+"""Every gather along a prompt's way fetches the right rows: all tokens, positions and patches carry their own number.
 
-Runs on the emulated Ascend device, too (make test-npu).
+Also runs on the emulated Ascend device (make test-npu).
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ from ppe_npu.models.pixels import KeptPatches
 
 VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)
 CHANNELS = contiguous_channels([8, 12, 12])
-NOISE = 16  # channels beside the marks, by which tokens differ and find their groups
-AXIS = 10**6  # what tells axes apart in a position
+NOISE = 16  # channels of noise next to the marks: methods group the tokens by them
+AXIS = 10**6  # offset per axis, so that a position reveals its axis
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 CONFIGS = {
@@ -35,11 +35,11 @@ CONFIGS = {
     "lent positions": CompressionConfig.preset("divprune", k=4, ratio=0.4, positions="ppe"),
     "places alone": CompressionConfig.preset("uniform", ratio=0.3, positions="keep_one"),
 }
-ALONE = ("lent positions", "places alone")  # whose tokens are one column each
+ALONE = ("lent positions", "places alone")  # configurations in which every token is a single column
 
 
 class Marked:
-    """A batch whose every column has its number: as a unit vector in its features, and in its positions."""
+    """A batch in which every column carries its number: as a unit vector in its features, and in its positions."""
 
     def __init__(self, config: CompressionConfig, device: str):
         self.inputs = batch(*MIXED)
@@ -64,7 +64,7 @@ class Marked:
         return (sample * self.ids.shape[1] + real.nonzero()[:, 0]).tolist()
 
     def spans(self, sample: int) -> list[set[int]]:
-        """The columns of each run of one picture's or video's tokens."""
+        """The columns of each picture or video of a sample."""
         row, first = self.ids[sample].tolist(), sample * self.ids.shape[1]
         sizes = iter(size for _, size in sorted(self._runs(sample)))
         columns = [first + column for column, token in enumerate(row) if token in (IMAGE_ID, VIDEO_ID)]
@@ -81,13 +81,13 @@ class Marked:
 
 
 def members(row: torch.Tensor) -> dict[int, float]:
-    """Which columns are in a place, and how much of each."""
+    """The columns that a token consists of, with the weight of each."""
     return {column: row[column].item() for column in row.nonzero()[:, 0].tolist()}
 
 
 def check_places(marked: Marked, hidden: torch.Tensor, stage: int, name: str) -> list[dict[int, float]]:
-    """Each sample has its text, in order, and tokens made of one picture's columns, each column once, where nothing is
-    lent; of one plain merge every token is the mean of its columns. Returns what is in each place."""
+    """Check that each sample has its text in order and visual tokens made of one picture's columns: every column in
+    exactly one token (at most one in ALONE), and in "ppe" with equal weights. Returns the members of each place."""
     real = marked.plan.on(hidden.device).stages[stage].real.cpu()
     marks = hidden[..., :-NOISE].cpu()
     out = []
@@ -117,7 +117,7 @@ def test_every_place_holds_its_own_tokens_and_their_positions(name, device):
     hidden = run.take_embeds()
     places = check_places(marked, hidden, 0, name)
     check_positions(marked, places, 0, name)
-    # What the tower adds after the first layer goes where the tokens went, and nowhere else.
+    # The deepstack features added after the first layer reach the same places as the tokens, and no others.
     added = run.leave(0, torch.zeros_like(hidden))
     real = marked.plan.on(hidden.device).stages[0].real
     words = {column for sample in range(3) for column in marked.text(sample)}
@@ -132,7 +132,8 @@ def test_every_place_holds_its_own_tokens_and_their_positions(name, device):
 
 
 def check_positions(marked: Marked, places: list[dict[int, float]], stage: int, name: str) -> None:
-    """K rows of each axis tell members of the place, the same ones on every axis."""
+    """The K rows of each axis hold positions of the place's own members (or of columns lent to it, each to one place),
+    and they name the same members on every axis."""
     rows = marked.run.rows[stage].cpu()  # [axes * K, B, L]
     real = marked.plan.on(torch.device("cpu")).stages[stage].real
     axes = rows[:, real].view(3, -1, len(places))
@@ -142,7 +143,7 @@ def check_positions(marked: Marked, places: list[dict[int, float]], stage: int, 
     spans = [span for sample in range(3) for span in marked.spans(sample)]
     lent = set()
     for place, held in zip(places, columns[0].T.tolist()):
-        if name == "lent positions":  # of tokens whose features are gone, each to one place
+        if name == "lent positions":  # a dropped token lends its position to one place only
             assert set(held) <= next((span for span in spans if set(place) <= span), set(place))
             assert not lent & set(held)
             lent |= set(held)
@@ -155,7 +156,7 @@ def check_positions(marked: Marked, places: list[dict[int, float]], stage: int, 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
 @pytest.mark.parametrize("channels", [CHANNELS, interleaved_channels([12, 10, 10])], ids=["sections", "interleaved"])
 def test_every_channel_is_turned_by_its_own_row(k, channels, pairs, device):
-    """Rows hold their own number in every place; the angle of each channel tells it again."""
+    """Every entry of the rows is a distinct number, which the angle of each channel must reproduce."""
     batch_, length, step = 2, 5, 1e-3
     rows = torch.arange(3 * k * batch_ * length).view(3 * k, batch_, length)
     frequencies = torch.full((len(channels),), step)
@@ -171,12 +172,12 @@ def test_every_channel_is_turned_by_its_own_row(k, channels, pairs, device):
 
 
 def marks(count: int, width: int, device: str) -> torch.Tensor:
-    """[count, width] each row's number in every channel."""
+    """[count, width] float32 in which every channel of a row holds the row's number."""
     return torch.arange(count, dtype=torch.float32)[:, None].expand(-1, width).contiguous().to(device)
 
 
 def test_the_tower_is_given_the_patches_of_the_kept_cells_and_their_windows(device):
-    """Of a picture of 4 x 6 cells and one of 2 x 2, every third cell is dropped."""
+    """Every third cell of two pictures, of 4 x 6 and 2 x 2 cells, is dropped."""
     grids, merge = torch.tensor([[1, 8, 12], [1, 4, 4]]), 2
     cells = 4 * 6 + 2 * 2
     keeps = np.arange(cells) % 3 != 1
@@ -186,7 +187,7 @@ def test_the_tower_is_given_the_patches_of_the_kept_cells_and_their_windows(devi
     expected = [4 * cell + patch for cell in range(cells) if keeps[cell] for patch in range(4)]
     assert_equal(kept.picked(patches).cpu(), torch.tensor(expected, dtype=torch.float32)[:, None].expand(-1, 7))
     assert kept.frames.tolist() == [4 * int(keeps[:24].sum()), 4 * int(keeps[24:].sum())]
-    # Windows of 2 x 2 cells, gone through row by row.
+    # Windows of 2 x 2 cells, visited row by row.
     walk = [6 * (2 * r + i) + 2 * c + j for r in range(2) for c in range(3) for i in range(2) for j in range(2)]
     walk += [24, 25, 26, 27]
     borders = torch.arange(0, cells * 4 + 1, 16)
@@ -198,7 +199,8 @@ def test_the_tower_is_given_the_patches_of_the_kept_cells_and_their_windows(devi
 
 
 def test_patches_that_leave_the_tower_come_back_to_their_places(device):
-    """Two pools of 6 and 4: those that stay and have changed meanwhile are theirs, the others move with their own."""
+    """Two pools of 6 and 4 patches: staying patches keep what the tower added to them, and each leaving patch moves by
+    the mean change of its nearest staying patches."""
     stay, leave = [torch.tensor([0, 2, 5]), torch.tensor([7])], [torch.tensor([1, 3, 4]), torch.tensor([6, 8, 9])]
     near = [torch.tensor([[0, 1], [1, 2], [2, 1]]), torch.tensor([[3], [3], [3]])]
     leaving = Leaving.of(*([part.to(device) for part in parts] for parts in (stay, leave, near)))

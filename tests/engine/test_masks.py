@@ -1,4 +1,4 @@
-"""What a mask lets each place see."""
+"""How many places a mask lets each place see."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A merge and what its tokens hold: laws of row sets over one merge after another, and events by hand."""
+"""Laws of the original tokens that merged tokens hold, over consecutive merges, and event budgets by hand."""
 
 import dataclasses
 import itertools
@@ -15,12 +15,12 @@ from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.spans import PromptLayout, Span
 from ppe_npu.methods.events import shared
 
-# Rules that list as many members as there are, each once, and repeat them in turn.
+# Rules that list every available member once and then repeat the list cyclically until there are K.
 IN_TURN = ("nearest", "spread", "last", "nearest_first", "mean_angle", "mean_rotation")
 
 
 def prompt(*frames: tuple[int, int]) -> PromptLayout:
-    """One sample: a text token, then each span of (frames, tokens a frame) and a text token."""
+    """One sample: a text token, then each video of (frames, tokens per frame) followed by a text token."""
     visual, spans, feature = [False], [], 0
     for number, (count, tokens) in enumerate(frames):
         spans.append(Span(0, len(visual), "video", (count, 1, tokens), 1.0, feature, number))
@@ -30,12 +30,12 @@ def prompt(*frames: tuple[int, int]) -> PromptLayout:
 
 
 def merged(layout, config, count, seed=0):
-    """(features, held, rounds) of each merge, the first merge's input included: `count` merges, each of what the one
-    before left."""
+    """(features, held, rounds) of the input and of each of `count` merges, each applied to the result of the previous
+    one."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(sum(span.tokens for span in layout.spans), 8, generator=generator)
     held = torch.arange(len(tokens))[:, None]
-    places = torch.stack([torch.arange(len(tokens)) // 5, torch.arange(len(tokens)) % 5])  # of two axes, in a raster
+    places = torch.stack([torch.arange(len(tokens)) // 5, torch.arange(len(tokens)) % 5])  # two axes, raster order
     out = [(tokens, held, None)]
     config = dataclasses.replace(config, layers=range(count - 1), before_llm=True)
     for stage in lay_out(Standing.of(layout), config.stages)[0]:
@@ -45,7 +45,7 @@ def merged(layout, config, count, seed=0):
         for step in rounds:
             kept = step.apply(kept)
         out.append((kept, kept_held, rounds))
-        # What the next merge indexes: places of the flattened batch.
+        # The next merge indexes places of the flattened batch.
         texts, rows = len(stage.text), stage.rows.flatten()
         width = kept_held.shape[1]
         tokens = torch.cat([torch.zeros(texts, 8), kept, torch.zeros(1, 8)])[rows]
@@ -73,10 +73,10 @@ def test_what_a_token_holds_comes_from_the_members_of_its_group(frames, rule, k,
             assert len({owner[token] for token in row}) == 1  # of one span
             distinct = list(dict.fromkeys(row))
             if rule in IN_TURN:
-                assert row == [distinct[i % len(distinct)] for i in range(k)]  # repeated in turn
+                assert row == [distinct[i % len(distinct)] for i in range(k)]  # repeated cyclically
             if rule in ("nearest", "spread"):
                 assert distinct == sorted(distinct, reverse=True)  # in raster order, last first
-    # At the first merge a token holds as many of its members as it can.
+    # After the first merge a token holds as many of its members as fit into K.
     first, held = runs[1][2], runs[1][1]
     if temporal is None and rule in IN_TURN:
         sizes = torch.cat([bucket.keep([bucket.groupings[0].counts]) for bucket in first[0].buckets])
@@ -85,7 +85,8 @@ def test_what_a_token_holds_comes_from_the_members_of_its_group(frames, rule, k,
 
 @pytest.mark.parametrize("rule", ["nearest", "nearest_first", "spread"])
 def test_a_second_merge_fills_k_where_its_members_hold_enough(rule):
-    """Six tokens in two groups, and again in one: it holds four of the six, of both groups."""
+    """Six tokens are merged into two groups and then into one, which holds K = 4 of the six, from both groups (but
+    `spread` may choose all from one)."""
     config = CompressionConfig(ratio=0.3, k=4, members=rule)
     layout = prompt((1, 6))
     (_, _, _), (_, first, _), (_, second, _) = merged(layout, config, 2)
@@ -93,14 +94,14 @@ def test_a_second_merge_fills_k_where_its_members_hold_enough(rule):
     pools = [set(row) for row in first.tolist()]
     (row,) = second.tolist()
     assert len(set(row)) == min(4, len(pools[0] | pools[1]))
-    if rule != "spread":  # one of each member in turn
+    if rule != "spread":  # the other rules alternate between the members
         assert all(set(row) & pool for pool in pools)
 
 
 def test_the_released_rule_hands_on_the_last_members_whole_set():
     config = CompressionConfig(ratio=0.3, k=4, members="last", order="score")
     (_, _, _), (_, first, _), (_, second, _) = merged(prompt((1, 6)), config, 2, seed=2)
-    assert len(set(first[-1].tolist())) > 1  # else any order would do
+    assert len(set(first[-1].tolist())) > 1  # otherwise any order would pass
     assert second.tolist() == [first[-1].tolist()]
 
 
@@ -109,9 +110,9 @@ def test_the_released_rule_hands_on_the_last_members_whole_set():
     [
         (12, [1, 2, 3], 4, [2, 4, 6]),
         (24, [1, 2, 3], 4, [4, 8, 12]),  # all of them
-        (3, [1, 2, 3], 4, [1, 1, 1]),  # one each, at the least
+        (3, [1, 2, 3], 4, [1, 1, 1]),  # at least one each
         (4, [1, 1, 10], 2, [1, 1, 2]),
-        (7, [3, 3], 2, [4, 3]),  # equal remainders: the first
+        (7, [3, 3], 2, [4, 3]),  # of equal remainders, the first gets the extra token
         (10, [1, 5], 2, [2, 8]),
     ],
 )

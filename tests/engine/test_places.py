@@ -1,4 +1,4 @@
-"""Places, from which the host groups tokens: frame, row and column in their own image or video."""
+"""Places of tokens, by which the host groups them: frame, row and column within their own image or video."""
 
 import numpy as np
 

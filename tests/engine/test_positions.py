@@ -1,4 +1,4 @@
-"""Numbering of prompts, rows of channels, and the rotary table."""
+"""The numbering of prompts, the table row of each rotary channel, and the rotary table."""
 
 import numpy as np
 import pytest
@@ -87,13 +87,13 @@ def test_a_k_beyond_the_smallest_section_is_refused_with_those_that_fit(sections
 
 @pytest.mark.parametrize(("sections", "k"), [([11, 11, 10], 8), ([32], 3), ([8, 12, 12], 5)])
 def test_every_pair_of_channels_is_rotated_by_one_position(sections, k):
-    """Both halves of a rotary pair read the same row: it is a rotation, whatever K is."""
+    """Both halves of a rotary pair read the same row, so the result is a rotation for every K."""
     channels = contiguous_channels(sections)
     rows = torch.randint(0, 500, (len(sections) * k, 2, 7), generator=torch.Generator().manual_seed(0))
     cos, sin = (part.double() for part in rotary_table(rows, torch.rand(32), channels))
     assert torch.equal(cos[..., :32], cos[..., 32:])
     assert torch.equal(sin[..., :32], sin[..., 32:])
-    assert_near((cos**2 + sin**2).float(), torch.ones_like(cos).float(), roundings=8)  # of cos, sin, their squares
+    assert_near((cos**2 + sin**2).float(), torch.ones_like(cos).float(), roundings=8)  # cos, sin and their squares
 
 
 def test_a_plain_rotary_embedding_has_one_axis_and_places_in_the_text():
@@ -138,6 +138,6 @@ def test_a_picture_of_which_nothing_is_kept_takes_no_place():
     layout = layout_of(batch(Prompt([2, ("image", (1, 2, 3)), 1, ("image", (1, 1, 4)), 1])))
     kept = np.array([False] * 6 + [True, True, False, False])
     positions, following = prompt_positions(layout, VISION, kept=kept)
-    # The first ends where it began; of the second the token in column 1 is the last that is kept.
+    # Nothing of the first picture is kept: it takes no positions. The second ends at its last kept token, in column 1.
     assert positions[2, 0].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 5]
     assert following.tolist() == [6]

@@ -1,4 +1,4 @@
-"""Spans found in a batch."""
+"""Spans of images and videos found in a batch."""
 
 import numpy as np
 import pytest
