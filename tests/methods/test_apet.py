@@ -1,4 +1,4 @@
-"""ApET against recorded runs of the published code, and the rule without that code's replaced slots."""
+"""ApET against recorded runs of the published code, and its rule without the slots that this code overwrites."""
 
 import math
 

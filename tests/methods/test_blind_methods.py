@@ -1,4 +1,4 @@
-"""The controls, cell by cell: exact budgets, whole partitions, and each one's own rule against a naive one."""
+"""The controls on single cells: exact budgets, complete partitions, and each rule against a naive one."""
 
 from fractions import Fraction
 
@@ -26,12 +26,12 @@ def grid(frames: int, height: int, width: int) -> np.ndarray:
 
 @st.composite
 def cells(draw):
-    """Places as they come: a frame, an event's frames, or what an earlier merge left; and a budget."""
+    """Places of a frame, of an event's frames, or of what an earlier merge left; and a budget."""
     places = grid(*draw(GRIDS))
     if draw(st.booleans()):
         kept = draw(st.sets(st.integers(0, len(places) - 1), min_size=1))
         places = places[sorted(kept)]
-    if draw(st.booleans()):  # a list of ratios keeps a token's place twice
+    if draw(st.booleans()):  # a list of ratios keeps the places of some tokens twice
         places = np.concatenate([places, places[::2]])
     return places, draw(st.integers(1, len(places)))
 
@@ -87,7 +87,7 @@ def test_random_choices_are_even_independent_and_nested():
         picked = random(places, budget, seed)[0]
         chosen[seed, picked] = 1
         assert set(random(places, 5, seed)[0]) <= set(picked)  # a smaller budget chooses among these
-    # Counts of a fair draw: 133 +- 9.4 a token; neighbours are chosen together in 400 * 12 * 11 / (36 * 35) = 42 +- 6.
+    # Expected of a fair draw: 133 +- 9.4 choices per token, and 400 * 12 * 11 / (36 * 35) = 42 +- 6 per pair of tokens.
     assert np.abs(chosen.sum(0) - seeds * budget / 36).max() < 4 * 9.4
     together = chosen.T @ chosen
     assert np.abs(together[np.triu_indices(36, 1)] - 41.9).max() < 5 * 6.2
@@ -106,7 +106,7 @@ def test_windows_are_square_where_sides_and_budget_allow_it(height, width, side)
 
 
 def is_whole(members: set[tuple[int, int]]) -> bool:
-    """Whether one can walk from any of these squares to any other over their sides."""
+    """Whether these squares are connected through shared sides."""
     reached, open_ = set(), [next(iter(members))]
     while open_:
         row, column = open_.pop()
@@ -138,7 +138,7 @@ def test_frames_are_pooled_to_runs_and_an_events_frames_place_by_place():
 
 
 def test_pooled_windows_are_pooled_again_as_windows():
-    """In a cascade: 8 x 12 at a quarter, and at a quarter again, are windows of 4 x 4."""
+    """In a cascade, 8 x 12 tokens reduced to a quarter twice become windows of 4 x 4."""
     places = grid(1, 8, 12)
     first, labels = avg_pool(places, 24)
     second = avg_pool(places[first], 6)[1]

@@ -1,4 +1,4 @@
-"""CDPruner against recorded runs of the published code, and where the kernel's rank is used up."""
+"""CDPruner against recorded runs of the published code, and beyond the rank of its kernel."""
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ def test_released_relevance_and_choice_are_the_published_ones(case):
     settings, given = RECORDED[case]
     method = get("cdpruner", released=True)
     view = view_of(given, settings["budget"])
-    # A cosine in two normalised sums, and their difference over a range that may be as small as half the largest.
+    # Errors: a cosine of two normalized vectors, then a difference divided by a range as small as half the largest.
     assert_near(method.relevance(view), given["relevance"], roundings=4 * (given["image_embeds"].shape[-1] + 8))
     if case != "case1":
         assert method.group(view).representatives.tolist() == given["kept"].tolist()
         return
-    # 33 of tokens with 32 channels: the last one is chosen by what rounding leaves of a determinant that is zero.
+    # 33 tokens of 32 channels are kept: the determinant is zero for the last one, so that rounding errors choose it.
     first = most_probable(view, method.relevance(view))[0, :32].tolist()
     assert len(set(given["kept"][0].tolist()) - set(first)) == 1
 
@@ -39,7 +39,7 @@ def test_images_of_one_batch_are_each_their_own(case):
     together = get("cdpruner").group(view_of(given, settings["budget"]))
     for cell in range(len(given["tokens"])):
         alone = view_of(given, settings["budget"], slice(cell, cell + 1))
-        own = get("cdpruner", released=True).group(alone)  # of one image the published code knows no other
+        own = get("cdpruner", released=True).group(alone)  # given one image, the published code mixes in no other
         assert torch.equal(together.representatives[cell], own.representatives[0])
 
 

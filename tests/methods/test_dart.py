@@ -1,4 +1,4 @@
-"""DART against recorded runs of the published code, and of AngelSlim's form of it."""
+"""DART against recorded runs of the published code and of its variant in AngelSlim."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ RECORDED = cases("dart")
 
 
 def view_of(settings, given, num_kept=None):
-    """One image in one prompt: text before it, and after."""
+    """One image in one prompt, with text before and after it."""
     start, count = settings["image_start"], settings["grid"][0] * settings["grid"][1]
     text = torch.tensor([place for place in range(len(given["hidden"])) if not start <= place < start + count])
     keys = given["keys"].transpose(0, 1)
@@ -76,7 +76,7 @@ def test_without_text_the_image_alone_has_pivots():
 
 
 def test_the_published_order_is_that_of_a_set_also_where_the_image_alone_has_pivots():
-    """Of places in the prompt, which a set of so few lists by their remainders."""
+    """The set holds places in the prompt; a set of so few numbers lists them by their remainders."""
     generator, count = torch.Generator().manual_seed(2), 3
     tokens, keys = (torch.randn(1, 30, *more, generator=generator) for more in ((6,), (2, 4)))
     text, text_keys = (torch.randn(1, 9, *more, generator=generator) for more in ((6,), (2, 4)))
@@ -100,7 +100,7 @@ def test_the_published_order_is_that_of_a_set_also_where_the_image_alone_has_piv
 
 
 def published(hidden, start, count, pivots, walked, each):
-    """Which of the image's tokens are kept; all places are those in the prompt."""
+    """Indices of the image's tokens that the published loop keeps. All arguments are places in the prompt."""
     taken = list(pivots)
     for pivot in walked:
         rest = [i for i in range(start, start + count) if i not in taken]
@@ -111,7 +111,7 @@ def published(hidden, start, count, pivots, walked, each):
 
 @pytest.mark.parametrize(("images", "texts"), [(2, 3), (4, 3), (9, 8)])
 def test_the_published_order_is_that_of_a_set_of_the_list_of_pivots(images, texts):
-    """A set that is made of anything else may have a table of another size, and so another order."""
+    """A set built in another way may have a hash table of another size, and so another order."""
     others, count, before, after, each = 0, 90, 5, 21, 3
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)

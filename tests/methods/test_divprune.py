@@ -1,4 +1,4 @@
-"""DivPrune against recorded runs of the published code, and where that has no answer."""
+"""DivPrune against recorded runs of the published code, and on tokens where that code repeats its choices."""
 
 import pytest
 import torch
@@ -24,7 +24,8 @@ def test_the_choice_and_its_order_are_the_published_ones(case):
 
 
 def test_no_token_is_taken_twice_where_fewer_are_distinct_than_wanted():
-    """The published code returns 7 distinct ones of 10 here; all 10 come first, then the first of the others."""
+    """The published code returns only 7 of the 10 distinct tokens here. All 10 must come first, and then the first of
+    the others."""
     settings, given = RECORDED["duplicates"]
     tokens = given["tokens"]
     view = View.of(tokens=tokens[None], num_kept=settings["budget"])
@@ -37,7 +38,7 @@ def test_no_token_is_taken_twice_where_fewer_are_distinct_than_wanted():
 
 
 def test_each_token_is_the_farthest_of_those_that_are_left():
-    """The rule in words, on cells of two sizes."""
+    """The rule, restated naively, on cells of two sizes."""
     tokens = torch.randn(2, 23, 6, generator=torch.Generator().manual_seed(0))
     valid = torch.arange(23) < torch.tensor([[23], [17]])
     view = View.of(tokens=tokens, valid=valid, num_kept=[9, 4])

@@ -1,4 +1,4 @@
-"""EVS against recorded runs of the published code, and where that keeps more than was asked for."""
+"""EVS against recorded runs of the published code, and on budgets that this code exceeds."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ RECORDED = cases("evs")
 
 
 def grid(frames: int, height: int, width: int) -> torch.Tensor:
-    """[1, N, 3] places."""
+    """[1, N, 3] places of a full grid, in raster order."""
     return torch.cartesian_prod(*map(torch.arange, (frames, height, width))).view(1, -1, 3)
 
 
@@ -39,7 +39,7 @@ def test_the_choice_is_the_published_one(case, released):
 
 @pytest.mark.parametrize("frames", [1, 4])
 def test_fewer_than_a_frame_are_shared_out_and_no_frame_is_left_whole(frames):
-    """The published code keeps 63 here: the whole first frame, and nothing of the others."""
+    """The published code keeps 63 tokens here: the whole first frame, and nothing of the others."""
     _, given = RECORDED["case1"]
     tokens, places = given["tokens"][None, : frames * 63], grid(frames, 7, 9)
     grouping = get("evs").group(View.of(tokens=tokens, places=places, num_kept=50))
@@ -54,7 +54,7 @@ def test_fewer_than_a_frame_are_shared_out_and_no_frame_is_left_whole(frames):
 
 def test_what_a_step_before_has_left_is_compared_where_both_frames_have_it():
     tokens, places = torch.randn(1, 24, 5, generator=torch.Generator().manual_seed(0)), grid(2, 3, 4)
-    left = torch.tensor([0, 3, 4, 7, 10, 11, 12, 15, 17, 22])  # of the second frame 0, 3, 5 and 10
+    left = torch.tensor([0, 3, 4, 7, 10, 11, 12, 15, 17, 22])  # of the second frame, its tokens 0, 3, 5 and 10
     away = dissimilarity(View.of(tokens=tokens[:, left], places=places[:, left], num_kept=4))[0]
     cosine = torch.nn.functional.cosine_similarity(tokens[0, 12:], tokens[0, :12], dim=-1)
     assert away[[0, 1, 2, 3, 4, 5, 8]].tolist() == [255.0] * 7

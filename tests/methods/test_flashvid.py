@@ -34,11 +34,11 @@ def test_the_published_tokens(case):
     grouping = method.group(view)
     published = given["kept"].tolist()
     assert kept(grouping) == sorted(set(published))
-    if case != "case3":  # where places occur twice, once as they were and once as centres
+    if case != "case3":  # in case3 some places occur twice, once as tokens of their own and once as centres
         found = grouping.apply(view.tokens)[0, : len(published)]
         ends = given["segments"].cumsum(0).tolist()
         alone = [end - 1 for end, length in zip(ends, given["segments"].tolist()) if length == 1]
-        # Of a frame that is a segment by itself the published clusters average what is selected, too.
+        # In a frame that is a segment by itself, the published clusters also average the selected tokens.
         frames = given["kept"] // given["tokens"].shape[1]
         same = ~torch.isin(frames, torch.tensor(alone, dtype=torch.long))
         assert same.sum() >= 100
@@ -59,7 +59,8 @@ def test_the_published_selection(name):
 
 
 def test_trees_and_clusters_are_means_and_every_group_holds_its_token():
-    """Of three equal frames every token stands for three; the published code makes one and a half of it."""
+    """With three equal frames every token represents three; its mean is the token, but the published code returns one
+    and a half times it."""
     frame = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
     given = {
         "tokens": frame.expand(3, 12, 6),
@@ -81,7 +82,7 @@ def test_trees_and_clusters_are_means_and_every_group_holds_its_token():
 
 
 def test_videos_of_a_batch_are_alone():
-    """Of other sizes, and with padding between."""
+    """Videos of different sizes, padded to one length, get the groups that each gets alone."""
     views = [
         view_of(RECORDED[case][1], (RECORDED[case][0]["frames"], *RECORDED[case][0]["grid"]))
         for case in ("case0", "case3", "case2")

@@ -1,4 +1,4 @@
-"""FlashVLM against recorded runs of the published code, and what it reads."""
+"""FlashVLM against recorded runs of the published code, and the text that it reads."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from ppe_npu.methods.view import View
 
 RECORDED = cases("flashvlm")
 QWEN = [name for name in case_names("flashvlm") if name.startswith("qwen")]
-# A score goes through two sums over channels, a softmax at 0.05 and one at 0.01, whose power of 2.5 multiplies what it
-# is off by, relatively, 250 times.
+# A score goes through two sums over channels, a softmax at temperature 0.05 and one at 0.01. The last, raised to the
+# power of 2.5, multiplies the relative error by 250.
 ROUNDINGS = 250 * 8
 
 
@@ -23,7 +23,7 @@ def qwen(case, **fields):
 
 
 def spread(scores):
-    """The published code brings its scores to 0..1 once more, which changes no order."""
+    """[..., N] scores rescaled to 0..1, which the published code does once more; it changes no order."""
     least, most = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
     return (scores - least) / (most - least + 1e-6)
 
@@ -56,7 +56,7 @@ def test_the_gate_is_one_where_text_is_of_unit_length():
 
 
 def test_only_the_text_that_counts_is_read():
-    """Of a prompt's text what stands before or after the frame; and none that is not there."""
+    """A method reads the text before the frame, after it, or both, as its settings say, and never padding."""
     method, view, _ = qwen("qwen0")
     tokens, text, saliency = view.tokens, view.text, view.tower_saliency
     other = torch.randn(text.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A method by its name."""
+"""Methods constructed by name."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""GlobalCom2 against recorded runs of the published code; as an allocator over frames on top of any method."""
+"""GlobalCom2 against recorded runs of the published code, and as an allocator over frames for any method."""
 
 import pytest
 import torch
@@ -12,12 +12,12 @@ RECORDED = cases("globalcom2")
 
 
 def places_of(frame: int, height: int, width: int) -> torch.Tensor:
-    """[height * width, 3]."""
+    """[height * width, 3] places of one frame."""
     return torch.cartesian_prod(torch.tensor([frame]), torch.arange(height), torch.arange(width)).view(-1, 3)
 
 
 def view_of(settings, given, **fields) -> View:
-    """The thumbnail as frame 0, then every crop's tokens that are no padding."""
+    """A view with the thumbnail as frame 0, followed by the tokens of each crop without its padding."""
     side = settings["side"]
     valid, square = given["valid"].bool(), places_of(0, side, side)
     scores, places = [given["global_scores"]], [square]
@@ -25,7 +25,7 @@ def view_of(settings, given, **fields) -> View:
         scores.append(own[valid[crop]])
         places.append(square[valid[crop]] + torch.tensor([crop + 1, 0, 0]))
     scores, places = torch.cat(scores)[None], torch.cat(places)[None]
-    # A crop's first row and column of tokens need not be its first: places count from the crop's own corner.
+    # Places count from the crop's corner, so a crop that starts with padding does not start at row 0 and column 0.
     return View.of(tokens=scores[:, :, None], tower_saliency=scores, places=places, **fields)
 
 
@@ -35,7 +35,7 @@ def method_of(settings, **fields):
 
 
 def chosen(grouping, view, cell=0) -> dict[int, list[int]]:
-    """Of each frame the kept tokens, counted from the frame's first."""
+    """The kept tokens of each frame, counted from the frame's first token."""
     kept = grouping.representatives[cell][grouping.counts[cell] > 0]
     frame = view.places[cell, :, 0]
     first = {int(f): int((frame == f).nonzero()[0, 0]) for f in frame.unique()}
@@ -62,7 +62,7 @@ def test_the_total_is_exact_and_every_crop_is_near_its_share(case):
     assert sum(map(len, found.values())) == method.kept(count)
     for crop, scale in enumerate(given["scales"].tolist()):
         number = settings["per_crop_valid"][crop]
-        shifted = method.kept(count) / count / settings["ratio"]  # ceil keeps a little more than the ratio
+        shifted = method.kept(count) / count / settings["ratio"]  # ceil keeps slightly more than the ratio
         assert abs(len(found[crop + 1]) - scale * shifted * number) <= 2
         assert set(found[crop + 1]) <= set(given[f"kept{crop}"].tolist()) or len(found[crop + 1]) > len(
             given[f"kept{crop}"]
@@ -76,7 +76,7 @@ def video(frames=3, height=3, width=4, seed=0) -> dict:
 
 @pytest.mark.parametrize("by", [Uniform(), DPCKNN(), get("divprune"), get("divprune", dropped="drop")])
 def test_any_method_chooses_within_the_frames(by):
-    """Each frame's groups are those that the method alone makes with the frame's number."""
+    """Each frame gets the groups that the inner method makes alone with the number of tokens allotted to the frame."""
     given = video()
     method = get("globalcom2", temperature=0.2, by=by)
     grouping = method.group(View.of(**given, num_kept=14))

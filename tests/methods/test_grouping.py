@@ -1,4 +1,4 @@
-"""A plan of groups: order, means, and the members whose positions are kept."""
+"""A grouping: the order of its groups, their means, and the members whose positions are kept."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from ppe_npu.methods.view import View
 
 
 def random_grouping(seed: int, frames=3, count=11, groups=4, order="raster"):
-    """Random tokens, ragged frames, random partition with the given number of groups."""
+    """Random tokens, a random partition of frames of different lengths, and [F] the number of groups of each (at most
+    `groups`)."""
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randn(frames, count, 6, generator=g)
     sizes = torch.randint(groups, count + 1, (frames,), generator=g)
@@ -27,7 +28,7 @@ def random_grouping(seed: int, frames=3, count=11, groups=4, order="raster"):
 
 
 def naive_members(tokens, grouping, frame, group, k, rule):
-    """The rule in words, one group at a time."""
+    """The k members of one group by `rule`, restated naively."""
     mine = [n for n in range(tokens.shape[1]) if grouping.labels[frame, n] == group]
     center = int(grouping.representatives[frame, group])
     distance = {n: float((tokens[frame, n] - tokens[frame, center]).square().sum()) for n in mine}
@@ -57,7 +58,7 @@ def test_members_follow_their_rule_in_words(seed, k, order):
 
 
 def test_of_equal_tokens_the_representative_is_the_nearest():
-    """So that one kept position (k = 1) is the representative's own, as with positions="keep_one"."""
+    """So with k = 1 the kept position is the representative's own, as with positions="keep_one"."""
     tokens = torch.ones(1, 5, 2)
     labels = torch.zeros(1, 5, dtype=torch.long)
     grouping = Grouping.from_centers(torch.tensor([[3]]), labels, torch.tensor([1]), "raster")

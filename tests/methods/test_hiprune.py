@@ -1,4 +1,4 @@
-"""HiPrune against recorded runs of the published code, and against its corrected rule in words."""
+"""HiPrune against recorded runs of the published code, and its corrected rule against a naive one."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def by_words(middle, last, height, width, budget, alpha):
     ("budget", "alpha"), [(3, 0.1), (4, 1.0), (5, 0.1), (13, 1.0), (17, 0.5), (29, 0.0), (30, 1.0)]
 )
 def test_neighbours_are_those_in_the_grid_and_the_count_is_exact(budget, alpha):
-    """13 * 1.0 / 5 makes 3 anchors, which with their buffers are up to 15."""
+    """A budget of 13 with alpha 1.0 has round(13 * 1.0 / 5) = 3 anchors, up to 15 tokens with their neighbours."""
     method, sizes = get("hiprune", alpha=alpha), [(5, 6), (6, 5)]
     for seed in range(8):
         scores = torch.rand(2, 2, 30, generator=torch.Generator().manual_seed(seed))
@@ -56,7 +56,7 @@ def test_neighbours_are_those_in_the_grid_and_the_count_is_exact(budget, alpha):
 
 
 def test_the_case_that_hangs_on_the_quirk_is_another_one_without_it():
-    """An anchor at the lower edge has the frame's last token for a neighbour in the published code."""
+    """In the published code, an anchor at the lower edge has the frame's last token as a neighbour."""
     settings, given = RECORDED["case0"]
     kept = get("hiprune", alpha=settings["alpha"]).group(view_of(given, settings)).representatives[0].tolist()
     expected = by_words(given["middle_scores"], given["deep_scores"], *settings["grid"], settings["budget"], 0.1)
@@ -64,7 +64,7 @@ def test_the_case_that_hangs_on_the_quirk_is_another_one_without_it():
 
 
 def test_a_neighbour_is_of_the_same_frame():
-    """Where a cell has several, as a segment of a video has."""
+    """A cell may have several frames, such as a segment of a video; neighbours are searched within one."""
     both = torch.cat([places(2, 3), places(2, 3) + torch.tensor([1, 0, 0])], dim=1)
     middle = torch.zeros(12).index_fill(0, torch.tensor(1), 1.0)  # frame 0, row 0, column 1
     last = torch.linspace(0, 1, 12)

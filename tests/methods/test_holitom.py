@@ -32,9 +32,9 @@ def test_the_published_tokens_in_their_order(case, dropped):
     assert kept == settings["kept"]
     assert kept <= method.kept_cells([view.tokens.shape[1] // settings["frames"]] * settings["frames"])[0]
     found = grouping.apply(view.tokens)[0, :kept]
-    # A sum of all frames' tokens in a cluster, and of products with weights.
+    # Errors: a sum over all frames' tokens in a cluster, and a weighted one.
     assert_near(found, given["merged"], roundings=2 * view.tokens.shape[1], size=view.tokens.abs().max())
-    # With clusters every token is in one.
+    # With clusters (D), every token belongs to one.
     assert (grouping.labels[0] < 0).any() == (dropped == "drop" and not settings["D"])
     raster = get("holitom", **{name: settings[name] for name in FIELDS}).group(view)
     order = grouping.representatives[0, :kept].argsort()
@@ -43,7 +43,7 @@ def test_the_published_tokens_in_their_order(case, dropped):
 
 
 def test_videos_of_a_batch_are_alone():
-    """Of other sizes, and with padding between."""
+    """Videos of different sizes, padded to one length, get the groups that each gets alone."""
     views = [view_of(*RECORDED[case]) for case in ("case0", "case3", "case2")]
     method = get("holitom", ratio=0.3)
     length = max(view.tokens.shape[1] for view in views)

@@ -1,4 +1,4 @@
-"""IPCV's choices and its arithmetic, on plain tensors."""
+"""The choices and the arithmetic of IPCV, on plain tensors."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_equal_changes_go_by_place():
 def test_neighbours_are_those_at_the_least_distance(count):
     others, rows = states()
     expected = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1)[:, :count]
-    assert nearest(rows + 1000, others + 1000, count).tolist() == expected.tolist()  # a common offset costs nothing
+    assert nearest(rows + 1000, others + 1000, count).tolist() == expected.tolist()  # a common offset costs no accuracy
 
 
 def test_of_equal_neighbours_the_first_are_taken():
@@ -48,7 +48,7 @@ def test_of_equal_neighbours_the_first_are_taken():
 
 @pytest.mark.parametrize("pools", [(60,), (2, 18, 40)])
 def test_rebuilding_is_the_mean_change_of_neighbours(pools):
-    """Also where a pool has fewer of them than another, and through compact rows."""
+    """Also in a pool with fewer staying patches than `neighbors`, and with the change made in the compact rows."""
     before, start = states()
     moved = start + states(seed=1)[0]
     leaving = IPCV(keep=0.3, neighbors=5).choose(before, start, pools)
@@ -81,7 +81,7 @@ def test_borders_count_what_stands_before_them_and_in_the_release_at_them():
     rows, borders = np.array([0, 3, 4, 8, 9]), [0, 4, 8, 12]
     assert IPCV().borders(rows, borders).tolist() == [0, 2, 3, 5]
     assert IPCV(released=True).borders(rows, borders).tolist() == [0, 3, 4, 5]
-    assert IPCV(released=True).borders(rows, borders, pools=[4, 8]).tolist() == [0, 2, 4, 5]  # no call goes on there
+    assert IPCV(released=True).borders(rows, borders, pools=[4, 8]).tolist() == [0, 2, 4, 5]  # a pool ends at 4
 
 
 def test_the_choice_is_made_in_fp32_whatever_the_rows_are():

@@ -1,6 +1,6 @@
-"""Laws that every method holds, whichever it is: a new file is tested here without a word.
+"""Laws that hold for every registered method; a new method's file is tested here without any addition.
 
-Each is run alone on four cells of unequal sizes, with all that it declares to look at.
+Each method runs alone on four cells of unequal sizes, with all the data that it declares to need.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ppe_npu.methods.listing import default, grouping
 
 pytestmark = pytest.mark.half
 
-ACROSS = {"cdpruner"}  # what is published of them looks at the whole batch
+ACROSS = {"cdpruner"}  # the published code of these lets the samples of a batch affect each other
 METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 METHODS |= {
     f"{name} {how}": dataclasses.replace(method, dropped=how)
@@ -47,7 +47,7 @@ def method(request) -> Method:
 
 
 def wanted(method: Method, share: float = 0.4) -> list[int]:
-    """How many tokens each cell is asked to keep: not what its own ratio says, unless it counts late."""
+    """How many tokens each cell must keep: a fraction other than the method's own ratio, unless it counts late."""
     sizes = views.sizes_of(method)
     return [method.kept(size) if method.counts == "late" else max(int(size * share), 1) for size in sizes]
 
@@ -150,7 +150,7 @@ def test_gradients_flow_through_the_means_and_not_through_the_choice(method):
 
 
 class Recorder(TorchDispatchMode):
-    """Names of operators, and which of them made fp64."""
+    """Records the names of all operators, and of those whose output is fp64."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +165,8 @@ class Recorder(TorchDispatchMode):
 
 
 def test_the_host_does_not_wait_and_nothing_is_fp64(method):
-    """On an NPU nothing is faster in fp64, and much is not there."""
+    """No operator makes fp64, because an NPU gains nothing from it and lacks many operators for it; and with exact
+    counts none waits for the device."""
     if method.on_host or method.scope == "segment":
         pytest.skip("its groups are found on the host")
     view = views.view_of(method, views.parts_of(method), wanted(method))

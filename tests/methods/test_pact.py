@@ -1,4 +1,4 @@
-"""PACT against recorded runs of the published code, in its own form and with as many tokens as are asked for."""
+"""PACT against recorded runs of the published code: as published, and with an exact number of tokens."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ WHOLE = [name for name in case_names("pact") if name.startswith("pact")]
 
 
 def view_of(settings, given, num_kept=None):
-    """Of a whole prompt, or of the tokens and keys that were clustered alone."""
+    """The view of a whole prompt, or of recorded tokens and keys that were only clustered."""
     if "tokens" in given:
         return View.of(tokens=given["tokens"][None], layer_keys=given["keys"][None, :, None], num_kept=num_kept)
     start, count = settings["image_start"], settings["grid"][0] * settings["grid"][1]
@@ -88,7 +88,7 @@ def test_importance_is_the_published_one_with_the_text_before(case):
 
 
 def naive(keys, stays, cutoff, dc, count=None):
-    """Centres by the rule in words, in fp64."""
+    """(centres, [N, N] distances) by the rule, restated naively in fp64."""
     unit = torch.nn.functional.normalize(keys.double(), dim=-1)
     away = 1 - unit @ unit.T
     density = (-((away / dc) ** 2)).exp()[:, stays].sum(1)

@@ -1,7 +1,7 @@
-"""PixelPrune's selectors against the released ones, and the laws of what they keep.
+"""PixelPrune's selectors against the released ones, and laws of the cells that they keep.
 
-tests/data/methods/pixelprune.safetensors holds pictures, settings and what the released code kept of them; with
-PPE_GOLDEN naming the folder of whole recordings, all of these are compared.
+tests/data/methods/pixelprune.safetensors holds pictures, settings and the cells that the released code kept. If
+PPE_GOLDEN names the folder of whole recordings, these are compared, too. Only slow tests compare every case of a file.
 """
 
 import json
@@ -65,7 +65,7 @@ def test_what_the_released_code_kept(path, every):
 
 
 def pictures(draw):
-    """Cells of few levels, so that some are equal, some alike and some not."""
+    """[H, W, 3] cells of few levels, so that some are equal, some similar and some different."""
     height, width = draw(GRIDS)
     levels = draw(st.lists(st.integers(0, 4), min_size=height * width, max_size=height * width))
     return torch.tensor(levels, dtype=torch.float32).view(height, width, 1).expand(-1, -1, 3) / 64
@@ -102,7 +102,8 @@ def test_every_chain_ends_in_a_kept_cell(predictor, data):
 @settings(derandomize=True, max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_dropped_cell_is_like_what_stands_for_it(data):
-    """Anchored, with no limit: within the threshold of its source itself, however long the chain."""
+    """By default (anchored, without a budget) a cell is within the threshold of its source itself, however long the
+    chain between them."""
     cells, threshold = pictures(data.draw), data.draw(st.sampled_from([0.0, 1 / 64, 2 / 64]))
     predictor = data.draw(st.sampled_from(["pred_2d", "raster", "serpentine"]))
     _, source = get("pixelprune", predictor=predictor, threshold=threshold).select(cells)
@@ -131,10 +132,10 @@ def test_a_smaller_budget_keeps_some_of_a_larger_one(data):
 
 
 def published_components(cells, threshold, skip_ratio, rand, total):
-    """What is kept of the components of cells [H, W, D], written after the published rule, cell by cell."""
+    """The cells kept of the components of cells [H, W, D]: the published rule, restated cell by cell."""
     height, width, _ = cells.shape
     label = list(range(height * width))
-    for _ in label:  # until nothing changes any more
+    for _ in label:  # often enough that nothing changes any more
         for cell in range(height * width):
             row, column = divmod(cell, width)
             beside = [cell + 1] * (column + 1 < width) + [cell + width] * (row + 1 < height)
@@ -162,7 +163,7 @@ def published_components(cells, threshold, skip_ratio, rand, total):
 @given(data=st.data())
 @pytest.mark.ci
 def test_components_are_thinned_as_published(data):
-    """Also where a small component stays whole, so that its draw only turns the generator on."""
+    """Also where a small component stays whole: its draw still advances the generator."""
     cells = pictures(data.draw)
     threshold, share = data.draw(st.sampled_from([0.0, 1 / 64, 2 / 64])), data.draw(st.sampled_from([0.1, 0.25, 0.7]))
     fields = {"threshold": threshold, "skip_ratio": share, "rand": data.draw(st.booleans())}
@@ -192,7 +193,7 @@ def test_a_budget_keeps_the_worst_predicted():
 
 
 def test_runs_do_not_hang_on_how_long_a_window_is():
-    """A drift of less than the threshold from cell to cell: a run ends where it is too far from its first cell."""
+    """Each cell differs from the next by less than the threshold; a run ends where one is too far from its first."""
     cells = (torch.arange(1100) // 7 / 1024).view(1, 1100, 1)
     kept, source = get("pixelprune", predictor="raster", threshold=50 / 1024).select(cells)
     assert kept[0].nonzero()[:, 0].tolist() == [0, *range(51 * 7, 1100, 51 * 7)]
@@ -201,7 +202,7 @@ def test_runs_do_not_hang_on_how_long_a_window_is():
 
 @pytest.mark.parametrize("predictor", ["raster", "serpentine"])
 def test_equal_cells_lean_on_the_first_of_their_run_as_like_ones_do(predictor):
-    """Also where a budget has room for more of them."""
+    """At threshold 0 and just above it the results agree, also where a budget has room for more cells."""
     cells = torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 0]).view(2, 4, 1)
     for limits in ({}, {"max_kept": 1}, {"max_kept": 4, "fill": True}, {"min_share": 0.7}):
         equal, like = (get("pixelprune", predictor=predictor, threshold=t, **limits).select(cells) for t in (0, 1e-3))
@@ -221,7 +222,7 @@ def test_long_equal_rows_and_no_global_generator(predictor):
 @settings(derandomize=True, max_examples=20, deadline=None)
 @given(data=st.data())
 def test_many_values_are_compared_as_few_are(data):
-    """Cells of which a few values are looked at first: the one value in which they differ may be any of them."""
+    """Only a few values of each cell are compared first, so the one value in which cells differ may be any of them."""
     few = pictures(data.draw)[..., :1]
     height, width, _ = few.shape
     places = data.draw(st.lists(st.integers(0, 511), min_size=height * width, max_size=height * width))
@@ -269,7 +270,7 @@ def test_what_is_no_number_is_refused(predictor, value):
     cells[1, 2, 151] = value
     with pytest.raises(InputError, match="cells hold NaN or infinite values: give pixel values"):
         get("pixelprune", predictor=predictor).select(cells)
-    cells[1, 2, 150:152] = 3e38  # fp32 cannot add these up, and each is a number
+    cells[1, 2, 150:152] = 3e38  # each is finite, although their sum overflows fp32
     assert get("pixelprune", predictor=predictor).select(cells)[0].any()
 
 

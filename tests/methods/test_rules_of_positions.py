@@ -1,4 +1,4 @@
-"""Rules of positions: each in words, one group at a time, and the table of means by hand."""
+"""Rules of positions against naive ones, one group at a time, and the table of mean rotations by hand."""
 
 import pytest
 import torch
@@ -15,18 +15,18 @@ from ppe_npu.methods.positions import rule_named, rule_names
 from ppe_npu.methods.positions.base import MEAN, MEAN_ANGLE
 from ppe_npu.methods.positions.entries import members
 
-WIDE = 4  # columns of the raster in which the tokens of these tests stand
+WIDE = 4  # columns of the raster of these tests' tokens
 CHANNELS = (0,) * 4 + (1,) * 6
 NEW = ("extent", "frequency", "on_grid", "by_size", "quantiles")
 
 
 def places(count: int) -> torch.Tensor:
-    """[2, count] rows and columns."""
+    """[2, count] row and column of each token."""
     return torch.stack([torch.arange(count) // WIDE, torch.arange(count) % WIDE])
 
 
 def evenly(mine: list[int], used: int) -> list[int]:
-    """Last first; of one the last."""
+    """`used` members spread evenly over the group, last first; a single one is the last member."""
     at = [int(i * (len(mine) - 1) / (used - 1) + 0.5) for i in range(used)] if used > 1 else [len(mine) - 1]
     return [mine[place] for place in at][::-1]
 
@@ -36,7 +36,7 @@ def in_turn(listed: list[int], k: int) -> list[int]:
 
 
 def in_words(rule: str, mine: list[int], own: int, at: torch.Tensor, k: int) -> list[list[int]]:
-    """On each axis the k places that a group keeps. mine: its members in raster order; own: the representative."""
+    """The k places that a group keeps on each axis. mine: its members in raster order; own: the representative."""
     if rule == "frequency":
         slow = k // 2
         chosen = [own] * (k - slow) + (in_turn(evenly(mine, min(slow, len(mine))), slow) if slow else [])
@@ -64,7 +64,7 @@ def in_words(rule: str, mine: list[int], own: int, at: torch.Tensor, k: int) -> 
 
 
 def kept_places(grouping, k, rule, tokens, at) -> torch.Tensor:
-    """[axes, F, M, k] where the chosen members stand."""
+    """[axes, F, M, k] places of the chosen members."""
     found = members(grouping, k, rule, tokens, positions=at)
     if rule_named(rule).by_axis:
         return torch.stack([at[axis][own] for axis, own in enumerate(found.chunk(len(at), dim=-1))])
@@ -107,7 +107,7 @@ def test_in_one_dimension_quantiles_are_the_spread_where_there_are_k(seed, k):
 
 
 def test_a_second_merge_takes_the_box_of_the_boxes():
-    """By axis: what two tokens keep of rows is joined with rows, of columns with columns."""
+    """Axis by axis: rows kept by two tokens are joined with rows, and columns with columns."""
     at = places(16)
     labels = torch.tensor([[0, -1, -1, 0, -1, -1, -1, -1, 1, -1, -1, -1, 1, -1, 1, -1]])
     first = Grouping.of(labels, torch.tensor([[0, 8]]))
@@ -120,7 +120,7 @@ def test_a_second_merge_takes_the_box_of_the_boxes():
 
 
 def mean_by_hand(rows: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """[B, S, D / 2] complex64 from [axes, K, B, S], each distinct place once."""
+    """[B, S, D / 2] complex128 mean rotation of rows [axes, K, B, S], each distinct place counted once."""
     _, k, samples, length = rows.shape
     out = torch.zeros(samples, length, len(CHANNELS), dtype=torch.complex128)
     for sample in range(samples):
@@ -143,19 +143,19 @@ def test_a_mean_rotation_is_the_mean_of_each_place_once():
     cos, sin = rotary_table(own, inv_freq, CHANNELS, table=MEAN)
     half = len(CHANNELS)
     assert_equal(cos[..., :half], cos[..., half:])
-    # An angle of up to 3 x 1 radian rounds once, its cosine once, the sum three times.
+    # Errors: an angle of up to 3 x 1 radian rounds once, its cosine once, the sum three times.
     assert_near(cos[..., :half], expected.real, roundings=3 + 4, size=1)
     assert_near(sin[..., :half], expected.imag, roundings=3 + 4, size=1)
     unit = expected / expected.abs()
     cos, sin = rotary_table(own, inv_freq, CHANNELS, table=MEAN_ANGLE)
-    shortest = expected.abs().min().item()  # by which what was rounded is divided
+    shortest = expected.abs().min().item()  # the rounded mean is divided by its length
     assert_near(cos[..., :half], unit.real, roundings=3 + 6, size=1 / shortest)
     assert_near(sin[..., :half], unit.imag, roundings=3 + 6, size=1 / shortest)
 
 
 @pytest.mark.parametrize("table", [MEAN, MEAN_ANGLE])
 def test_of_one_place_the_mean_is_its_rotation(table):
-    """Text, and tokens that no merge has touched, are rotated as ever."""
+    """So text, and tokens that no merge has touched, get their usual rotation."""
     rows = torch.randint(0, 50, (2, 1, 7), generator=torch.Generator().manual_seed(0))
     inv_freq = torch.rand(len(CHANNELS), generator=torch.Generator().manual_seed(1))
     plain = rotary_table(rows, inv_freq, CHANNELS)

@@ -1,4 +1,4 @@
-"""SCOPE against recorded runs of the published code, and against its rule in words."""
+"""SCOPE against recorded runs of the published code, and its rule against a naive one."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_choice_and_its_order_are_the_published_ones(case):
 
 @pytest.mark.parametrize("combined", ["multi", "add"])
 def test_each_token_has_the_largest_gain_of_those_that_are_left(combined):
-    """The rule in words, on cells of two sizes."""
+    """The rule, restated naively, on cells of two sizes."""
     generator = torch.Generator().manual_seed(0)
     tokens, saliency = torch.randn(2, 23, 6, generator=generator), torch.rand(2, 23, generator=generator)
     valid = torch.arange(23) < torch.tensor([[23], [17]])

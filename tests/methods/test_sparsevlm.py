@@ -14,7 +14,7 @@ RECORDED = cases("sparsevlm")
 
 
 def view_of(settings, given, num_kept):
-    """The queries before the image were not recorded: nobody asks them."""
+    """The recording lacks the queries before the image, which the method never reads; they are zeros."""
     start, count = settings["image_start"], settings["grid"][0] * settings["grid"][1]
     text = torch.tensor([place for place in range(len(given["hidden_in"])) if not start <= place < start + count])
     keys, queries = (given[name].transpose(0, 1) for name in ("keys", "queries"))
@@ -48,7 +48,7 @@ def test_raters_scores_and_choices_are_the_published_ones(case):
 
 @pytest.mark.parametrize("case", case_names("sparsevlm"))
 def test_clusters_are_the_published_ones(case):
-    """Published on the layer's output."""
+    """The published code clusters the layer's output, so these tokens do, too."""
     settings, given = RECORDED[case]
     start, recycled, count = settings["image_start"], given["recycled"], torch.tensor([settings["merged"]])
     tokens = given["hidden_out"][None, start + recycled]
@@ -56,7 +56,7 @@ def test_clusters_are_the_published_ones(case):
     centers, labels = density_peaks(tokens, there, count, int(count), count, int(count))
     found = recycled[centers[0]]
     assert sorted(found.tolist()) == sorted(given["cluster_center"].tolist())
-    # The recorded clusters are numbered in an order of their own.
+    # The recorded clusters are numbered in another order.
     expected = given["cluster_of"][recycled]
     assert found[labels[0]].tolist() == given["cluster_center"][expected].tolist()
 
@@ -100,7 +100,7 @@ def test_of_equal_tokens_and_densities_the_first_comes_first():
     centers, labels = density_peaks(tokens, there, torch.tensor([4]), 4, torch.tensor([3]), 3)
     assert sorted(centers[0].tolist()) == [0, 1, 2, 3]
     assert centers[0][labels[0]].tolist() == [0, 1, 2, 3] * 3
-    pair = torch.tensor([[[5.0], [0.0], [5.1], [9.0], [0.3]]])  # 0 and 2 are each other's nearest, and so equally dense
+    pair = torch.tensor([[[5.0], [0.0], [5.1], [9.0], [0.3]]])  # 0 and 2 are each other's nearest: equally dense
     assert density_peaks(pair, there[:, :5], two, 2, two, 2)[0].tolist()[0][0] == 0
 
 
@@ -128,7 +128,7 @@ def test_published_budgets_have_their_clusters_on_top():
     view = View.of(tokens=view.tokens, valid=view.valid, num_kept=total)
     assert torch.equal(split(view, whole)[0], asked)
     assert (split(view)[0] >= asked).all()
-    assert not torch.equal(split(view)[0], asked)  # 37 of 70 with 2 clusters, or 38 with 1
+    assert not torch.equal(split(view)[0], asked)  # e.g. of 70: 37 with 2 clusters, or 38 with 1
     pairs = list(zip(sizes.tolist(), whole.tolist()))
     methods = [get("sparsevlm", released=True, ratio=min((m + 0.5) / n, 1)) for n, m in pairs]
     assert [method.kept(n) for method, (n, _) in zip(methods, pairs)] == total.tolist()

@@ -1,4 +1,4 @@
-"""ToMe against recorded runs of the published code, and more than one matching in a step."""
+"""ToMe against recorded runs of the published code, and with several matchings in one step."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ RECORDED = cases("tome")
 
 
 def same_groups(grouping, labels, representatives):
-    """The recorded rows are those of another order: each is named by its representative."""
+    """Check that groups equal the recorded ones, whose rows have another order, by their representatives."""
     for cell, (found, expected) in enumerate(zip(grouping.labels, labels)):
         assert grouping.representatives[cell][found].tolist() == representatives[cell][expected].tolist()
 
 
 def by_place(values, representatives):
-    """The recorded rows in raster order of their representatives."""
+    """`values`, whose recorded rows have an order of their own, in the raster order of their representatives."""
     order = representatives.argsort(1)
     return values.gather(1, order.view(*order.shape, *[1] * (values.dim() - 2)).expand_as(values))
 
@@ -41,7 +41,7 @@ def test_a_second_step_weighs_tokens_by_their_sizes():
     settings, given = RECORDED["two_steps"]
     method = get("tome", r=settings["r"][0])
     first = method.group(View.of(tokens=given["tokens"], tower_keys=given["keys1"], num_kept=77))
-    rows = torch.stack([given["labels1"][0, first.representatives[0]]])  # the recorded row of each of ours
+    rows = torch.stack([given["labels1"][0, first.representatives[0]]])  # the recorded row of each of our groups
     assert torch.equal(rows[0][first.labels[0]], given["labels1"][0])
     view = View.of(tokens=given["merged1"], tower_keys=given["keys2"], sizes=given["size1"].long(), num_kept=47)
     second = get("tome", r=settings["r"][1]).group(view)

@@ -1,4 +1,4 @@
-"""VidCom2 against recorded runs of the published code, and the exact total."""
+"""VidCom2 against recorded runs of the published code, and with an exact total."""
 
 import dataclasses
 
@@ -36,11 +36,11 @@ def test_released_scores_shares_and_choice_are_the_published_ones(case):
     view = view_of(settings, given, method.kept(len(given["tokens"])))
     labels, sizes = frame_of(view)
     video, frame = scores(view, labels, sizes)
-    channels = given["tokens"].shape[1]  # a square of a difference of sums of so many, five exponentials
+    channels = given["tokens"].shape[1]  # a squared difference of sums over the channels, then five exponentials
     assert_near(video[0], given["video_score"].flatten(), roundings=channels + 15)
     assert_near(frame[0], given["frame_score"].flatten(), roundings=channels + 15)
     shares = frame_ratios(video, labels, sizes, settings["ratio"], 0.01)[0]
-    # A score's error is a hundred times as large in the exponent of the softmax, and the share moves as much.
+    # The softmax's exponent multiplies a score's error by a hundred, and the share moves as much.
     assert_near(shares, given["frame_ratio"], roundings=100 * (channels + 15) * 5)
     grouping = method.group(view)
     assert chosen(grouping) == given["kept"].tolist()
@@ -73,9 +73,9 @@ def test_shares_are_rounded_by_largest_remainder_and_caps_are_shared_again():
     rank = rank_in_frame(torch.zeros(1, 12), labels, sizes)
     assert rank.tolist() == [[0, 1, 2, 3] * 3]
     for quotas, expected in (
-        ([2.4, 2.2, 2.4], [3, 2, 2]),  # 2, 2, 2, and the first of two equal remainders
-        ([1.2, 1.3, 4.5], [1, 2, 4]),  # 4 are all
-        ([0.0, 0.5, 6.5], [1, 2, 4]),  # one each, then what the full one cannot take
+        ([2.4, 2.2, 2.4], [3, 2, 2]),  # 2 each, and one more for the first of two equal remainders
+        ([1.2, 1.3, 4.5], [1, 2, 4]),  # a frame has only 4
+        ([0.0, 0.5, 6.5], [1, 2, 4]),  # at least one each; what exceeds a full frame goes to the others
         ([7.0, 0.0, 0.0], [4, 2, 1]),
     ):
         kept = shared_out(view, torch.tensor([quotas]), labels, rank)

@@ -1,4 +1,4 @@
-"""A method that is run alone, on plain tensors: what it is shown, and how many tokens each cell keeps."""
+"""A method run alone, on plain tensors: the view that it gets, and how many tokens each cell keeps."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_masks_and_places_may_be_whole_numbers_of_any_dtype():
 
 
 def test_a_method_that_hands_its_view_on_is_counted_once():
-    """A subclass whose group() calls its parent's."""
+    """The method is a subclass whose group() calls its parent's."""
     found = toys.Weighted(0.3).group(View.of(tokens=TOKENS))
     assert torch.equal(found.labels, toys.Largest(0.3).group(View.of(tokens=TOKENS, num_kept=6)).labels)
 

@@ -80,7 +80,7 @@ def test_groups_scores_and_features_of_several_images_are_those_of_the_port(case
     merged = grouping.apply(view.tokens)
     at = 0
     for cell, (size, count) in enumerate(zip(sizes, settings["kept"])):
-        recorded = given["scores"][at : at + size]  # sums over queries, not means
+        recorded = given["scores"][at : at + size]  # the recorded scores are sums over queries, not means
         assert_near(scores[at : at + size] * 4 * size, recorded, roundings=8 * size)
         assert grouping.representatives[cell, :count].tolist() == given[f"kept{cell}"].tolist()
         assert grouping.labels[cell, :size].tolist() == given[f"weights{cell}"].argmax(0).tolist()

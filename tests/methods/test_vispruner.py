@@ -1,4 +1,4 @@
-"""VisPruner against recorded runs of the published code, and thinning against its rule in words."""
+"""VisPruner against recorded runs of the published code, and its thinning against a naive one."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_choice_is_the_published_one(case):
 
 
 def thinned(alike, order, wanted):
-    """The rule in words, on one cell."""
+    """The tokens of one cell that the thinning rule, restated naively, leaves of `order`."""
     while len(order) > wanted:
         even, odd = order[::2], order[1::2]
         going = min(8, len(order) - wanted, len(even))
@@ -52,7 +52,7 @@ def test_like_tokens_go_by_the_rule_also_where_an_odd_number_is_left(seed):
 
 @pytest.mark.parametrize(("part", "nearest"), [(0.1, False), (0.15625, True), (0.5, True), (0.5, False), (0.3, True)])
 def test_shares_are_those_of_whole_numbers(part, nearest):
-    """Not of what a device makes of a product in fp32."""
+    """They are computed exactly, not from a product in fp32 that a device may round in its own way."""
     from fractions import Fraction
     from math import floor
 

@@ -20,7 +20,7 @@ def test_the_choice_is_the_published_one(case):
     rows = given["cls_rows"].mean(1)[list(blocks)][None]
     view = View.of(tokens=torch.randn(1, rows.shape[-1], 4), tower_saliency=rows, num_kept=settings["budget"])
     assert method.group(view).representatives[0].tolist() == given["kept"].tolist()
-    summed = View.of(tower_saliency=rows.sum(1), num_kept=settings["budget"])  # as where one block is left
+    summed = View.of(tower_saliency=rows.sum(1), num_kept=settings["budget"])  # the shape of a single block's rows
     assert method.group(summed).representatives[0].tolist() == given["kept"].tolist()
 
 

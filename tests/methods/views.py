@@ -1,4 +1,4 @@
-"""Views for any method, with all that it declares to look at."""
+"""Views for any method, with all the data that it declares to need."""
 
 import itertools
 
@@ -22,9 +22,9 @@ def grids_of(method: Method) -> list[tuple[int, int, int]]:
 
 
 def parts_of(method: Method, seed: int = 0, whole: bool = False) -> dict[str, torch.Tensor]:
-    """Of four cells of unequal sizes the parts that a method looks at; where a cell has no token there is rubbish.
+    """The parts of a view that a method looks at, for four cells of unequal sizes; padding holds random values.
 
-    whole: sizes are 1, as before the first merge.
+    whole: every token's size is 1, as before the first merge.
     """
     generator = torch.Generator().manual_seed(seed)
     grids = grids_of(method)
@@ -39,7 +39,7 @@ def parts_of(method: Method, seed: int = 0, whole: bool = False) -> dict[str, to
         places[cell, : len(own)] = own
     blocks = len(method.blocks(32))
     shape = (blocks, most) if blocks > 1 else (most,)
-    # Neighbours are alike, as in a picture.
+    # Neighbouring tokens are similar, as in a picture.
     tokens = torch.nn.functional.avg_pool1d(random(_CHANNELS, most + 2), 3, 1).transpose(1, 2) + 0.5
     every = {
         "tokens": tokens,
@@ -86,7 +86,7 @@ def alone(method: Method, parts: dict[str, torch.Tensor], cell: int, num_kept: i
 
 
 def with_wild_padding(method: Method, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same parts with numbers a hundred times as large where a cell has no token and a prompt no text."""
+    """The same parts, with numbers a hundred times larger in the padding of cells and of text."""
     texts = parts["text_valid"].sum(1).tolist() if "text_valid" in parts else []
     out = {name: value.clone() for name, value in parts.items()}
     for name, value in out.items():
