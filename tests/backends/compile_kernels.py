@@ -1,10 +1,10 @@
-"""Compiles, without a GPU, every Triton kernel that a call would launch: run as a program, outside the interpreter.
+"""Compiles, without a GPU, every Triton kernel that a call would launch. Run it as a program, outside the interpreter:
 
     python tests/backends/compile_kernels.py 90       # compute capability 9.0
 
-Calls our functions on tensors without memory and stops at each launch, after Triton has compiled the kernel for just
-these arguments, down to the machine code. Prints a JSON list with one entry a kernel: its name, what it was called for,
-shared memory in bytes, registers of a thread, bytes spilled, and which tensor-core instruction it has.
+It calls our functions on tensors without memory and stops at each launch, after Triton has compiled the kernel for
+these very arguments, down to machine code. It prints a JSON list with one entry per kernel: its name, the call that
+launched it, shared memory in bytes, registers per thread, bytes spilled, and its tensor-core instruction.
 """
 
 import json
@@ -24,7 +24,7 @@ from ppe_npu.backends.cuda import dpc_knn, group_mean, rotary
 
 
 class NoGpu:
-    """Stands in for the driver: says what to compile for."""
+    """Stands in for the driver: it names the device to compile for."""
 
     def __init__(self, capability: int):
         self.target = GPUTarget("cuda", capability, 32)
@@ -64,7 +64,7 @@ def turning(heads: int, kv_heads: int, length: int, width: int, dtype: torch.dty
 
 
 def work() -> dict:
-    """What is compiled, by name."""
+    """The calls whose kernels are compiled, by name."""
     half, full = torch.bfloat16, torch.float32
     return {
         "rotary of Qwen2.5-VL-3B, bf16": lambda: turning(16, 2, 4096, 128, half),
@@ -80,7 +80,7 @@ def work() -> dict:
 
 
 def resources(kernel, capability: int) -> dict:
-    """What the assembler says of a compiled kernel."""
+    """The resources that a compiled kernel takes, as the assembler reports them."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(kernel.asm["ptx"])

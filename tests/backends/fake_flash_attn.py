@@ -1,4 +1,4 @@
-"""flash-attn 2's functions on CPU tensors, by their documentation; what it forbids is an error here."""
+"""flash-attn 2's functions on CPU tensors, after their documentation; what that forbids is an error here."""
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def flash_attn_varlen_func(
     softmax_scale: float | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """q [T, H, D], k and v [T, Hkv, D]; borders int32 with a leading 0, on the tokens' device."""
+    """q [T, H, D], k and v [T, Hkv, D]; borders are int32 with a leading 0, on the tokens' device."""
     for borders, longest, tokens in ((cu_seqlens_q, max_seqlen_q, q), (cu_seqlens_k, max_seqlen_k, k)):
         assert borders.dtype is torch.int32
         assert borders.device == tokens.device

@@ -1,4 +1,4 @@
-"""MindSpeed's operators on CPU tensors, by their documented signatures: those of torch_npu under other names."""
+"""MindSpeed's operators on CPU tensors, with their documented signatures: those of torch_npu under other names."""
 
 import sys
 import types
@@ -7,7 +7,7 @@ import fake_torch_npu
 
 
 def modules() -> dict[str, types.ModuleType]:
-    """What `import mindspeed...` finds."""
+    """The modules that `import mindspeed...` finds, by name."""
     names = ("mindspeed", "mindspeed.ops", "mindspeed.ops.fusion_attention_v2")
     found = {name: types.ModuleType(name) for name in (*names, "mindspeed.ops.npu_rotary_position_embedding")}
 

@@ -1,5 +1,5 @@
-"""torch_npu's operators on CPU tensors, by their documents: what these forbid is an error here, what they define is
-computed, in fp32 and rounded once. It stands in for the contract, not for the hardware."""
+"""torch_npu's operators on CPU tensors, after their documentation: what that forbids is an error here, and what it
+defines is computed in fp32 and rounded once. This stands in for the contract, not for the hardware."""
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ def npu_fusion_attention(
         _check(len(actual_seq_qlen) == len(actual_seq_kvlen), "as many segments of queries as of keys")
         blocked = own[:, None] != others[None, :]
         if atten_mask is not None:
-            # Within a segment, whose queries and keys are the same, bottom-right causality is that of the whole.
+            # A segment has as many queries as keys, so its bottom-right causality is that of the whole row.
             blocked = blocked | _blocked(atten_mask, sparse_mode, *parts[:2], packed=True)
         return _softmax_attention(*parts, blocked, scale, keep_prob)[0].transpose(0, 1), None
     _check(input_layout == "BNSD" and query.dim() == 4 and query.shape[1] == head_num <= 256, "BNSD")
@@ -54,7 +54,7 @@ def npu_fusion_attention(
 
 
 def _segments(ends: list[int] | None, total: int) -> Tensor:
-    """[T] the segment of each token."""
+    """[T] int64 segment of each token."""
     _check(type(ends) is list and all(type(end) is int for end in ends), "lengths must be a host list of int")
     _check(0 < len(ends) <= 1024, "1 to 1,024 lengths")
     _check(ends[0] != 0, "no leading 0")
@@ -63,7 +63,7 @@ def _segments(ends: list[int] | None, total: int) -> Tensor:
 
 
 def _blocked(mask: Tensor | None, mode: int, query: Tensor, key: Tensor, packed: bool) -> Tensor | None:
-    """What may not be attended to; True = masked out. Without a mask the mode is ignored."""
+    """bool mask, True where a key is masked out; None without a mask, in which case the mode is ignored."""
     if mask is None:
         return None
     (batch, heads, rows, _), columns = query.shape, key.shape[2]
@@ -83,7 +83,7 @@ def _softmax_attention(query, key, value, blocked, scale, keep_prob) -> Tensor:
     wide_key, wide_value = (tensor.float().repeat_interleave(copies, 1) for tensor in (key, value))
     scores = query.float() @ wide_key.mT * scale
     if blocked is not None:
-        # Finite, so that a row in which all is blocked averages all values, as a large negative number does.
+        # A finite number, so that a row without any allowed key averages all values.
         scores = torch.where(blocked, -1e30, scores)
     return (torch.dropout(scores.softmax(-1), 1 - keep_prob, keep_prob < 1) @ wide_value).to(query.dtype)
 

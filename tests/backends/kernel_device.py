@@ -1,7 +1,7 @@
-"""Where the tests run Triton's kernels: compiled where there is CUDA, else on the CPU by its interpreter.
+"""Where the tests run Triton's kernels: compiled on a machine with CUDA, else on the CPU in Triton's interpreter.
 
-Tests make their tensors on the CPU and compare there: `on_device` moves them to the kernels and back. tests/conftest.py
-turns the interpreter on where there is no CUDA.
+Tests make and compare their tensors on the CPU: `on_device` moves them to the kernels and back. tests/conftest.py turns
+the interpreter on if there is no CUDA.
 """
 
 import functools
@@ -17,7 +17,7 @@ DEVICE = torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "c
 
 
 def on_device(kernels: Callable | types.ModuleType, where: torch.device = DEVICE) -> Any:
-    """A function, or all of a module's, that takes and gives tensors on the CPU and runs on `where`."""
+    """The function, or module of functions, wrapped to take and return tensors on the CPU and to run on `where`."""
     if where.type == "cpu":
         return kernels
     return _Moved(kernels, where) if isinstance(kernels, types.ModuleType) else _moved(kernels, where)

@@ -1,6 +1,6 @@
-"""The kernels for Ascend in Triton's interpreter, against the algorithm in words and against the specification.
+"""The kernels for Ascend in Triton's interpreter, against a naive algorithm and against the specification.
 
-Memory that nobody has written holds NaN here, so that what a kernel reads without having written it shows.
+Unwritten memory holds NaN here, so a kernel that reads it fails its test.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ PLAN = tiles.plan
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # torch.empty is filled, then
+    torch.use_deterministic_algorithms(True)  # this makes torch.empty fill its memory
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
@@ -88,7 +88,8 @@ def test_clusters_are_those_of_the_algorithm_in_words(strict, seed, dtype):
     ],
 )
 def test_the_tiles_of_a_real_chip(monkeypatch, chip, count, shorter):
-    """Several tiles, the last partly filled, a frame that leaves some empty; copies in the first and the last."""
+    """There are several tiles, the last one partly filled, and a short frame leaves some empty; copies of tokens are in
+    the first and the last tile."""
     monkeypatch.setattr(kernels, "chip", lambda _: dataclasses.replace(CHIPS[chip], cubes=2, vectors=3))
     x = torch.randn(2, count, 70, generator=torch.Generator().manual_seed(1)).bfloat16()
     x[:, [7, 11, 18, count - 1]] = x[:, [3, 3, 9, 3]]
@@ -104,7 +105,8 @@ def test_the_tiles_of_a_real_chip(monkeypatch, chip, count, shorter):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_that_round_by_place_break_no_tie(monkeypatch, dtype, strict):
-    """Each product is off by some units in its last place, by itself: neither symmetric nor the same elsewhere."""
+    """Each product is off by its own few units in the last place, so they are neither symmetric nor the same in another
+    place."""
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", spoiled_dot())
     check(picture(1, dtype, channels=24), [48], [20], [5], strict)
     some = torch.randn(1, 9, 24, generator=torch.Generator().manual_seed(9))[:, torch.arange(40) * 7 % 9]
@@ -117,7 +119,8 @@ def test_a_frame_that_is_all_flat_has_the_groups_of_copies():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_distances_that_are_equal_tie(strict):
-    """Small whole numbers around zero, a power of two of channels: all is exact, many pairs stand equally far apart."""
+    """With small whole numbers around zero and 4 channels all arithmetic is exact, and many pairs are equally far
+    apart."""
     x = torch.randint(0, 3, (1, 20, 4), generator=torch.Generator().manual_seed(0)).half()
     check(torch.cat([x, -x], dim=1), [40], [13], [2], strict)
 
@@ -135,7 +138,7 @@ def test_frames_are_taken_some_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
 def test_padding_and_frame_mates_change_nothing(junk):
-    """Nor does a frame whose tokens are not numbers: its labels mean nothing, but stay in range."""
+    """A frame with NaN or infinite tokens changes nothing either; its own labels mean nothing, but stay in range."""
     g = torch.Generator().manual_seed(3)
     budgets, neighbors = torch.tensor([5, 4, 5]), torch.tensor([5, 4, 5])
     x = torch.randn(3, 12, 8, generator=g)
@@ -184,7 +187,7 @@ def rows(frames, count, channels, groups, dtype=torch.float32, seed=0):
     dtype=st.sampled_from(DTYPES[:2]), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_means_and_their_gradients_have_the_bits_of_the_specification(frames, count, channels, groups, dtype, seed):
-    """One order of summation on a CPU: raster order. (The interpreter cuts bf16 where devices round.)"""
+    """On a CPU both sum in raster order. (bf16 is left out: the interpreter truncates it where devices round.)"""
     tokens, labels, counts = rows(frames, count, channels, groups, dtype, seed)
     found, expected = row_mean.group_mean(tokens, labels, counts), reference_mean(tokens, labels, counts)
     assert_equal(found, expected)
@@ -199,7 +202,7 @@ def test_wide_tokens_take_several_tasks():
 
 
 def test_each_channel_comes_from_its_own_token():
-    """Every number says which token and channel it is: a gather that reads the wrong row or column shows which."""
+    """Every number encodes its token and channel, so a gather from the wrong row or column shows which one it read."""
     tokens = (torch.arange(2 * 9)[:, None] * 1000.0 + torch.arange(200)).view(2, 9, 200)
     labels = torch.stack([torch.randperm(9, generator=torch.Generator().manual_seed(f)) for f in range(2)])
     means = row_mean.group_mean(tokens, labels, torch.ones(2, 9, dtype=torch.int64))
@@ -220,7 +223,7 @@ def test_members_are_listed_by_group_in_raster_order():
 
 @pytest.mark.slow
 def test_all_parity_cases_hold(on_cpu, monkeypatch):
-    """In fp32: the interpreter cuts bf16 where devices round."""
+    """Only in fp32: the interpreter truncates bf16 where devices round."""
     entries = on_cpu("npu", "triton_ascend")
     cases = tuple(case for case in CASES if case.op in {entry.op for entry in entries})
     monkeypatch.setattr(run, "CASES", cases)
@@ -261,7 +264,7 @@ def test_chips_and_tritons_that_they_do_not_run_on(monkeypatch, name, installed,
     where = types.SimpleNamespace(type="npu")
     found = chips.problem(where)
     assert found == reason if reason is None else reason in found
-    if reason is None:  # the cores are the device's own, the buffer is the table's
+    if reason is None:  # the cores come from the device, the buffer's size from the table
         assert (chips.chip(where).cubes, chips.chip(where).vectors, chips.chip(where).ub) == (18, 36, 192 * 1024)
 
 
@@ -296,7 +299,7 @@ def test_what_clustering_refuses(shape, dtype, reason):
 )
 @settings(max_examples=100)
 def test_plans_cover_every_shape_and_leave_a_fifth_of_the_buffer(chip, ub, frames, count, channels):
-    """Of chips with another buffer, too, down to a third of today's."""
+    """Also for chips with other buffers, down to a third of today's size."""
     chip = dataclasses.replace(chip, ub=ub * chips.KIB)
     plan = PLAN(chip, frames, count, channels)
     assert plan.pitch >= count

@@ -1,4 +1,4 @@
-"""Every CPU implementation against a naive loop over queries in fp64."""
+"""Every CPU implementation of attention against a naive loop over queries in fp64."""
 
 import math
 
@@ -33,7 +33,7 @@ def _naive(query, key, value, may_attend=lambda b, h, s, t: True, bias=lambda b,
 
 
 def _check(found, expected, tensors):
-    """The scores are at most those of scale 1, so this holds for every scale."""
+    """Compare within rounding. The tests' scales are at most 1, and the bound is that of scale 1."""
     query, key, value = tensors
     assert_near(found, expected, roundings=2 * attention_roundings(query, key, scale=1.0), size=value.abs().max())
 
@@ -152,7 +152,7 @@ def test_heads_are_repeated_where_no_fused_kernel_reads_groups(monkeypatch, caus
 @pytest.mark.parametrize("keys", [1, 7])
 @pytest.mark.parametrize("mask", [None, "shared", "flat", "by head"])
 def test_a_decoding_steps_heads_become_queries_of_their_group(monkeypatch, mask, keys):
-    """Nothing is repeated for one query, unless the mask differs by head."""
+    """Key heads are not repeated for a single query, unless the mask differs by head."""
     tensors = _inputs((2, 6, 1, 5), (2, 2, keys, 5))
     shape = {"shared": (2, 1, 1, keys), "flat": (1, keys), "by head": (2, 6, 1, keys)}.get(mask)
     mask = None if shape is None else torch.randn(shape).relu().bool().index_fill(-1, torch.tensor([0]), True)
@@ -226,7 +226,7 @@ def test_dropout_drops_weights_and_keeps_their_mean(implementation):
     value = torch.eye(3, 4).expand(1, 1, 3, 4)
     weights = attention(query, key, value, dropout=0.25, implementation=implementation)[..., :3]
     assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=share_error(0.25, weights.numel()))
-    off = sampling_error(math.sqrt(0.25 * 0.75) / 0.75, weights.numel())  # of a weight, as a share of what it was
+    off = sampling_error(math.sqrt(0.25 * 0.75) / 0.75, weights.numel())  # of a weight, relative to its value before
     assert weights.sum(-1).mean().item() == pytest.approx(1.0, abs=off)
 
 

@@ -1,5 +1,5 @@
-"""The CPU's own way to cluster, at sizes at which it is taken: the groups of the specification, whatever the frames are
-like. Its small frames: test_dpc_knn.py."""
+"""The CPU's own clustering, at sizes for which it is chosen, gives the groups of the specification for all kinds of
+frames. test_dpc_knn.py has small frames."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from ppe_npu.backends.reference import dpc_knn as reference
 
 
 def same(x, valid, budgets, neighbors, strict=False) -> None:
-    """Both ways give the same centres and labels."""
+    """Check that both implementations give the same centres and labels."""
     most = max(budgets)
     arguments = x, valid, torch.tensor(budgets), most, torch.tensor(neighbors), strict
     (centers, labels), (expected, groups) = fast.dpc_knn(*arguments), reference.dpc_knn(*arguments)
@@ -29,8 +29,8 @@ KINDS = ("normal", "copies", "offset", "clusters", "flat", "massive")
 
 
 def tokens(kind: str, frames: int, count: int, seed: int, channels: int = 24) -> torch.Tensor:
-    """[F, N, C] in fp64, whose rounding decides nothing: normal ones; some of them copies; far from the origin; in
-    tight clusters; a flat ground with a few objects; with one channel that is a thousand times as large."""
+    """[F, N, C] fp64 tokens, so that rounding decides nothing: normal; some of them copies; far from the origin; in
+    tight clusters; copies of a few; or with one channel that is a thousand times larger."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, count, channels, generator=g, dtype=torch.float64)
     if kind in ("copies", "flat"):
@@ -54,7 +54,7 @@ def tokens(kind: str, frames: int, count: int, seed: int, channels: int = 24) ->
     seed=st.integers(0, 999),
 )
 def test_equals_the_specification(cut, kind, sizes, share, strict, seed):
-    """Ragged frames, some smaller than anything that is looked for at once."""
+    """The frames are ragged; some have fewer tokens than one step searches at once."""
     x = tokens(kind, len(sizes), max(sizes), seed)
     valid = torch.arange(x.shape[1]) < torch.tensor(sizes)[:, None]
     budgets = [max(1, int(size * share)) for size in sizes]
@@ -67,7 +67,7 @@ def test_equals_the_specification(cut, kind, sizes, share, strict, seed):
 @pytest.mark.parametrize("sizes", [(159, 160, 161), (192, 64, 193), (256, 3, 256)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ragged_frames_in_strips_equal_the_specification(kind, sizes):
-    """Around the sizes from which a frame is multiplied in strips, and where one strip is a row."""
+    """The sizes are around those from which a frame is multiplied in strips, and where a strip is one row."""
     x, count = tokens(kind, len(sizes), max(sizes), seed=sum(sizes)), len(sizes)
     valid = torch.arange(x.shape[1]) < torch.tensor(sizes)[:, None]
     same(x, valid, [max(1, size // 5) for size in sizes], [3] * count)
@@ -76,7 +76,7 @@ def test_ragged_frames_in_strips_equal_the_specification(kind, sizes):
 
 @pytest.mark.parametrize("kind", ["normal", "copies", "offset", "flat"])
 def test_equals_the_specification_in_fp32(kind):
-    """Frames of a video, multiplied whole, and in three strips, four and six; of the other kinds rounding decides."""
+    """Frames are multiplied whole, and in three, four and six strips. In the kinds left out, fp32 rounding decides."""
     for frames, count in ((3, 150), (2, 192), (2, 256), (1, 700)):
         x = tokens(kind, frames, count, seed=count, channels=64).float()
         same(x, None, [count // 5] * frames, [5] * frames)
@@ -95,8 +95,8 @@ def test_a_frame_has_the_same_groups_in_any_batch_and_place(kind):
 
 
 def test_tokens_that_lie_together_are_found_wherever_the_norms_lie(monkeypatch):
-    """Two tokens within the largest error (of fp64), equal or not, beside others of any norm: asked for, and only
-    then."""
+    """Checksums are computed if two tokens are within the largest rounding error (of fp64), equal or not, among tokens
+    of any norm, and only then."""
     asked = []
     monkeypatch.setattr(squares, "checksums", lambda x, made=squares.checksums: asked.append(1) or made(x))
     x = tokens("normal", 1, 90, seed=5, channels=512)
@@ -123,15 +123,15 @@ def test_it_is_taken_for_large_frames_on_a_cpu_and_no_others():
 
 
 def test_no_tensor_grows_with_frames_and_the_square_of_tokens():
-    """A video's distances are in memory a few frames at a time."""
+    """Only a few frames' distances are in memory at a time."""
     made = squares.Squares(torch.empty(64, 256, 8), max(1, fast.DISTANCES_AT_ONCE // 256**2), [256] * 64)
     assert max(made._squared.numel(), made._sums.numel()) <= fast.DISTANCES_AT_ONCE
 
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_one_massive_token_does_not_keep_a_frame_from_being_centred(place):
-    """Whether it is among the tokens that are looked at first, or not: offset tokens far from the origin are measured
-    as exactly as by the specification, which centres all."""
+    """The massive token may be among those looked at first or not: tokens far from the origin are recognized, and so
+    measured as exactly as by the specification, which centres all."""
     g = torch.Generator().manual_seed(0)
     x = 100 + torch.randn(1, 256, 64, generator=g, dtype=torch.float64)
     x[:, place] *= 5

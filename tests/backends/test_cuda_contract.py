@@ -1,4 +1,4 @@
-"""The CUDA implementations on CPU tensors: flash-attn over a stand-in for its contract, group_mean as it is."""
+"""The CUDA implementations on CPU tensors: flash-attn through a stand-in for its contract, group_mean unchanged."""
 
 import fake_flash_attn
 import pytest
@@ -47,7 +47,7 @@ def test_a_device_that_is_too_old_gives_way(on_cpu, monkeypatch, caplog):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_segments_go_to_torchs_flash_kernel_as_they_are(monkeypatch, causal):
-    """Over a stand-in with its signature; that torch has one with it is checked below."""
+    """Uses a stand-in with the kernel's signature; a test below checks that torch has this kernel."""
 
     def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
         assert enable_gqa == (q.shape[1] != k.shape[1])

@@ -1,5 +1,5 @@
-"""Of two tokens whose scores tie within rounding, at the cutoff, either may be a centre; anywhere else the centres are
-those of the exact scores."""
+"""If the scores of two tokens tie within rounding at the cutoff, either may be a centre; everywhere else the centres
+are those of the exact scores."""
 
 import functools
 
@@ -29,9 +29,10 @@ TOKENS, CHANNELS, BUDGET, NEIGHBOURS = 40, 24, 12, 5
 
 
 def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of tokens [N, C] the score [N] in fp64, and what it is off by in fp32, of any order of sums.
+    """[N] fp64 score of each token of x [N, C], and [N] a bound of its error in fp32, for any order of summation.
 
-    d^2 is off by the largest rounding error of its products; the score is half its logarithm less the mean of k.
+    d^2 is off by the largest rounding error of its products; the score is half the logarithm of the squared distance to
+    the nearest denser token, less the mean d^2 to the k nearest.
     """
     x = x.double()
     d = (x[:, None] - x[None]).square().mean(-1)
@@ -50,8 +51,8 @@ def exact(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def tied(seed: int, gap: float = 0.0) -> torch.Tensor:
-    """[N, C] fp32 tokens of which the last within the budget and the first outside have scores that are `gap` apart:
-    the second of them is moved away from all others."""
+    """[N, C] fp32 tokens in which the last score within the budget and the first outside are `gap` apart, because the
+    second of the two tokens has been moved towards the mean."""
     x = torch.randn(TOKENS, CHANNELS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     order = exact(x)[0].argsort(descending=True)
     last, moved = order[BUDGET - 1].item(), order[BUDGET].item()
@@ -65,7 +66,7 @@ def tied(seed: int, gap: float = 0.0) -> torch.Tensor:
 
     low, high = 0.0, 0.0
     while behind(high) > 0 and high > -0.9:
-        high -= 0.01  # nearer to the middle it is denser, and its score rises
+        high -= 0.01  # nearer to the mean it is denser, so its score rises
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if behind(middle) > 0 else (low, middle)
@@ -75,7 +76,7 @@ def tied(seed: int, gap: float = 0.0) -> torch.Tensor:
 
 @functools.cache
 def ties(gap: float = 0.0) -> list[torch.Tensor]:
-    """Those of many draws in which the move has changed nobody else's place, and the two are next to each other."""
+    """Those of 30 draws in which the two scores are next to each other, and the ranks around them are clear."""
     out = []
     for seed in range(30):
         x = tied(seed, gap)
@@ -114,7 +115,7 @@ def test_a_tie_within_rounding_may_go_either_way_at_the_cutoff_alone(where, way)
         found, labels = centres(x, BUDGET, where, way)
         assert_chosen(found, score, error)
         assert set(found) in [set(order[:BUDGET]), {*order[: BUDGET - 1], order[BUDGET]}]
-        # Whichever it is, every token joins the nearest of the centres that were found.
+        # In both cases, every token joins the nearest of the centres that were found.
         d = (x.double()[:, None] - x.double()[None, found]).square().sum(-1)
         own = d.argmin(1)
         own[found] = torch.arange(BUDGET)

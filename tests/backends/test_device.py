@@ -1,4 +1,5 @@
-"""resolve() finds what is there and says in one line what is not; the rest of device.py on the CPU."""
+"""resolve() finds the devices that exist and says in one line why another cannot be used; the rest of device.py on the
+CPU."""
 
 import contextlib
 import importlib.machinery
@@ -41,7 +42,7 @@ def test_auto_is_the_cpu_where_there_is_nothing_else():
 def test_auto_prefers_an_npu_to_cuda(monkeypatch):
     _stub_torch_npu(monkeypatch, devices=2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "device", lambda name: name)  # torch knows "npu" only once torch_npu has renamed it
+    monkeypatch.setattr(torch, "device", lambda name: name)  # torch accepts "npu" only after torch_npu has renamed it
     assert device.resolve("auto") == "npu"
     assert device.resolve("npu:1") == "npu:1"
     with pytest.raises(DeviceError, match="there are 2 of kind npu; use an index below 2"):
@@ -176,11 +177,12 @@ def test_describe_names_an_npus_software(monkeypatch):
     facts = device.describe(types.SimpleNamespace(type="npu"))
     assert facts["name"] == "Ascend910B"
     assert facts["runtime"] == "torch_npu 2.9.0, CANN 8.5.0"
-    assert "driver" not in facts  # unknown, as in a container that does not see the driver's files
+    assert "driver" not in facts  # an unknown version, as in a container that does not see the driver's files
 
 
 def _precisions():
-    """The legacy settings (None while they and the new ones disagree, which torch allows) and the new ones."""
+    """torch's legacy precision settings (None while they disagree with the new ones, which torch allows), then the new
+    ones."""
     modules = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
     modules += (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
     legacy = []
@@ -217,7 +219,7 @@ def test_exact_matmul_turns_reduced_precision_off_and_restores_it(setting):
     before = _precisions()
     with contextlib.suppress(KeyError), device.exact_matmul():
         assert torch.backends.cuda.matmul.allow_tf32 is False  # raises if the legacy and the new setting disagree
-        legacy = before[1] and False  # None stays: what torch does not tell cannot be restored, and is left alone
+        legacy = before[1] and False  # None stays: a setting that torch cannot report is left alone
         assert _precisions() == ("highest", legacy, "ieee", "ieee", "ieee", "ieee", "ieee")
         raise KeyError
     assert _precisions() == before

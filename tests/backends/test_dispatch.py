@@ -1,4 +1,4 @@
-"""The first implementation that takes the call is used; a request by name is met or is an error."""
+"""The first implementation that takes a call is used; a request by name is met or is an error."""
 
 import ast
 import logging
@@ -164,13 +164,13 @@ def test_every_entry_leads_to_a_function_of_a_public_op():
     assert set(dispatch.ops()) <= set(backends.__all__)
     for entry in registry.REGISTRY:
         if entry.requires == "triton" and entry.missing():
-            continue  # whose modules cannot be imported without it
+            continue  # its module cannot be imported without Triton
         assert callable(entry.load())
         assert entry.verify is None or callable(getattr(registry._module(entry.module), entry.verify))
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    """Top-level names of absolute imports; of this project's, the second name too, and of its utils the third."""
+    """Top-level names of absolute imports; for this project's modules two names, and for its utils three."""
     names = set()
     for node in ast.walk(tree):
         found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -182,19 +182,19 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 def test_backends_know_tensors_and_nothing_above_them():
-    own = {"ppe_npu.backends", "ppe_npu.errors", "ppe_npu.utils.launched"}  # errors and launched know no model either
+    own = {"ppe_npu.backends", "ppe_npu.errors", "ppe_npu.utils.launched"}  # neither of the last two handles models
     allowed = {*sys.stdlib_module_names, "torch", "numpy", *own, *VENDORS}
     for file in FOLDER.rglob("*.py"):
         tree = ast.parse(file.read_text())
         assert _imports(tree) <= allowed, file
         at_import = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-        # A Triton kernel cannot be written without Triton; the registry imports such modules when a call asks.
+        # A Triton kernel cannot be written without Triton; the registry imports such modules when a call needs them.
         kernels = {"triton"} if file.parent.name in ("cuda", "npu") else set()
         assert _imports(at_import).isdisjoint({*VENDORS, "numpy"} - kernels), file
 
 
 def test_torch_compile_traces_the_choice_and_notes_it(toy, caplog):
-    """Packages, verifiers, requests and the log: nothing of it breaks the graph."""
+    """Neither the search for packages, nor verifiers, requests by name and the log break the graph."""
     caplog.set_level(logging.INFO, logger="ppe_npu.backends.dispatch")
     toy_module = sys.modules["ppe_npu.backends.toys"]
     toy_module.picky, toy_module.plain = (lambda x, **_: x + 1), (lambda x, **_: x - 1)

@@ -1,4 +1,4 @@
-"""The clustering against the algorithm in words, in fp64, one token at a time."""
+"""The clustering against a naive algorithm (`naive`) in fp64, one token at a time."""
 
 import math
 from unittest import mock
@@ -17,13 +17,13 @@ pytestmark, dpc_knn = pytest.mark.half, reference.dpc_knn
 
 @pytest.fixture(scope="module", autouse=True, params=[reference, fast], ids=["reference", "cpu"])
 def clustering(request):
-    """Every test here is of the specification, and of the CPU's own way."""
+    """Every test here runs on the specification and on the CPU's own implementation."""
     with mock.patch.dict(globals(), dpc_knn=request.param.dpc_knn):
         yield
 
 
 def naive(x: torch.Tensor, budget: int, k: int, strict: bool) -> tuple[list[int], list[int]]:
-    """Centres by descending score, and the rank of every token's centre."""
+    """Centres of tokens x [N, C] by descending score, and the rank of every token's centre."""
     n, c = x.shape
     d = [[math.sqrt(float((x[i] - x[j]).square().sum()) / c) for j in range(n)] for i in range(n)]
     log_rho = [-sum(sorted(v * v for v in d[i])[:k]) / k for i in range(n)]
@@ -41,7 +41,7 @@ def naive(x: torch.Tensor, budget: int, k: int, strict: bool) -> tuple[list[int]
 
 
 def check(x: torch.Tensor, sizes: list[int], budgets: list[int], neighbors: list[int], strict: bool = False) -> None:
-    """Every frame against the algorithm in words."""
+    """Compare every frame with the naive algorithm."""
     longest = x.shape[1]
     valid = torch.arange(longest) < torch.tensor(sizes)[:, None] if min(sizes) < longest else None
     centers, labels = dpc_knn(x, valid, torch.tensor(budgets), max(budgets), torch.tensor(neighbors), strict)
@@ -87,7 +87,7 @@ def test_small_and_odd_sizes(cut, dtype, count, frames):
 @CUTS
 @pytest.mark.parametrize("width", [3, 48, 100, 384, 385])
 def test_copies_tie_exactly(cut, width):
-    """Equal tokens are at distance zero in fp32, whatever 1/C rounds to, and take turns by index when all is kept."""
+    """Equal tokens are at distance zero in fp32, whatever 1/C rounds to, and are ordered by index if all are kept."""
     g = torch.Generator().manual_seed(width)
     distinct = torch.randn(2, 9, width, generator=g)
     x = distinct.gather(1, torch.randint(0, 9, (2, 41, 1), generator=g).expand(-1, -1, width)) + 3
@@ -96,14 +96,14 @@ def test_copies_tie_exactly(cut, width):
 
 
 def test_two_that_are_nearest_to_each_other_tie():
-    """With k = 2 both have the same density, to the last bit: the lower index counts as denser."""
+    """With k = 2 both have the same density to the last bit, and the one of lower index counts as denser."""
     g = torch.Generator().manual_seed(5)
     for _ in range(20):
         check(torch.randn(1, 24, 40, generator=g), [24], [12], [2])
 
 
 def spoiled(product, ulps: int, seed: int = 0):
-    """A product that rounds by place: every entry is off by up to so many units in its last place, drawn by itself."""
+    """A product that rounds by place: every entry is off by its own draw of up to `ulps` units in the last place."""
     generator = torch.Generator().manual_seed(seed)
 
     def spoil(a, b, out):
@@ -115,7 +115,7 @@ def spoiled(product, ulps: int, seed: int = 0):
 
 
 def picture(seed: int, dtype: torch.dtype = torch.float32, channels: int = 40) -> torch.Tensor:
-    """[1, 48, C] tokens of a drawn screen, 6 x 8 cells: a flat ground, two flat boxes, and four cells of their own."""
+    """[1, 48, C] tokens of a drawn screen of 6 x 8 cells: a flat ground, two flat boxes, and four unique cells."""
     g = torch.Generator().manual_seed(seed)
     kinds = torch.randn(7, channels, generator=g, dtype=torch.float64)
     cells = torch.zeros(6, 8, dtype=torch.long)
@@ -128,7 +128,7 @@ def picture(seed: int, dtype: torch.dtype = torch.float32, channels: int = 40) -
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_product_that_rounds_by_place_breaks_no_tie(monkeypatch, cut, dtype, strict):
-    """Other machines' products are neither symmetric nor independent of a token's place: equal tokens stay equal."""
+    """Elsewhere products may be neither symmetric nor independent of a token's place; equal tokens must stay equal."""
     for product in ("bmm", "mm"):
         monkeypatch.setattr(torch, product, spoiled(getattr(torch, product), ulps=4))
     g = torch.Generator().manual_seed(6)
@@ -142,7 +142,7 @@ def test_a_product_that_rounds_by_place_breaks_no_tie(monkeypatch, cut, dtype, s
 
 @CUTS
 def test_flat_areas_whose_features_differ_in_their_last_bits_tie_as_copies_do(cut):
-    """As a tower leaves them: on other machines, and in other batches, other bits are the last."""
+    """A vision tower gives such features: their last bits depend on the machine and on the batch."""
     x = picture(3, channels=64)
     expected = dpc_knn(x, None, torch.tensor([20]), 20, torch.tensor([5]))
     for seed in range(5):
@@ -154,7 +154,7 @@ def test_flat_areas_whose_features_differ_in_their_last_bits_tie_as_copies_do(cu
 
 
 def all_flat(count: int, seed: int | None) -> torch.Tensor:
-    """[3, count, 32]: two frames of one token, such as black ones, with the last bits of a seed's tower; a mate."""
+    """[3, count, 32]: two frames of one repeated token whose last bits vary by seed, and a frame of random tokens."""
     g = torch.Generator().manual_seed(1)
     x = torch.randn(3, 1, 32, generator=g).expand(-1, count, -1).clone()
     x[2] = torch.randn(count, 32, generator=g)
@@ -164,7 +164,7 @@ def all_flat(count: int, seed: int | None) -> torch.Tensor:
 
 
 def check_all_flat(cluster, count: int = 20, padding: int = 3, seeds: int = 1) -> None:
-    """cluster is dpc_knn of a backend."""
+    """Check that flat frames have the groups of copies whatever their last bits; `cluster` is dpc_knn of a backend."""
     valid = (torch.arange(count + padding) < count).expand(3, -1) if padding else None
     arguments = (valid, torch.tensor([9] * 3), 9, torch.tensor([5] * 3))
     expected = cluster(all_flat(count + padding, None), *arguments)
@@ -204,10 +204,10 @@ def test_a_flat_picture_has_the_same_groups_in_any_batch_and_with_any_threads(of
 @pytest.mark.parametrize("channels", [8, 384, 2048])
 @pytest.mark.parametrize("kind", ["normal", "constant", "massive"])
 def test_the_bounds_of_rounding_hold(dtype, channels, kind):
-    """What any order of summation makes of d^2 stays below the largest bound; probable sums below the probable one.
+    """Errors of d^2 stay below the largest bound, and for normal tokens below the probable one.
 
-    Sums one after the other, as the slowest library takes them, and in pairs, as the most careful does: the products
-    of a token with itself in both, which should be the same number.
+    A token's product with itself is summed sequentially, as the least careful library does, and pairwise, as the most
+    careful does; both should be the same number.
     """
     g = torch.Generator().manual_seed(channels)
     x = torch.randn(30, 1 if kind == "constant" else channels, generator=g, dtype=torch.float64)
@@ -231,7 +231,7 @@ def test_the_bounds_of_rounding_hold(dtype, channels, kind):
 
 
 def test_tokens_with_one_checksum_are_equal_only_where_they_lie_together():
-    """Channels in another order have the same bits in sum, and are another token."""
+    """Channels in another order have the same sum of bits, but are another token."""
     x = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(2))
     x[0, 7] = x[0, 3].flip(0)
     check(x - x.mean(1, keepdim=True), [12], [6], [3])
@@ -239,16 +239,16 @@ def test_tokens_with_one_checksum_are_equal_only_where_they_lie_together():
 
 
 def test_ties_go_to_the_lower_index():
-    """Equal densities everywhere (k = 1): token 0 is the densest, then the farthest from all before it by delta."""
+    """All densities are equal (k = 1): token 0 counts as the densest, the others rank by delta to the ones before."""
     x = torch.tensor([[[0.0], [0.0], [10.0], [10.0], [3.0]]])
     centers, labels = dpc_knn(x, None, torch.tensor([3]), 3, torch.tensor([1]))
-    # Delta to a lower-indexed (so denser) token: farthest pair 10 for token 0; 0 for 1; 10 for 2; 0 for 3; 3 for 4.
+    # Deltas: 10 for token 0 (the farthest pair), 0 for 1, 10 for 2, 0 for 3, 3 for 4.
     assert centers.tolist() == [[0, 2, 4]]
     assert labels.tolist() == [[0, 0, 1, 1, 2]]
 
 
 def test_between_two_centres_a_token_takes_the_one_of_higher_score():
-    """k = 1: deltas are 16 (the farthest pair), 6, 10 and 5; the last token stands between tokens 1 and 2."""
+    """With k = 1 the deltas are 16 (the farthest pair), 6, 10 and 5; the last token is midway between 1 and 2."""
     x = torch.tensor([[[0.0], [6.0], [16.0], [11.0]]])
     centers, labels = dpc_knn(x, None, torch.tensor([3]), 3, torch.tensor([1]))
     assert centers.tolist() == [[0, 2, 1]]
@@ -258,8 +258,8 @@ def test_between_two_centres_a_token_takes_the_one_of_higher_score():
 @CUTS
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 30.0, 1e3, 1e10])
 def test_nothing_underflows_at_any_scale(cut, scale):
-    """The ranking of log densities: exp(-d^2) would be 0 for every token from a scale of about 10 on. With k = 1 all
-    densities are equal, and delta alone decides, at any scale."""
+    """Log densities are ranked, because exp(-d^2) would be 0 for every token from a scale of about 10 on. With k = 1
+    all densities are equal, and delta alone decides, at any scale."""
     x = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0)) * scale
     with cut_into(cut):
         check(x, [40, 40], [10, 10], [5, 1])
@@ -272,7 +272,7 @@ def test_a_common_offset_does_not_cost_digits(padding):
     x = torch.randn(1, 60 + (padding or 0), 32, generator=torch.Generator().manual_seed(1))
     for offset in (256.0, -4096.0):
         moved = x + offset
-        plain = moved - offset  # exact, so both have the same distances
+        plain = moved - offset  # this is exact, so both have the same distances
         moved[:, 60:] = 0
         for one, other in zip(*(dpc_knn(y, valid, torch.tensor([20]), 20, torch.tensor([5])) for y in (plain, moved))):
             assert torch.equal(one, other)
@@ -280,7 +280,7 @@ def test_a_common_offset_does_not_cost_digits(padding):
 
 @pytest.mark.parametrize("padding", [0, 5])
 def test_tokens_that_differ_by_less_than_fp32_sees(padding):
-    """In fp64 they are told apart. In fp32 their distances may be lost, but none is negative: no NaN joins groups."""
+    """fp64 distinguishes them. fp32 may lose their distances, but none becomes negative, so no NaN joins groups."""
     g = torch.Generator().manual_seed(9)
     member = torch.arange(40) % 8
     x = torch.randn(1, 8, 20, generator=g, dtype=torch.float64)[:, member]
@@ -321,7 +321,7 @@ def test_padding_and_frame_mates_change_nothing(cut, junk):
 
 
 def test_tokens_that_are_not_numbers_spoil_their_frame_alone():
-    """Its labels mean nothing, but stay in range: on a device an index out of range ends the process."""
+    """That frame's labels mean nothing, but stay in range: on a device an index out of range ends the process."""
     x = torch.randn(3, 11, 8, generator=torch.Generator().manual_seed(3))
     budgets, k = torch.tensor([4, 4, 4]), torch.tensor([5, 5, 5])
     expected = dpc_knn(x, None, budgets, 6, k)

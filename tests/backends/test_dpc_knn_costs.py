@@ -1,4 +1,5 @@
-"""What the clustering costs: no wait for the device, one tensor that grows with the square, one node of a graph."""
+"""The costs of clustering: no wait for the device, a single tensor that grows with the square of the tokens, and one
+node in a graph of torch.compile."""
 
 from unittest import mock
 
@@ -19,7 +20,7 @@ gram = reference._gram
 @CUTS
 @pytest.mark.parametrize("padded", [False, True])
 def test_no_value_is_read_back_from_the_device(cut, padded):
-    """Tensors without memory have no values to wait for; no frames at all are no error."""
+    """Tensors without memory have no values to read back. A batch without frames is no error."""
     for frames in (0, 3):
         x = torch.empty(frames, 13, 8, device="meta")
         valid = torch.empty(frames, 13, dtype=torch.bool, device="meta") if padded else None
@@ -31,7 +32,7 @@ def test_no_value_is_read_back_from_the_device(cut, padded):
 
 
 class Sizes(TorchDispatchMode):
-    """The bytes of every block of memory that an operator brings."""
+    """Records the bytes of every block of memory that an operator allocates."""
 
     def __init__(self):
         super().__init__()
@@ -43,14 +44,15 @@ class Sizes(TorchDispatchMode):
         for tensor in out if isinstance(out, tuple) else (out,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self.kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no address comes twice
+                self.kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no address is used twice
         return out
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("frames", "count"), [(1, 1600), (128, 160)])
 def test_one_tensor_grows_with_the_square_of_the_tokens(frames, count, padded):
-    """Where a sixteenth of it is more than what is taken at once, no other tensor is larger, and calls are bounded."""
+    """When the work is cut as finely as possible, no other tensor exceeds a sixteenth of this one, and the number of
+    operator calls is bounded."""
     x = torch.randn(frames, count, 16, generator=torch.Generator().manual_seed(8)).bfloat16()
     valid = torch.ones(frames, count, dtype=torch.bool) if padded else None
     vector = torch.full((frames,), 5)
@@ -65,7 +67,7 @@ def test_one_tensor_grows_with_the_square_of_the_tokens(frames, count, padded):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_under_torch_compile_it_is_one_node_that_runs_in_full_fp32(padded):
-    """Whatever precision is set when the compiled code runs: TF32 or bf16 products would give other groups."""
+    """fp32 is kept whatever precision is set when the compiled code runs: TF32 or bf16 products would change groups."""
     x = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0))
     valid = torch.arange(20) < torch.tensor([[20], [13]]) if padded else None
     arguments = x, valid, torch.tensor([9, 6]), 9, torch.tensor([5, 5])

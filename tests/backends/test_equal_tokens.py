@@ -1,4 +1,4 @@
-"""Equal tokens on an emulated device, and places without a token, which equal none."""
+"""Equal tokens on an emulated device, and padding, which equals no token."""
 
 import struct
 
@@ -19,11 +19,12 @@ def of_bits(bits: int) -> float:
 @pytest.mark.parametrize("clustering", [reference, fast], ids=["reference", "cpu"])
 @pytest.mark.parametrize("budget", [1, 2, 3, 4])
 def test_a_token_with_the_checksum_of_padding_has_no_copy_there(clustering, budget):
-    """The reference tells places without a token apart by -1 - place. Here tokens 0 and 1 have -7, that of place 6."""
+    """The reference gives padding at each place the checksum -1 - place. Here tokens 0 and 1 have the checksum of
+    place 6, which is -7."""
     wanted = -7
     token = torch.tensor([1.0, of_bits(wanted - 0x3F800000)])  # near (1, -4)
     x = torch.stack([token, -token, *torch.tensor([[30.0, 2.0], [-30.0, -2.0], [29.0, 1.0], [-29.0, -1.0]])])[None]
-    assert reference.checksums(x)[0, :2].tolist() == [wanted, wanted]  # and their mean is zero: none is moved
+    assert reference.checksums(x)[0, :2].tolist() == [wanted, wanted]  # their mean is zero, so centring moves none
     numbers = torch.tensor([budget]), budget, torch.tensor([2])
     centers, labels = clustering.dpc_knn(x, None, *numbers)
     padded = clustering.dpc_knn(torch.nn.functional.pad(x, (0, 0, 0, 3)), torch.arange(9)[None] < 6, *numbers)
@@ -35,7 +36,7 @@ def test_a_token_with_the_checksum_of_padding_has_no_copy_there(clustering, budg
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_devices_product_that_rounds_by_place_breaks_no_tie(monkeypatch, device, strict, dtype):
-    """Every entry is off by up to four units in its last place, drawn by itself."""
+    """Every entry is off by its own draw of up to four units in the last place."""
     generator, bmm = torch.Generator().manual_seed(0), torch.bmm
 
     def spoiled(a, b, out):

@@ -1,4 +1,4 @@
-"""What kernels gather is what they were asked for, and nothing beyond the ends of their tensors."""
+"""Kernels gather the right numbers, and touch nothing beyond the ends of their tensors."""
 
 import os
 import signal
@@ -31,8 +31,8 @@ ASCEND = pytest.param(ascend_means, id="ascend", marks=ON_CPU)
 @pytest.mark.parametrize("means", [reference, onehot, pytest.param(cuda_means, id="cuda"), ASCEND])
 @pytest.mark.parametrize("channels", [1, 33, 200])
 def test_every_number_comes_from_its_own_token_and_channel(means, channels):
-    """A token's number stands in all its channels, and the channel's in all tokens: what is wrong shows where it is
-    from. Groups of one token each, in any order, with gaps; fp32 holds these whole numbers."""
+    """Every value encodes its token and channel, so a wrong one shows where it came from. Groups have one token each,
+    in any order, with gaps; fp32 holds these whole numbers exactly."""
     tokens = (torch.arange(2 * 9)[:, None] * 1000.0 + torch.arange(channels)).view(2, 9, channels)
     groups = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(f))[:9] for f in range(2)])
     counts = torch.zeros(2, 12, dtype=torch.int64).scatter_(1, groups, 1)
@@ -69,8 +69,8 @@ ctypes.string_at(tokens.data_ptr(), tokens.numel() * tokens.element_size() + 1) 
 @pytest.mark.slow
 @pytest.mark.parametrize(("folder", "means"), [("cuda", "group_mean"), ("npu", "row_mean")])
 def test_nothing_is_touched_past_the_end(folder, means):
-    """Odd sizes, so that every tile is cut. The interpreter reads what a kernel reads; in a process that the control
-    ends."""
+    """Sizes are odd, so that tiles are cut, and the interpreter reads what a kernel reads. As a control, the process
+    then reads one byte past the end, and must die there."""
     program = PROGRAM.format(folder=folder, means=means)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", "tests/backends", *sys.path])}
     command = [sys.executable, "-c", program]

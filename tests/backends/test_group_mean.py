@@ -14,7 +14,7 @@ group_mean = reference.group_mean
 
 @pytest.fixture(scope="module", autouse=True, params=[reference, fast], ids=["reference", "cpu"])
 def averaging(request):
-    """Every test here is of the specification, and of the CPU's own way."""
+    """Every test here runs on the specification and on the CPU's own implementation."""
     with mock.patch.dict(globals(), group_mean=request.param.group_mean):
         yield
 
@@ -38,14 +38,14 @@ def test_means_empty_groups_and_tokens_of_no_group():
 
 def test_bf16_is_summed_in_fp32():
     tokens = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
-    tokens[0, ::2] = 0.0078125  # lost in a bf16 sum from 1 on
+    tokens[0, ::2] = 0.0078125  # lost in a bf16 sum once that exceeds 1
     out = group_mean(tokens, torch.zeros(1, 4096, dtype=torch.long), torch.tensor([[4096]]))
     assert out.dtype == torch.bfloat16
     assert out.item() == torch.tensor(0.50390625, dtype=torch.bfloat16).item()
 
 
 def test_fp32_is_summed_in_raster_order():
-    """To the last bit what a loop over the tokens gives, so the same on every run, whatever the frames beside it."""
+    """The result has the bits of a loop over the tokens, so it is the same on every run and beside any other frames."""
     g = torch.Generator().manual_seed(1)
     tokens = torch.randn(3, 500, 64, generator=g)
     labels = torch.randint(-1, 20, (3, 500), generator=g)

@@ -1,7 +1,8 @@
-"""Every Triton kernel compiles to machine code for A100 (8.0) and H100/H200 (9.0), and fits; torch.compile takes their
-calls into one graph. No GPU is needed for it.
+"""Every Triton kernel compiles to machine code for A100 (8.0) and H100/H200 (9.0) and fits into their memory;
+torch.compile traces the kernels' calls into one graph. This needs no GPU.
 
-In processes of their own: Triton compiles nothing in its interpreter. The cache is fresh, so that it does compile.
+The work is done in separate processes, because Triton compiles nothing in its interpreter, and with a fresh cache, so
+that it really compiles.
 """
 
 import json
@@ -14,12 +15,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of shared memory that a block can have
 HERE = Path(__file__).parent
 
 
 def _run(program: str, *arguments: str, **env: str):
-    """What a program beside this file prints last, as JSON."""
+    """Run a program beside this file and parse its last line of output as JSON."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | env
     command = [sys.executable, "-W", "ignore", HERE / program, *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -29,7 +30,7 @@ def _run(program: str, *arguments: str, **env: str):
 
 @pytest.mark.slow
 def test_calls_on_cuda_are_one_graph_with_the_kernels_and_their_device_in_it():
-    graphs = _run("trace_kernels.py", CUDA_VISIBLE_DEVICES="")  # a device that is there would be asked what it is
+    graphs = _run("trace_kernels.py", CUDA_VISIBLE_DEVICES="")  # a real device would be asked for its properties
     assert set(graphs) == {"rotary", "group_mean"}
     for nodes in graphs.values():
         assert "triton_kernel_wrapper_mutation" in nodes, nodes
@@ -44,7 +45,7 @@ def test_everything_compiles_and_fits(tmp_path, capability):
     names = {"_centre", "_gram", "_first_equal", "_knn_density", "_denser_distance", "_assign"}
     assert {kernel["kernel"] for kernel in kernels} == names | {"_list_groups", "_mean", "_share", "_rotate"}
     assert all(kernel["shared"] <= 99 * 1024 <= SHARED[capability] for kernel in kernels)
-    # What does not fit into 255 registers goes to memory; in the inner loops of products that would show in speed.
+    # Values that do not fit into 255 registers spill to memory, which would slow the inner loops of products down.
     assert all(kernel["spilled"] <= 256 for kernel in kernels)
     tensor_cores = {80: "mma.sync", 90: "wgmma.mma_async"}[capability]
     for kernel in kernels:

@@ -1,4 +1,4 @@
-"""Liger's operators, compiled or in Triton's interpreter (which has no bf16 arithmetic), and what we do around them."""
+"""Liger's operators, compiled or in Triton's interpreter (which has no bf16 arithmetic), and our wrappers of them."""
 
 import contextlib
 import importlib.util
@@ -51,7 +51,7 @@ def test_all_are_taken_without_being_asked_for(made_for_cuda):
 
 
 def _twice(function, *inputs):
-    """Gradients by two backward passes through one graph, for a cotangent that is not one."""
+    """Gradients of two backward passes through one graph, for a cotangent other than 1."""
     inputs = [tensor.clone().requires_grad_() for tensor in inputs]
     held = [tensor * 1 for tensor in inputs]
     before = [tensor.detach().clone() for tensor in held]
@@ -106,7 +106,8 @@ def test_a_loss_without_gradients_makes_none(made_for_cuda, monkeypatch):
 
 @pytest.mark.parametrize(("labels", "chunks"), [(3, 1), (4, 1), (5, 2), (8, 2), (21, 6)])
 def test_the_loss_takes_as_many_tokens_at_a_time_as_it_is_told(made_for_cuda, monkeypatch, labels, chunks):
-    """Of many more words than channels, as in a language model: by itself Liger would take one token at a time."""
+    """There are many more words than channels, as in a language model, for which Liger would take one token at a
+    time."""
     made_for_cuda("liger")
     import liger_kernel.ops.fused_linear_cross_entropy as module
 

@@ -1,4 +1,4 @@
-"""The chunked loss against the definition, label by label, in fp64."""
+"""The chunked loss against its definition, label by label, in fp64."""
 
 import math
 
@@ -9,7 +9,7 @@ from tolerances import near
 from ppe_npu.backends import linear_cross_entropy
 from ppe_npu.backends.reference import linear_cross_entropy as reference
 
-# Of either way: a logit sums 5 products and may be ten times the loss; then a sum over 7 words, one over 11 labels.
+# Both ways round: a logit sums 5 products and may be ten times the loss; then come sums over 7 words and 11 labels.
 ROUNDINGS = 2 * (5 * 10 + 7 + 11)
 
 
@@ -23,7 +23,7 @@ def _inputs(tokens, width=5, words=7, ignored=(), dtype=torch.float64):
 
 
 def _naive(hidden, weight, labels):
-    """The loss of every label that counts."""
+    """The loss of every label that is not ignored."""
     losses = []
     for row, label in zip(hidden.tolist(), labels.tolist()):
         if label >= 0:
@@ -97,7 +97,7 @@ def test_the_softmax_of_16_bit_logits_is_taken_in_fp32():
     hidden, weight, labels = _inputs(9, dtype=torch.bfloat16)
     logits = (hidden @ weight.t()).double()
     expected = torch.nn.functional.cross_entropy(logits, labels).item()
-    # Exponents of logits this large, a sum over the words, a mean over the labels.
+    # Errors: exponents of logits this large, a sum over the words, a mean over the labels.
     roundings = logits.abs().max().item() + weight.shape[0] + len(labels)
     assert linear_cross_entropy(hidden, weight, labels).item() == near(expected, roundings, torch.float32)
 

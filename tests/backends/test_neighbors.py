@@ -1,4 +1,4 @@
-"""Densities over any number of neighbours: all of them are summed, on every device, or the call says why not."""
+"""Densities over any number of neighbours: every device sums all of them, or the call is refused with the reason."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.half
 
 
 def drawn(frames: int, count: int, seed: int) -> torch.Tensor:
-    """[F, N, 8] in fp64, whose rounding decides nothing; of odd seeds with copies."""
+    """[F, N, 8] fp64 tokens, so that rounding decides nothing; odd seeds give some copies."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(frames, count, 8, generator=g, dtype=torch.float64)
     copies = torch.randint(0, count // 2 + 1, (frames, count, 1), generator=g).expand_as(x)
@@ -41,7 +41,8 @@ def test_all_neighbours_are_summed(implementation, seed, sizes, data):
 @pytest.mark.parametrize("neighbors", [1, 3, 5, 6, 10, 29, 30, 31, 10**9])
 @pytest.mark.parametrize("count", [40, 70])
 def test_the_method_takes_as_many_as_its_setting_says(neighbors, count):
-    """Of a cell that keeps fewer than that, three; frames of 40 tokens are the reference's, of 70 the CPU's own."""
+    """In a cell that keeps fewer tokens than the setting, three neighbours are used. Frames of 40 tokens run on the
+    reference, those of 70 on the CPU's own implementation."""
     x, used = drawn(2, count, seed=4), neighbors if neighbors <= 30 else 3
     found = DPCKNN(neighbors=neighbors, order="score").group(View.of(tokens=x, num_kept=30))
     for f in range(2):

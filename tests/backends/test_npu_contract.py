@@ -1,6 +1,7 @@
-"""The NPU implementations on CPU tensors, over a stand-in that enforces torch_npu's documented contract.
+"""The NPU implementations on CPU tensors, on top of a stand-in that enforces torch_npu's documented contract.
 
-It shows that the calls are allowed and mean what the specification means. It shows nothing of an Ascend's precision.
+This shows that the calls are allowed and compute what the specification does. It shows nothing about the precision of
+an Ascend chip.
 """
 
 import fake_mindspeed
@@ -27,13 +28,13 @@ def test_all_parity_cases_hold(on_cpu):
         entry.op for entry in moved if entry.name != "triton_ascend"
     }
     refused = {(row.implementation, row.case) for row in rows if row.error is None and row.dtype == "bf16"}
-    decode = {("torch_npu_decode", "decoding")}  # it is asked for a gradient
+    decode = {("torch_npu_decode", "decoding")}  # this case wants a gradient
     assert refused == {("torch_npu", "additive mask")} | decode
 
 
 @pytest.fixture
 def calls(on_cpu, monkeypatch):
-    """The layout, sparse mode and number of segments of every call of npu_fusion_attention."""
+    """Collects the layout, sparse mode and number of segments of every call of npu_fusion_attention."""
     on_cpu("npu", torch_npu=fake_torch_npu)
     made = []
     operator = fake_torch_npu.npu_fusion_attention
@@ -133,7 +134,7 @@ def test_lists_of_segments_are_made_once_for_all_layers_and_anew_for_other_borde
     for _ in range(3):
         attention(*_heads(6), cu_seqlens=list(borders))
     assert npu_attention._parts.cache_info().misses == segments._rise.cache_info().misses == 1
-    borders[1:3] = [2, 4]  # the same list, with other borders: equal ones
+    borders[1:3] = [2, 4]  # the same list with other borders, now equally far apart
     attention(*_heads(6), cu_seqlens=borders)
     assert calls == [("TND", 0, 3)] * 3 + [("BNSD", 0, 0)]
     borders[1] = 5

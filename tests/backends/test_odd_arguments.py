@@ -1,6 +1,6 @@
-"""Operators with junk among their arguments: a result of the right shape, or one line that names what is wrong.
+"""Operators with junk among their arguments give a result of the right shape, or one line that names what is wrong.
 
-Nothing else: no traceback of torch's, no crash, and no numbers made of what lies beside a tensor in memory.
+Nothing else may happen: no traceback from torch, no crash, and no result computed from memory beside a tensor.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ CALLS = {
 
 
 def other_numbers(tensor, dice):
-    """Of another dtype, or with some that are out of the range of indices, or not finite."""
+    """The tensor in another dtype, or with some numbers that are no valid indices or not finite."""
     if dice.random() < 0.4:
         return tensor.to(dice.choice(DTYPES))
     if tensor.is_floating_point():
@@ -160,7 +160,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_is_wrong_is_named(words):
-    """The first of these read beside the tokens in memory, and ended the process."""
+    """Without its check, the first of these read memory beside the tokens and ended the process."""
     with pytest.raises(InputError, match=words):
         REFUSED[words]()
 

@@ -1,4 +1,4 @@
-"""The parity run passes on what is right, fails on what is wrong, and its measures measure."""
+"""The parity run passes correct implementations and fails wrong ones, and its error measures are right."""
 
 import math
 import sys
@@ -37,11 +37,12 @@ def test_every_op_and_implementation_is_run_in_every_dtype_both_ways(rows):
 
 
 def test_errors_are_not_zero_and_bounds_are_not_loose(rows):
-    """A comparison of a thing with itself would show as zeros, a bound that forgives everything as a large number."""
+    """A comparison of something with itself would show as zeros, and a bound that forgives everything as a large
+    number."""
     for row in rows:
         if row.op not in ("dpc_knn",) and row.case != "all ignored":
             assert row.error > 0
-            # Twice what plain PyTorch is off by, which is held to this bound itself.
+            # The bound is twice the error of plain PyTorch, which itself must stay within own_bound().
             dtype = DTYPES[row.dtype]
             assert row.allowed <= 2 * compare.own_bound(dtype, row.direction == "grad"), row
 
@@ -56,7 +57,7 @@ def _reference(op):
 
 
 def _wrong(op, change):
-    """An implementation that applies `change(reference)`."""
+    """An implementation that calls `change(reference, ...)`."""
     reference = _reference(op)
     return lambda *args, **kwargs: change(reference, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""What every operator refuses, whatever device it is given it on: before any implementation is asked, and in words."""
+"""Inputs that every operator refuses with a message, on any device, before any implementation is called."""
 
 import ast
 import itertools
@@ -124,7 +124,7 @@ REFUSED = {
         ({"chunk_size": 0}, "chunk_size must be"),
     ],
 }  # fmt: skip
-# What stands in a tensor is looked at on CPUs alone.
+# The values of a tensor are checked on CPUs only.
 ON_CPUS = [
     ("dpc_knn", {"valid": torch.tensor([[True, True, False, True, True]] * 2)}, "valid may be False only at the end")
 ]
@@ -132,7 +132,7 @@ CASES = [(op, change, said) for op, cases in REFUSED.items() for change, said in
 
 
 def on(device: str, arguments: dict) -> dict:
-    """cu_seqlens stays on the host: one that is a tensor is refused for that."""
+    """The arguments on a device, except cu_seqlens, which stays on the host: a tensor is refused there."""
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) and name != "cu_seqlens" else value
         for name, value in arguments.items()
@@ -141,7 +141,7 @@ def on(device: str, arguments: dict) -> dict:
 
 @pytest.fixture
 def nobody(monkeypatch):
-    """No implementation may be asked."""
+    """Fail if any implementation is called."""
 
     def never(op, *_, **__):
         raise AssertionError(f"{op} was called")
@@ -164,14 +164,14 @@ def test_what_they_were_changed_from_is_taken(op, device):
 
 
 def said_by(path: str) -> list[str]:
-    """The beginning of what each require() in a file says, as far as it is written there."""
+    """The longest literal part of the message of each require() in a file, if the message is written there."""
     out = []
     for node in ast.walk(ast.parse(Path(path).read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require":
             text = node.args[1]
             parts = text.values if isinstance(text, ast.JoinedStr) else [text]
             words = [part.value for part in parts if isinstance(part, ast.Constant)]
-            out += [max(words, key=len).strip(" []")] if words else []  # none where the words are made elsewhere
+            out += [max(words, key=len).strip(" []")] if words else []  # none if the message is made elsewhere
     return out
 
 

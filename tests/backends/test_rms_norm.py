@@ -14,7 +14,7 @@ def test_rows_are_divided_by_their_root_mean_square():
     weight = torch.randn(7, generator=generator, dtype=torch.float64)
     for row, normed in zip(x.view(-1, 7), rms_norm(x, weight, 0.01).view(-1, 7)):
         rms = math.sqrt(sum(value * value for value in row.tolist()) / 7 + 0.01)
-        # A sum of 7 squares, their mean, eps, the root, scaled twice.
+        # Errors: a sum of 7 squares, their mean, eps, the root, two scalings.
         assert_near(normed, weight * row / rms, roundings=7 + 6)
 
 

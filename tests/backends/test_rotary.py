@@ -1,4 +1,4 @@
-"""Rotation of pairs (i, i + D/2) by an angle per pair: complex multiplication is the oracle."""
+"""Rotation of pairs (i, i + D/2) by an angle per pair, against complex multiplication."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""silu(gate) * up, number by number."""
+"""swiglu against silu(gate) * up, number by number."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The clustering kernels, compiled or in Triton's interpreter, against the algorithm in words in fp64 (`naive`)."""
+"""The clustering kernels, compiled or in Triton's interpreter, against a naive algorithm in fp64 (`naive`)."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ PLAN = tiles.plan
 
 
 def run(x, valid, budgets, neighbors, strict=False, stored_at_once=tiles.STORED_AT_ONCE):
-    """dpc_knn on lists of numbers; stored_at_once=0 makes products again in every pass."""
+    """dpc_knn on lists of numbers; with stored_at_once=0 every pass recomputes the products."""
     options = {"stored_at_once": stored_at_once}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "plan", functools.partial(PLAN, **options))
@@ -72,7 +72,7 @@ def test_equals_the_algorithm_in_words(stored_at_once, strict, seed, dtype):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_products_that_round_by_place_break_no_tie(monkeypatch, dtype, strict):
-    """The interpreter multiplies with NumPy, whose products are of this kind on some machines; here they are on all."""
+    """The interpreter multiplies with NumPy, whose products round by place on some machines; here they do on all."""
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", spoiled_dot())
     x = picture(1, dtype, channels=24)
     check(x, [48], [20], [5], strict)
@@ -86,13 +86,13 @@ def test_a_frame_that_is_all_flat_has_the_groups_of_copies():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_distances_that_are_equal_tie(strict):
-    """Small whole numbers: 16-bit products are exact, so all distances are, and many pairs stand equally far apart."""
+    """With small whole numbers 16-bit products are exact, so all distances are; many pairs are equally far apart."""
     x = torch.randint(0, 3, (1, 40, 3), generator=torch.Generator().manual_seed(0)).half()
     check(x, [40], [13], [2], strict)
 
 
 def test_the_first_of_equally_near_centres_may_stand_in_an_earlier_tile():
-    """Two values, 68 centres, tiles of 64: the two tokens that are left are copies of centres of both tiles."""
+    """With two values, 68 centres and tiles of 64, the two other tokens are copies of centres in both tiles."""
     x = torch.tensor([1.0, -1.0]).repeat(35)[None, :, None]
     check(x, [70], [68], [2])
 
@@ -119,7 +119,7 @@ def test_frames_taken_some_at_a_time_and_tokens_that_stand_anyhow():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("junk", [1e6, math.inf, math.nan])
 def test_padding_and_frame_mates_change_nothing(dtype, junk):
-    """Nor does a frame whose tokens are not numbers: its labels mean nothing, but stay in range."""
+    """A frame with NaN or infinite tokens changes nothing either; its own labels mean nothing, but stay in range."""
     g = torch.Generator().manual_seed(3)
     sizes, budgets, neighbors = [12, 7, 12], [5, 4, 5], [5, 4, 5]
     x = torch.randn(3, 12, 8, generator=g).to(dtype)
@@ -137,7 +137,7 @@ def test_padding_and_frame_mates_change_nothing(dtype, junk):
 
 @pytest.mark.parametrize("offset", [256.0, -4096.0])
 def test_a_common_offset_does_not_cost_digits(offset):
-    """Of fp32 tokens; those of 16 bits have the next two tests."""
+    """Only fp32 tokens; tests below cover those of 16 bits."""
     moved = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(4)) + offset
     one, other = (run(y, None, [13], [5]) for y in (moved - offset, moved))  # exact: both have the same distances
     assert torch.equal(one[0], other[0])
@@ -145,8 +145,8 @@ def test_a_common_offset_does_not_cost_digits(offset):
 
 
 def massive(dtype, kind, offset=100.0):
-    """[1, 96, 256]: six groups; every 16th channel stands at `offset`, but for outliers. Tokens 40 and 41 are copies of
-    an ordinary one, 3, and of an outlier, 17."""
+    """[1, 96, 256] tokens in six groups; every 16th channel is offset by `offset`, except in outliers. Tokens 40 and 41
+    are copies of token 3, which is ordinary, and of token 17, an outlier."""
     g = torch.Generator().manual_seed(8)
     x = torch.randn(6, 256, generator=g)[torch.arange(96) % 6] + 0.2 * torch.randn(96, 256, generator=g)
     offset = offset * (torch.arange(256) % 16 == 5)
@@ -169,7 +169,8 @@ def all_products(x):
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_16_bit_channels_are_shifted_exactly_or_split_or_near_zero(dtype):
-    """The last two offsets are massive; the last has outliers in the second frame, whose steps alone are flagged."""
+    """The last two offsets are massive. The last has an outlier in the second frame, so only that frame's block of
+    channels is flagged."""
     g = torch.Generator().manual_seed(5)
     offset = torch.tensor([0.0, 0.5, 2.0, -40.0, 500.0, -500.0]).repeat(12)[:70]
     offset[64:] = 1.0
@@ -199,7 +200,7 @@ def test_16_bit_channels_are_shifted_exactly_or_split_or_near_zero(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 @pytest.mark.ci
 def test_massive_channels_with_outliers_cost_no_digits(dtype, kind):
-    """Not of distances between outliers either: at most twice the error of the specification in fp32."""
+    """Neither do distances between outliers: the error is at most twice that of the specification in fp32."""
     x = massive(dtype, kind)
     products, norms = all_products(x)
     found = (norms[:, None] - products) + (norms - products)
@@ -230,7 +231,8 @@ def test_fp16_channels_that_centring_would_overflow_stay_as_they_are():
 
 
 def test_squared_distances_of_bf16_tokens_are_as_exact_as_those_of_fp32():
-    """At 2,048 channels with an offset that is too small to be taken away: within the specification's own error."""
+    """With 2,048 channels and an offset that is too small to be subtracted, the error is at most twice that of the
+    specification."""
     x = (torch.randn(1, 32, 2048, generator=torch.Generator().manual_seed(6)) + 1).bfloat16()
     plan = PLAN(1, 32, 2048, x.dtype)
     lengths = torch.tensor([32], dtype=torch.int32)
@@ -240,7 +242,7 @@ def test_squared_distances_of_bf16_tokens_are_as_exact_as_those_of_fp32():
     wide = x[0].float()
     squares = wide.square().sum(-1)
     plain = squares[:, None] + squares - 2 * wide @ wide.T
-    # A distance is rounded once for each of its three terms, even where plain PyTorch was luckier.
+    # A distance is rounded once for each of its three terms, even if plain PyTorch was luckier.
     allowed = max(2 * (plain - exact).abs().max(), 3 * eps(plain) * squares.max())
     assert (found - exact).abs().max() <= allowed
 
@@ -271,7 +273,7 @@ def test_plans_cover_every_shape_in_bounded_memory(frames, count, channels, dtyp
     assert plan.width >= channels
     assert plan.pitch % plan.block_n == plan.width % plan.block_c == plan.block_n % plan.block_m == 0
     assert all(size >= 16 and size & (size - 1) == 0 for size in (plan.block_n, plan.block_m, plan.block_c))
-    assert tiles.shared_bytes(plan, dtype) <= 99 * 1024  # what the smallest of the devices in question gives a block
+    assert tiles.shared_bytes(plan, dtype) <= 99 * 1024  # the least that any supported device gives a block
     assert 1 <= plan.frames <= frames
     assert plan.stored == (plan.pitch <= 5792)
     if plan.stored:

@@ -50,14 +50,14 @@ def test_means_and_their_gradients(frames, count, channels, groups, seed):
 
 
 def test_wide_tokens_in_large_groups():
-    """More channels, more members and more labels than a program takes at a time."""
+    """There are more channels, members and labels than a program takes at a time."""
     tokens, labels, counts = _inputs(1, 150, 1100, 2)
     expected, _ = _expected(tokens, labels, counts)
     assert_near(group_mean(tokens, labels, counts), expected, roundings=150 + 1, size=tokens.abs().max())
 
 
 def test_sums_are_fp32_and_rounded_once():
-    """An fp16 sum of 100 numbers around 1,000 would overflow; of so many like ones it would be off by far."""
+    """An fp16 sum of 100 numbers around 1,000 would overflow."""
     tokens = (1000 + torch.arange(100.0))[None, :, None].half()
     mean = group_mean(tokens, torch.zeros(1, 100, dtype=torch.int64), torch.tensor([[100]]))
     assert mean.dtype == torch.float16
@@ -84,7 +84,7 @@ def test_strided_tokens_and_gradients():
     strided = tokens.permute(2, 1, 0).contiguous().permute(2, 1, 0).requires_grad_()
     means = group_mean(strided, labels, counts)
     assert torch.equal(means, group_mean(tokens, labels, counts))
-    means.sum().backward()  # whose gradient is an expanded one
+    means.sum().backward()  # the incoming gradient is an expanded tensor
     expected = torch.where(labels >= 0, 1 / counts.clamp(min=1).gather(1, labels.clamp(min=0)), 0.0)
     assert_near(strided.grad, expected[:, :, None].expand_as(tokens), roundings=2)
 

@@ -1,4 +1,4 @@
-"""Parity cases by the Triton kernels, compiled or in Triton's interpreter, as `make parity DEVICE=cuda` has them."""
+"""The parity cases of `make parity DEVICE=cuda` on the Triton kernels, compiled or in Triton's interpreter."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ repair()
 OPS = {"rotary", "dpc_knn", "group_mean"}
 
 
-LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # seconds each; as large ones are tested elsewhere
+LARGE = {"fp32": {"one large group"}, "bf16": {"more than a tile"}}  # these take seconds; other tests cover such sizes
 
 
 @pytest.mark.parametrize(("dtype", "ops"), [("fp32", OPS), pytest.param("bf16", {"dpc_knn"}, marks=pytest.mark.slow)])
@@ -54,7 +54,7 @@ CALLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("op", CALLS)
 def test_runs_are_identical(made_for_cuda, op):
-    """To the last bit, gradients too. On a GPU, whose programs run in any order, of large tensors."""
+    """Results and gradients agree to the last bit. On a GPU, whose programs run in any order, tensors are larger."""
     made_for_cuda("triton")
     shape = CALLS[op][1] if DEVICE.type == "cpu" else [size * 8 for size in CALLS[op][1]]
     tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
@@ -70,7 +70,7 @@ def test_runs_are_identical(made_for_cuda, op):
 
 
 def _others(op: str, tokens: torch.Tensor) -> list:
-    """The arguments after the first."""
+    """The arguments of an operator after the first."""
     frames, count = tokens.shape[0], tokens.shape[1]
     groups = torch.full((frames,), count // 3, device=DEVICE)
     if op == "dpc_knn":

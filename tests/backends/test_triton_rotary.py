@@ -1,4 +1,4 @@
-"""rotary by the Triton kernel, compiled or in Triton's interpreter, against the reference in fp64."""
+"""The Triton kernel of rotary, compiled or in Triton's interpreter, against the reference in fp64."""
 
 import pytest
 import torch
@@ -19,21 +19,21 @@ rotary = on_device(rotary)
 
 
 def _heads(batch, heads, kv_heads, length, width, seed=0):
-    """As attention has them, [B, S, H, D] in memory."""
+    """Query and key [B, H, S, D] that lie in memory as [B, S, H, D], as in attention."""
     g = torch.Generator().manual_seed(seed)
     query, key = (torch.randn(batch, length, count, width, generator=g) for count in (heads, kv_heads))
     return [tensor.transpose(1, 2).requires_grad_() for tensor in (query, key)]
 
 
 def _compare(function, oracle, heads, *tables, largest=1.0, **options):
-    """Results and gradients for random cotangents; `largest` is that of cos and sin before they are scaled."""
+    """Compare results and gradients for random cotangents; `largest` bounds cos and sin before they are scaled."""
     wide = [tensor.detach().double().requires_grad_() for tensor in heads]
     results, expected = function(*heads, *tables, **options), oracle(*wide, *tables, **options)
     cotangents = [torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) for tensor in results]
     gradients = torch.autograd.grad(results, heads, cotangents)
     true = torch.autograd.grad(expected, wide, [tensor.double() for tensor in cotangents])
     for mine, right in zip((*results, *gradients), (*expected, *true)):
-        # Two products of numbers of this size, their sum, and of cos and sin two roundings and the scaling.
+        # Errors: two products of numbers of this size, their sum, and in cos and sin two roundings and the scaling.
         size = 2 * largest * options.get("scaling", 1.0) * max(x.detach().abs().max() for x in (*heads, *cotangents))
         assert_near(mine, right, roundings=3 + 3, size=size)
     return results

@@ -1,4 +1,4 @@
-"""What the Triton kernels refuse, checked without a device."""
+"""Calls that the Triton kernels refuse, checked without a device."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""What each fused implementation refuses, checked without a device: the verifiers are functions of the tensors."""
+"""Calls that each fused implementation refuses, checked without a device: verifiers are functions of the tensors."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float6
 
 
 def _heads(shape=(1, 4, 5, 8), kv=(1, 2, 5, 8), dtype=BF16):
-    # Without memory behind them, so that sizes at the limits cost nothing.
+    # Meta tensors have no memory, so sizes at the limits cost nothing.
     return [torch.empty(size, dtype=dtype, device="meta") for size in (shape, kv, kv)]
 
 

@@ -1,9 +1,9 @@
-"""Traces, without a GPU, calls that CUDA would answer by Triton kernels: run as a program, outside the interpreter.
+"""Traces, without a GPU, calls that run Triton kernels on CUDA. Run it as a program, outside the interpreter:
 
     python tests/backends/trace_kernels.py
 
-Tensors are fake ones on a second CUDA device, so that dispatch chooses and guards as it does there; nothing runs.
-Prints a JSON object: for each op the nodes of its graph, or why there is none.
+Its tensors are fake ones on a second CUDA device, so that dispatch chooses and guards as it does there; nothing runs.
+It prints a JSON object: for each op the nodes of its graph, or why there is none.
 """
 
 import json
@@ -21,9 +21,9 @@ MADE_UP = types.SimpleNamespace(major=9, shared_memory_per_block_optin=232448)  
 
 
 def pretend() -> None:
-    """What Dynamo asks of a machine with CUDA while it traces.
+    """Answer what Dynamo asks a machine with CUDA while it traces.
 
-    torch.cuda.get_device_properties stays itself: Dynamo knows it by identity, and takes its result for a constant.
+    torch.cuda.get_device_properties is not replaced: Dynamo recognizes it by identity and takes its result as constant.
     """
     torch.utils._triton.has_triton = lambda: True
     torch.cuda._lazy_init, torch.cuda.device_count = lambda: None, lambda: 2
@@ -43,7 +43,7 @@ def leave_device(index: int) -> int:
 
 
 def nodes(op: str, arguments: list[torch.Tensor]) -> list[str] | str:
-    """Names of what is called in the one graph of a call."""
+    """Names of the functions called in the single graph of a call, or why there is no such graph."""
     graphs = []
 
     def keep(graph, inputs):

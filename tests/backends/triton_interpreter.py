@@ -1,11 +1,11 @@
-"""Makes Triton's interpreter run our kernels and Liger's on the CPU; does nothing where they are compiled.
+"""Makes Triton's interpreter run our kernels and Liger's on the CPU; does nothing if they are compiled.
 
-What it lacks, and is put in here, for tests only:
-* tl.dot of bf16 multiplies the bits as integers: bf16 is widened to fp32 before, as tensor cores do.
-* tl.dot multiplies with NumPy's BLAS, which on some machines rounds by place: sums are taken one by one, so that a
-  product has the same bits in every row and column, as those of a GPU have.
-* Python floats stay floats, which have no `.to`: they become fp32 scalars, as the compiler takes them.
-* libdevice's functions give None: Liger's rsqrt is written in Triton.
+It corrects these faults of the interpreter, for tests only:
+* tl.dot of bf16 multiplies the bits as integers. Here bf16 is widened to fp32 first, as tensor cores do.
+* tl.dot multiplies with NumPy's BLAS, which on some machines rounds by place. Here sums are taken one by one, so that a
+  product has the same bits in every row and column, as on a GPU.
+* Python floats stay floats, which have no `.to`. Here they become fp32 scalars, as the compiler treats them.
+* libdevice's functions return None. Here Liger's rsqrt is written in Triton.
 """
 
 import functools
@@ -20,7 +20,7 @@ from kernel_device import DEVICE
 
 @functools.cache
 def repair() -> None:
-    """Puts in what is missing, once a process."""
+    """Apply the corrections, once per process."""
     if DEVICE.type != "cpu":
         return
     convert = interpreter._implicit_cvt
@@ -45,7 +45,8 @@ def repair() -> None:
 
 
 def spoiled_dot():
-    """A tl.dot that rounds by place: each number of a tile is off by up to four units in its last place, by itself."""
+    """A tl.dot that rounds by place: each number of a tile is off by its own draw of up to four units in the last
+    place."""
     generator, dot = np.random.default_rng(0), interpreter.InterpreterBuilder.create_dot
 
     def spoiled(*arguments):
@@ -59,7 +60,7 @@ def spoiled_dot():
 
 @functools.cache
 def repair_liger() -> None:
-    """The same for liger-kernel, which is imported."""
+    """Apply the corrections for Liger too, which imports liger-kernel."""
     repair()
     if DEVICE.type == "cpu":
         importlib.import_module("liger_kernel.ops.rms_norm").rsqrt = _rsqrt
