@@ -1,11 +1,11 @@
-"""Huawei's compiler without a device: what of triton-ascend needs one is replaced, and every launch compiles instead.
+"""Runs Huawei's compiler without a device: the parts of triton-ascend that need one are replaced, and launches compile.
 
-triton-ascend makes MLIR of a kernel (Triton IR, then linalg), and `bishengir-compile` of ascendnpu-ir takes it as far
-as hivmc, the one tool that comes with CANN alone: fused, tiled, its memory planned, its waits put in. A stand-in for
-hivmc keeps the IR that it is handed. So a kernel that needs more memory than a chip has fails here as it does there.
+triton-ascend translates a kernel to MLIR (Triton IR, then linalg). `bishengir-compile` of ascendnpu-ir then fuses and
+tiles it, plans its memory and inserts waits, up to hivmc, the only tool that comes with CANN alone. A stand-in for
+hivmc keeps the IR that it receives. So a kernel that needs more memory than a chip has fails here as it does there.
 
     with recorded() as kernels:
-        dpc_knn(tensor without memory, ...)      # launches compile nothing yet
+        dpc_knn(tensor without memory, ...)      # bishengir-compile has not run yet
     final = compiled(kernels[0].linalg, "Ascend910B1", "1.2.0")
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(sys.prefix)
-# The compiler's two releases; the older lies in a folder of its own (scripts/environment.py).
+# The compiler's two releases; the older one is in a separate folder (scripts/environment.py).
 COMPILERS = {
     "1.1.0": HERE / "ascendnpu-ir-1.1.0",
     "1.2.0": HERE / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages",
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do [ "$1" = -o ] && : > "$2.o"; shift; done
 
 
 class Refused(Exception):
-    """The compiler does not take a kernel. The message is the compiler's."""
+    """The compiler rejects a kernel. The message is the compiler's."""
 
 
 @dataclass
@@ -44,8 +44,8 @@ class Kernel:
     """One launch.
 
     Attributes:
-        name: the kernel's. constants: its constexpr arguments. types: of its other arguments, as the IR has them.
-        linalg: the IR that the front end made. arguments: what it was launched with, in order. grid: how many programs.
+        name: the kernel's name. constants: its constexpr arguments. linalg: the IR that the front end made.
+        arguments: the other arguments of the launch, in order. grid: how many programs.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Kernel:
 
 
 class _Utils:
-    """Of a device: its name and the cores that it has."""
+    """The properties of a device that the front end reads: its name and the number of its cores."""
 
     def get_arch(self) -> str:
         return "Ascend910B1"
@@ -91,12 +91,12 @@ class _Driver:
 
 @contextlib.contextmanager
 def recorded(then=None) -> Iterator[list[Kernel]]:
-    """Launches go through the front end alone, and are listed. `then(kernel)` is called at each."""
+    """Launches run only the front end and are collected in the list. `then(kernel)` is called at each."""
     from triton.backends import backends
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    # Importing the module by its name gives another copy of it than the one that compiles.
+    # Importing the module by name would give another copy than the one that compiles.
     inside = backends["ascend"].compiler.add_stages.__globals__
     found: list[Kernel] = []
     launch, utils, last = JITFunction.run, inside["NPUUtils"], inside["linalg_to_bin_enable_npu_compile_A2_A3"]
@@ -130,10 +130,10 @@ def recorded(then=None) -> Iterator[list[Kernel]]:
 
 @functools.cache
 def compiled(linalg: str, target: str, release: str) -> str:
-    """The IR that hivmc would be handed for a chip, by a release of the compiler.
+    """The IR that a release of the compiler would hand to hivmc for a chip.
 
     Raises:
-        Refused: the compiler refuses the kernel, as where it needs more memory than the chip has.
+        Refused: the compiler rejects the kernel, for example because it needs more memory than the chip has.
     """
     with tempfile.TemporaryDirectory() as folder:
         stand_in = Path(folder, "hivmc")

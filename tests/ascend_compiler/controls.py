@@ -1,5 +1,5 @@
-"""Kernels that must fail: they show that the checks of our own would see it. Run as a program, the one that reads past
-the end of its memory; it is killed there.
+"""Kernels with faults, which show that our checks would find such faults. As a program, this runs a mean of the last
+rows of memory: `gathered` reads past the end, where it is killed.
 
     python tests/ascend_compiler/controls.py gathered | whole_rows
 """
@@ -21,7 +21,7 @@ from ppe_npu.backends.reference.group_mean import group_mean
 
 @triton.jit
 def gathered(x_ptr, order_ptr, out_ptr, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Gathers rows as a GPU would: whole rows of WIDTH are read, the mask is applied to what has come."""
+    """Gathers rows as one would on a GPU. Here whole rows of WIDTH are read, and the mask is applied afterwards."""
     row = tl.load(order_ptr + tl.arange(0, ROWS))
     channel = tl.arange(0, WIDTH)
     mask = (row >= 0)[:, None] & (channel < width)[None, :]
@@ -31,14 +31,14 @@ def gathered(x_ptr, order_ptr, out_ptr, width, ROWS: tl.constexpr, WIDTH: tl.con
 
 @triton.jit
 def wide_integers(x_ptr, out_ptr, WIDTH: tl.constexpr):
-    """Adds int64, which no vector unit does: one number after another."""
+    """Adds int64, for which there is no vector instruction: it adds one number after another."""
     place = tl.arange(0, WIDTH)
     tl.store(out_ptr + place, tl.load(x_ptr + place) + tl.load(x_ptr + WIDTH + place))
 
 
 @triton.jit
 def too_large(x_ptr, out_ptr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Holds more than a buffer does."""
+    """Holds more numbers than fit into a buffer."""
     row = tl.arange(0, ROWS)
     channel = tl.arange(0, WIDTH)
     x = tl.load(x_ptr + row[:, None] * WIDTH + channel[None, :])
@@ -46,7 +46,7 @@ def too_large(x_ptr, out_ptr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
 
 
 def at_the_end(which: str) -> bool:
-    """Whether a mean of the last rows of memory is right: by `gathered`, or by our own kernel."""
+    """Whether a mean of the last rows of memory is right, computed by `gathered` or by our own kernel."""
     tokens = at_the_end_of_a_page(torch.randn(1, 8, 1536))
     labels, counts = torch.zeros(1, 8, dtype=torch.int64), torch.tensor([[8]])
     means = torch.zeros(1, 1, 1536)

@@ -1,9 +1,9 @@
-"""The IR that triton-ascend's front end makes of a kernel, executed on this CPU: numbers without a device.
+"""Executes the IR that triton-ascend's front end makes of a kernel on this CPU, to get its results without a device.
 
-It is linalg on tensors and memrefs, which MLIR's standard passes lower to machine code of any kind. What Huawei's
-compiler does with it afterwards (fusion, buffers, waits) is not in these numbers. All that it needs is there already:
-bishengir-opt of the compiler's wheel knows these passes, and the LLVM inside triton-ascend every CPU that it was built
-on; gcc links.
+The IR is linalg on tensors and memrefs, which MLIR's standard passes lower to machine code of any kind. The results do
+not reflect what Huawei's compiler does with it afterwards (fusion, buffers, waits). All tools are there already:
+bishengir-opt of the compiler's wheel has these passes, the LLVM inside triton-ascend supports every CPU that it was
+built on, and gcc links.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ LOWER = [
     "--convert-math-to-libm", "--convert-index-to-llvm", "--finalize-memref-to-llvm", "--convert-func-to-llvm",
     "--convert-cf-to-llvm", "--convert-arith-to-llvm", "--reconcile-unrealized-casts",
 ]  # fmt: skip
-# What lowered code calls: a copy between two memrefs of any strides, and the rounding of fp32 to bf16.
+# Functions that the lowered code calls: a copy between two memrefs of any strides, and the rounding of fp32 to bf16.
 RUNTIME = r"""
 #include <stdint.h>
 #include <string.h>
@@ -56,7 +56,7 @@ def execute(kernel: Kernel) -> None:
     """Runs every program of a launch, one after another, on the CPU tensors that it was launched with."""
     inside = re.search(r"func\.func @\w+\((.*?)\) attributes", kernel.linalg, re.S)[1]
     types = [re.sub(r"\{.*?\}", "", part).strip().rstrip(", ") for part in re.findall(r"%arg\d+: ([^%]+)", inside)]
-    types = types[2:-6]  # without locks, workspace, and the six numbers of the grid
+    types = types[2:-6]  # without locks, workspace, and the six numbers that describe the grid
     assert len(types) == len(kernel.arguments), (kernel.name, types)
     empty = [item for _ in range(2) for item in _memref(0, 0)]
     given = [item for kind, value in zip(types, kernel.arguments) for item in _argument(kind, value)]
@@ -73,7 +73,7 @@ def _argument(kind: str, value) -> list:
 
 
 def _memref(address: int, length: int) -> list:
-    """Of one dimension, as LLVM takes it: allocated, aligned, offset, length, stride."""
+    """A memref of one dimension in LLVM's layout: allocated, aligned, offset, length, stride."""
     return [ctypes.c_void_p(address), ctypes.c_void_p(address), *map(ctypes.c_int64, (0, length, 1))]
 
 
@@ -103,7 +103,7 @@ def _run(*command: str | Path) -> None:
 
 
 def _machine_code(lowered: Path) -> bytes:
-    """An object file for this CPU, of MLIR in LLVM's dialect. No product and sum become one."""
+    """An object file for this CPU from MLIR in LLVM's dialect, without fused multiply-add."""
     from triton._C.libtriton import ir, llvm
 
     context = ir.context()

@@ -1,11 +1,11 @@
-"""What the last IR before machine code says of a kernel: memory planned, loops over single numbers, what is moved.
+"""Reads from a kernel's last IR before machine code the memory planned, loops over single numbers, and transfers.
 
-It is the text that hivmc is handed. A buffer stands there as
+This is the text that hivmc receives. A buffer is written as
 
     %4 = hivm.hir.pointer_cast(%c28672_i64) : memref<2048xf32, #hivm.address_space<ub>>
 
-with its first byte as a constant; a single number that a scalar unit moves is a memref.load or memref.store; what is
-moved to and from a chip's global memory is a call of a function whose name starts with load_gm, store_ub or the like.
+with its first byte as a constant. A single number that a scalar unit moves is a memref.load or memref.store. A transfer
+to or from a chip's global memory is a call of a function whose name starts with load_gm, store_ub or similar.
 """
 
 import math
@@ -13,17 +13,17 @@ import re
 from dataclasses import dataclass
 
 BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32, "index": 64}
-# The compiler's names of memories, and ours.
+# The compiler's names of memories, with ours.
 SPACES = {"ub": "ub", "cbuf": "l1", "ca": "l0", "cb": "l0", "cc": "l0c"}
 BUFFER = re.compile(r"pointer_cast\(([^)]*)\) : memref<([^,>]+), #hivm\.address_space<(\w+)>")
 LOOP = re.compile(r"scf\.for (%\w+) = (\S+) to (\S+) step (\S+)")
-OWN = 3  # arguments of the compiler's own, which come first
+OWN = 3  # arguments that the compiler adds, which come first
 SINGLE = re.compile(r"= memref\.load |^memref\.store ")
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A loop of the IR: where its body is indented to, its counter, and its bounds as the text has them."""
+    """A loop of the IR: its indentation, its counter, and its bounds as in the text."""
 
     depth: int
     counter: str
@@ -31,13 +31,12 @@ class Loop:
 
 
 def sizes(ir: str) -> dict[str, int]:
-    """The chip's own numbers, as the IR's head states them: UB_SIZE and its like in bits, counts of cores."""
+    """The chip's properties from the head of the IR: memories (UB_SIZE and so on) in bits, and counts of cores."""
     return {name: int(number) for name, number in re.findall(r'dl_entry<"([A-Z0-9_]+)", (\d+) : i32>', ir)}
 
 
 def memory(ir: str) -> dict[str, int]:
-    """Bytes that the plan takes of each memory: up to the end of the buffer that ends last. One with a twin, which is
-    filled while it is worked on, has two addresses."""
+    """Bytes of each memory that the plan takes, up to the end of its last buffer. A double buffer has two addresses."""
     constants = {name: int(value) for name, value in re.findall(r"%(\S+) = arith\.constant (-?\d+) : i64", ir)}
     ends: dict[str, int] = {}
     for offsets, shape, space in BUFFER.findall(ir):
@@ -48,11 +47,11 @@ def memory(ir: str) -> dict[str, int]:
 
 
 def singles(ir: str) -> list[str]:
-    """Numbers that are moved one by one in a loop over numbers: in one that only counts through a tile.
+    """Operations that move single numbers in a loop over the numbers of a tile.
 
-    A program's own loops (over tasks, over members of a group, over rows) may read a number a turn, which says where
-    to go; their bounds are arguments, or what was read. A loop of the compiler's over the numbers of a tile has bounds
-    that are constants. Whatever is read or written in the buffer of a vector core one by one counts, too.
+    A program's own loops (over tasks, over members of a group, over rows) may read one number per iteration, such as an
+    index; their bounds are arguments, or numbers that were read. The compiler's loops over the numbers of a tile have
+    constant bounds. Single numbers read or written in a vector core's buffer count in any loop and outside of loops.
     """
     found: list[str] = []
     loops: list[Loop] = []
@@ -71,13 +70,13 @@ def singles(ir: str) -> list[str]:
 
 
 def moves(ir: str) -> list[tuple[int, bool]]:
-    """(argument, whether it is cut) of each transfer between an argument's memory and a core.
+    """(argument, whether the transfer is cut) of each transfer between an argument's memory and a core.
 
-    The argument is counted as in the kernel's source. A mask that the compiler understood as "up to the end" becomes a
-    memref.subview of the size that is left: the transfer is cut. Where it did not, everything is moved, past the end,
-    too, and the mask is applied to what has come.
+    Arguments are counted as in the kernel's source. If the compiler understands a mask as "up to the end", it makes a
+    memref.subview of the remaining size: the transfer is cut. If not, it moves the whole tile, even past the end, and
+    applies the mask afterwards.
     """
-    made: dict[str, tuple[str, str]] = {}  # a name may be used again in another region, so line by line
+    made: dict[str, tuple[str, str]] = {}  # another region may reuse a name, so lines are read in order
     found = []
     for line in ir.splitlines():
         for name, how, source in re.findall(r"(%[\w#]+) = memref\.(cast|subview|\w+_cast|\w+_shape) (%[\w#]+)", line):

@@ -1,4 +1,4 @@
-"""Huawei's compiler takes every kernel at every tile for every chip, and plans the memory that we count with."""
+"""Huawei's compiler accepts every kernel at every tile for every chip, and plans no more memory than our planner."""
 
 import itertools
 import os
@@ -16,7 +16,7 @@ from ppe_npu.backends.npu.chips import CHIPS
 
 MANUAL = Path(__file__).parents[2] / "docs" / "npu.md"
 RELEASES = pytest.mark.parametrize("release", COMPILERS)
-# What the first chip's IR is read for stands in one group, so that one process compiles it once.
+# All tests of one chip are in one group, so that one process compiles its kernels only once.
 EVERY_CHIP = pytest.mark.parametrize(
     "chip",
     [pytest.param(chip, marks=pytest.mark.xdist_group(chip.name)) for chip in CHIPS.values()],
@@ -61,7 +61,7 @@ def test_every_kernel_compiles_at_every_tile(chip, release):
 
 
 def numbers(kernel) -> int:
-    """In the tile that the planner counts with."""
+    """How many numbers are in the tile on which the planner bases its bytes."""
     c = kernel.constants
     square = {"_distances": "SQUARE", "_turn": "TILE"}.get(kernel.name)
     if square:
@@ -71,7 +71,7 @@ def numbers(kernel) -> int:
 
 
 def test_the_shapes_reach_every_tiling():
-    """Whatever a user gives is cut as one of the shapes that are compiled."""
+    """Every input of a user is cut into the tiles of one of the shapes that are compiled."""
     for chip in (CHIPS["Ascend910B1"], CHIPS["Ascend910B3"]):
         compiled_for = {held(chip, *shape) for shape in shapes(chip)}
         for shape in itertools.product((1, 2, 7, 48, 999), range(1, 5761, 29), (1, 65, 130, 1024)):
@@ -106,7 +106,7 @@ def test_a_mask_that_does_not_cut_what_is_read_is_seen(release):
 
 @pytest.mark.xdist_group(FIRST)
 def test_the_manual_has_these_tables():
-    """PPE_DOCUMENT=1 writes it."""
+    """PPE_DOCUMENT=1 writes the tables instead."""
     lines = [*of_chips(list(COMPILERS)), "", *rows(CHIPS[FIRST], list(COMPILERS))]
     text = MANUAL.read_text()
     begin, end = "<!-- begin: make test-ascend-compiler -->\n", "<!-- end -->\n"

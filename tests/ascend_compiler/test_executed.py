@@ -1,4 +1,4 @@
-"""The IR of the same kernels, executed on this CPU, against the specification."""
+"""The IR of the kernels for Ascend, executed on this CPU, against the specification."""
 
 import dataclasses
 import os
@@ -20,13 +20,13 @@ from ppe_npu.backends.npu.chips import CHIPS
 from ppe_npu.backends.reference.dpc_knn import dpc_knn as reference
 from ppe_npu.backends.reference.group_mean import group_mean as reference_mean
 
-# Fewer cores than a chip has: every program goes from task to task.
+# The chip has fewer cores than a real one, so that every program processes several tasks.
 CHIP = dataclasses.replace(CHIPS["Ascend910B1"], cubes=2, vectors=3)
 
 
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
-    torch.use_deterministic_algorithms(True)  # torch.empty is filled, then
+    torch.use_deterministic_algorithms(True)  # this makes torch.empty fill its memory
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -41,7 +41,7 @@ def on_the_ir():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("frames", "count", "channels"), [(2, 37, 70), (3, 130, 96), (2, 257, 130)])
 def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype, strict):
-    """Ragged frames, an odd number of channels, copies in the first tile and the last, every number of neighbours."""
+    """Frames are ragged, with copies in the first and the last tile, and with different numbers of neighbours."""
     g = torch.Generator().manual_seed(count)
     x = torch.randn(frames, count, channels, generator=g) * 3 + 5 * torch.randn(1, 1, channels, generator=g)
     x[:, [5, count // 2, count - 1]] = x[:, [3, 3, 9]]
@@ -59,7 +59,7 @@ def test_centres_and_labels_are_equal(on_the_ir, frames, count, channels, dtype,
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "channels", "groups"), [(41, 24, 9), (30, 515, 4), (12, 2100, 3), (1, 1, 1)])
 def test_means_and_gradients_have_the_same_bits(on_the_ir, count, channels, groups, dtype):
-    """Memory ends where the tokens do, and where the gradient does."""
+    """Memory ends right behind the tokens, and behind the incoming gradient."""
     g = torch.Generator().manual_seed(count)
     tokens = at_the_end_of_a_page(torch.randn(2, count, channels, generator=g).to(dtype)).requires_grad_()
     labels = torch.randint(-1, groups, (2, count), generator=g)
@@ -73,7 +73,7 @@ def test_means_and_gradients_have_the_same_bits(on_the_ir, count, channels, grou
 
 @pytest.mark.parametrize(("which", "code"), [("whole_rows", 0), ("gathered", -signal.SIGSEGV)])
 def test_nothing_is_read_past_the_end(which, code):
-    """At the last page of memory; the control, which gathers as a GPU would, is killed there."""
+    """The tokens end at the last page of memory. The control, which gathers as one would on a GPU, is killed there."""
     program = Path(__file__).parent / "controls.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(program.parents[2]), *filter(None, sys.path)])}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What is compiled: every kernel for Ascend at every tile that the planner can choose for a chip."""
+"""The kernels that are compiled: every kernel for Ascend at every tile that the planner can choose for a chip."""
 
 import contextlib
 import dataclasses
@@ -14,11 +14,11 @@ from compiling import Kernel, compiled, recorded
 from ppe_npu.backends import device
 from ppe_npu.backends.npu import chips, dpc_knn, row_mean, tiles
 
-# Tensors that a kernel reads or writes as a user has them, whose ends are not padded: by their places as arguments.
+# Indices of the arguments of each kernel that are a user's tensors, whose ends are not padded.
 UNPADDED = {"_centre": {0}, "_mean": {0, 3}, "_share": {0, 3}}
 FIRST = next(iter(chips.CHIPS))
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Between them, these shapes get every tile: a test says so.
+# These shapes together get every tile, as a test checks.
 COUNTS = (48, 64, 100, 256, 512, 768, 5760)
 CHANNELS = (64, 70, 192, 2048, 3584)
 FRAMES = (1, 32, 64)
@@ -30,7 +30,7 @@ def without_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 @contextlib.contextmanager
 def planned_for(chip: chips.Chip) -> Iterator[None]:
-    """Calls on any tensor plan for this chip, and change no device."""
+    """Calls on tensors of any device plan for this chip, and do not switch devices."""
     here = {"chip": lambda _: chip}
     with (
         mock.patch.multiple(dpc_knn, **here),
@@ -41,7 +41,7 @@ def planned_for(chip: chips.Chip) -> Iterator[None]:
 
 
 def shapes(chip: chips.Chip) -> list[tuple[int, int, int]]:
-    """As few of the shapes as get every tiling that any of them gets."""
+    """One shape (frames, count, channels) for every tiling that any of them gets."""
     found = {}
     for shape in itertools.product(FRAMES, COUNTS, CHANNELS):
         found.setdefault(held(chip, *shape), shape)
@@ -49,7 +49,7 @@ def shapes(chip: chips.Chip) -> list[tuple[int, int, int]]:
 
 
 def held(chip: chips.Chip, frames: int, count: int, channels: int) -> tuple[int, ...]:
-    """All sizes that a kernel is compiled for."""
+    """All sizes that kernels are compiled for at a shape."""
     plan = tiles.plan(chip, frames, count, channels)
     return (plan.tile, *plan.rows.values(), plan.square, plan.turned, plan.length, plan.tokens, plan.channels)
 
@@ -69,7 +69,7 @@ def average(frames: int, count: int, channels: int, groups: int, dtype: torch.dt
 
 
 def kernels(chip: chips.Chip) -> tuple[Kernel, ...]:
-    """One of each instance for this chip: whatever differs in its IR, as where an argument is 1."""
+    """One kernel of each different IR for this chip; IR also differs where an argument is 1."""
     return _kernels(dataclasses.replace(chip, name=""))
 
 
@@ -85,7 +85,7 @@ def _kernels(chip: chips.Chip) -> tuple[Kernel, ...]:
 
 
 def one_of_each_tile(found: tuple[Kernel, ...]) -> list[Kernel]:
-    """Of these, one for each kernel, tile and dtype of the user's tensors; those whose arguments are not 1 first."""
+    """One of these for each kernel, tile and dtype of the user's tensors, if possible one without arguments of 1."""
     first = {}
     for kernel in sorted(found, key=lambda kernel: -len(kernel.arguments)):
         first.setdefault((kernel.name, *kernel.constants.values(), *dtypes(kernel)), kernel)
@@ -93,19 +93,19 @@ def one_of_each_tile(found: tuple[Kernel, ...]) -> list[Kernel]:
 
 
 def wanted(chip: chips.Chip) -> list[Kernel]:
-    """What is compiled for a chip: every instance for the first one, one of each tile for the others."""
+    """The kernels that are compiled for a chip: all of them for the first chip, one of each tile for the others."""
     every = kernels(chip)
     return list(every) if chip.name == FIRST else one_of_each_tile(every)
 
 
 def dtypes(kernel: Kernel) -> list[str]:
-    """Of the tensors that a kernel has from the user, or gives to him."""
+    """The dtypes of the user's tensors that a kernel reads or writes."""
     places = sorted(UNPADDED.get(kernel.name, ()))
     return sorted({str(kernel.arguments[place].dtype).removeprefix("torch.") for place in places})
 
 
 def of_chips(releases: list[str]) -> list[str]:
-    """The lines of the table of chips in docs/npu.md: what each has, and how many instances of kernels it gets."""
+    """The lines of the table of chips in docs/npu.md: their properties, and how many kernels are compiled for each."""
     sizes = {"UB": "ub", "L1": "l1", "L0A and L0B": "l0", "L0C": "l0c"}
     heads = ("chip", "cube cores", "vector cores", *(f"{name}, KiB" for name in sizes))
     lines = [
@@ -120,7 +120,7 @@ def of_chips(releases: list[str]) -> list[str]:
 
 
 def rows(chip: chips.Chip, releases: list[str]) -> list[str]:
-    """The lines of the table in docs/npu.md: for each kernel and tile the most that any instance takes, in KiB."""
+    """The lines of the table of memory in docs/npu.md: the most KiB that each kernel takes at each tile."""
     most: dict[tuple[str, str], dict[str, int]] = {}
     for kernel in kernels(chip):
         tile = ", ".join(f"{name} {value}" for name, value in kernel.constants.items() if name != "STRICT")

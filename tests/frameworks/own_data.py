@@ -1,5 +1,5 @@
-"""A few drawn questions in the form that both frameworks read, what our own batch of them costs, and what the page says
-that a user writes."""
+"""A few questions about drawn pictures in a file that both frameworks read, our own loss on them, and the code that
+docs/compatibility.md gives to users."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 
 
 def written(framework: str) -> str:
-    """The page's text of a file, by a word in its first line."""
+    """The file's text on the page, found by a word in its first line."""
     for text in re.findall(r"(?:(?<=\n)(?: {4}.*)?\n)+", PAGE.read_text(encoding="utf-8")):
         if framework in text.strip().split("\n")[0]:
             return "\n".join(line[4:] for line in text.split("\n"))
@@ -29,10 +29,10 @@ def written(framework: str) -> str:
 
 
 class Data:
-    """Questions, as a file of messages.
+    """Questions, written to a file of messages.
 
     Args:
-        folder: where they are written. sizes: of each one's picture in pixels; None: it has none.
+        folder: where the file is written. sizes: the size of each question's picture in pixels; None: no picture.
     """
 
     def __init__(self, folder: Path, sizes: Sequence[tuple[int, int] | None]):
@@ -49,7 +49,7 @@ class Data:
         self.file.write_text(json.dumps(rows))
 
     def loss(self, checkpoint: str, config: CompressionConfig) -> float:
-        """Of all questions in one batch of our own collator's."""
+        """The loss of all questions in one batch of our own collator."""
         model = compress(load_model(checkpoint), config)
         batch = Collator(load_processor(checkpoint), model.compression.vision)(self.records)
         with torch.no_grad():
@@ -57,7 +57,8 @@ class Data:
 
 
 def watched(monkeypatch, config: CompressionConfig) -> list[float]:
-    """The loss of every pass of what is compressed from now on, as `config` says in place of what the page says."""
+    """A list that collects the loss of every pass of models compressed from now on. They are compressed by `config`
+    instead of the page's configuration, which must be PPE."""
     losses: list[float] = []
 
     def watch(model, said: CompressionConfig):

@@ -1,4 +1,4 @@
-"""LLaMA-Factory trains a compressed model; a callback is all that it takes. `make test-frameworks` has it."""
+"""LLaMA-Factory trains a compressed model with only a callback. `make test-frameworks` installs it."""
 
 import json
 
@@ -19,7 +19,7 @@ COLUMNS = {"messages": "messages", "images": "images"}
 
 
 def train(checkpoint: str, data: Data, monkeypatch, **way) -> None:
-    """Three steps on all questions, by the page's train.py and a file of settings."""
+    """Three steps on all questions with the page's train.py and a file of settings."""
     own = {"file_name": data.file.name, "formatting": "sharegpt", "columns": COLUMNS, "tags": TAGS}
     (data.folder / "dataset_info.json").write_text(json.dumps({"own": own}))
     settings = {
@@ -29,7 +29,7 @@ def train(checkpoint: str, data: Data, monkeypatch, **way) -> None:
         "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "overwrite_cache": True, **way,
     }  # fmt: skip
     (data.folder / "train.yaml").write_text(json.dumps(settings))
-    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")  # of datasets, of which ms-swift needs a newer one
+    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")  # ms-swift needs a newer version of datasets
     monkeypatch.setattr("sys.argv", ["train.py", str(data.folder / "train.yaml")])
     exec(compile(written("llamafactory"), "train.py", "exec"), {"__name__": "__main__"})
 
@@ -37,7 +37,7 @@ def train(checkpoint: str, data: Data, monkeypatch, **way) -> None:
 @pytest.mark.parametrize("config", [PPE, DENSE], ids=["ppe", "dense"])
 @pytest.mark.parametrize("way", WAYS)
 def test_it_learns_from_our_own_loss(tiny_folder, tmp_path, monkeypatch, way, config):
-    """Masks, labels and positions are right: the loss is that of our own batch of the same questions."""
+    """Masks, labels and positions are right, because the first loss is that of our own batch of these questions."""
     data = Data(tmp_path, SIZES)
     expected, losses = data.loss(tiny_folder, config), watched(monkeypatch, config)
     train(tiny_folder, data, monkeypatch, **WAYS[way])

@@ -1,4 +1,4 @@
-"""ms-swift trains a compressed model, by a plug-in of a few lines. `make test-frameworks` has it."""
+"""ms-swift trains a compressed model through a short plug-in. `make test-frameworks` installs it."""
 
 import pytest
 from own_data import DENSE, PPE, Data, watched, written
@@ -8,7 +8,7 @@ from ppe_npu.demo import tiny
 
 pipelines = pytest.importorskip("swift.pipelines", reason="ms-swift is not installed: make test-frameworks")
 
-SIDE = 56  # of pictures in pixels: the least that it leaves as they are
+SIDE = 56  # of pictures, in pixels: the smallest that ms-swift does not resize
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +20,12 @@ def checkpoint(tmp_path_factory):
 
 
 def train(checkpoint: str, data: Data, monkeypatch, *way: str) -> None:
-    """Three steps on all questions, by the page's plug-in."""
+    """Three steps on all questions with the page's plug-in."""
     plugin = data.folder / "ppe_plugin.py"
     plugin.write_text(written("swift"))
     from swift.template.templates.qwen import Qwen2VLTemplate
 
-    # It knows the real vocabulary's number by heart.
+    # ms-swift hard-codes the token's id in the real vocabulary.
     monkeypatch.setattr(Qwen2VLTemplate, "image_token_id", tiny.VOCABULARY["<|image_pad|>"])
     monkeypatch.setattr(Qwen2VLTemplate, "_post_encode", Qwen2VLTemplate._post_encode)  # the plug-in changes it
     pipelines.sft_main([
@@ -43,7 +43,7 @@ def train(checkpoint: str, data: Data, monkeypatch, *way: str) -> None:
 @pytest.mark.parametrize("config", [PPE, DENSE], ids=["ppe", "dense"])
 @pytest.mark.parametrize("way", ["full", "lora"])
 def test_it_learns_from_our_own_loss(checkpoint, tmp_path, monkeypatch, way, config):
-    """Masks, labels and positions are right: the loss is that of our own batch of the same questions."""
+    """Masks, labels and positions are right, because the first loss is that of our own batch of these questions."""
     data = Data(tmp_path, [(SIDE, SIDE), (SIDE, SIDE), None])
     expected, losses = data.loss(checkpoint, config), watched(monkeypatch, config)
     train(checkpoint, data, monkeypatch, "--tuner_type", way)

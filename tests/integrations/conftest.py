@@ -1,4 +1,4 @@
-"""transformers' tests carry marks of their own, which pytest refuses unless it knows them."""
+"""Registers the marks of transformers' own tests, which pytest refuses otherwise."""
 
 MARKS = (
     *("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"),

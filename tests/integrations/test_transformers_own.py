@@ -1,8 +1,8 @@
-"""transformers' own tests of a model, run as they are on models of four families with the dense preset.
+"""transformers' own tests of a model, unchanged, on models of four families compressed with the dense preset.
 
-They are in its source package, of the version that is installed: `make test-integrations` has it. Of the modules that
-they import two are not in the package, which test export and generate(): tests/models/test_foreign_caches.py goes
-through what generate() does.
+They come from the source package of the installed version, which `make test-integrations` fetches. Two modules that
+they import, the tests of export and of generate(), are not in the package; tests/models/test_foreign_caches.py covers
+the features of generate().
 """
 
 import functools
@@ -26,11 +26,11 @@ if not PACKAGE.is_file():
     pytest.skip(f"no {PACKAGE.name} in {sys.prefix}: run `make test-integrations`", allow_module_level=True)
 
 MISSING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
-IMAGE, VIDEO, START, TEXT = 3, 4, 5, 6  # ids: text from the last on; the tests lower those at the vocabulary's end
+IMAGE, VIDEO, START, TEXT = 3, 4, 5, 6  # ids; text starts at the last. Small ones: the tests shrink the vocabulary
 
 
 def common() -> ModuleType:
-    """The module of their tests, with nothing in place of those that are not in the package."""
+    """The module of their tests; empty modules stand in for those that are not in the package."""
     folder = tempfile.mkdtemp()
     with tarfile.open(PACKAGE) as package:
         members = [member for member in package if Path(member.name).match("*/tests/*.py")]
@@ -50,10 +50,10 @@ TRAINING = import_module("tests_of_transformers.test_training_mixin")
 
 
 class Tester:
-    """What their tests ask for: a config, and three prompts with one picture of one token each.
+    """What their tests need: a config, and three prompts with one picture of one token each.
 
-    As in their files: Qwen3-VL's stand at the ends of prompts that are padded on the right, of one token, two and
-    three, so that the mask hides them all; the others' in the middle of prompts without padding.
+    As in their files, Qwen3-VL's pictures are at the ends of prompts of one, two and three tokens, padded on the right,
+    so that the mask hides all pictures; those of the others are in the middle of prompts without padding.
     """
 
     batch_size, seq_length, vocab_size, is_training = 3, 39, 100, True
@@ -70,7 +70,7 @@ class Tester:
         config = self.made.config.to_dict()
         config |= {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START}
         for part in (config, config["text_config"], config["vision_config"]):
-            part["initializer_range"] = 0.02  # as their own tiny models have it, which their tolerances are for
+            part["initializer_range"] = 0.02  # that of their own tiny models, for which their tolerances are made
         return type(self.made.config)(**config)
 
     def prepare_config_and_inputs_for_common(self):
@@ -90,7 +90,7 @@ class Tester:
 
 
 class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin, TRAINING.TrainingTesterMixin):
-    """Every model for conditional generation that a test makes is compressed."""
+    """Their tests, with every model for conditional generation that a test makes compressed."""
 
     model_tester = None
     _is_composite, test_all_params_have_gradient = True, False
@@ -109,7 +109,7 @@ class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin, TRAINING
         monkeypatch.setattr(whole, "__init__", compressed)
 
     def test_training_overfit(self):
-        """Theirs, which asks the config of a whole model for its number of words: the text's has it."""
+        """Their test, which reads the vocabulary's size from the model's config, but only the text's config has it."""
         config = self.model_tester.get_config()
         config.vocab_size = config.text_config.vocab_size
         self.model_tester.get_config = lambda: config
@@ -119,5 +119,5 @@ class Compressed(THEIRS.ModelTesterMixin, THEIRS.GenerationTesterMixin, TRAINING
 for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"):
     name, own = f"Test_{family}", {"family": family}
     if family == "qwen3_vl_moe":
-        own["test_reverse_loading_mapping"] = None  # which fails on an untouched model of this config, too
+        own["test_reverse_loading_mapping"] = None  # it fails on an untouched model of this config, too
     globals()[name] = type(name, (Compressed, unittest.TestCase), own)
