@@ -1,6 +1,7 @@
-"""torch.compile: where the graph breaks, how often it is compiled again, and that it computes the same.
+"""torch.compile: where graphs break, how often they are recompiled, and that they compute the same results.
 
-Traced only, no inductor: what breaks a graph breaks it on every device. docs/cuda.md says what follows for CUDA graphs.
+Models are only traced, without inductor, because a graph breaks at the same places on every device. docs/cuda.md
+describes the consequences for CUDA graphs.
 """
 
 import pytest
@@ -15,13 +16,13 @@ from ppe_npu import CompressionConfig, compat, compress, restore
 from ppe_npu.methods import DART, DPCKNN, PACT, FastV, PixelPrune, PyramidDrop, SparseVLM
 from ppe_npu.models.fused import fuse
 
-SLOW = pytest.mark.slow  # the same again: tracing takes seconds
+SLOW = pytest.mark.slow  # tracing takes seconds
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
 PROMPTS = [batch(Prompt([3, ("video", (2, 4, 4)), 3], seed=seed)) for seed in range(3)]
 
 
 def eager(model, inputs):
-    """Logits of several prompts, and in fp64."""
+    """Logits of several prompts, in the model's dtype and in fp64."""
 
     def run():
         return [model(**some).logits for some in inputs]
@@ -30,7 +31,7 @@ def eager(model, inputs):
 
 
 class Graphs:
-    """A backend that runs what was traced, and counts it."""
+    """A backend that runs graphs as traced, and collects them."""
 
     def __init__(self):
         torch._dynamo.reset()
@@ -45,7 +46,7 @@ class Graphs:
 @pytest.mark.parametrize("config", [PPE, CASCADE], ids=["ppe", "cascade"])
 @torch.no_grad()
 def test_the_decoder_is_one_graph_for_all_prompts_of_one_shape(model, config):
-    """Merges between its layers among it: clustering is one node."""
+    """The graph includes merges between layers, in which clustering is one node."""
     compress(fuse(model), config)
     expected, true = eager(model, PROMPTS)
     graphs = Graphs()
@@ -86,7 +87,7 @@ def test_what_methods_look_at_is_part_of_the_graph(model, name):
 )
 @torch.no_grad()
 def test_other_padding_does_not_compile_again(part):
-    """Compiled code gets a mask; segments, whose lengths are its constants, are for code that is not."""
+    """Compiled code gets a mask, because the lengths of segments would be constants of its graph."""
     model = compress(fuse(random_model(num_hidden_layers=2)), CompressionConfig.preset("ppe", k=4, layers=[1]))
     prompts = [
         batch(Prompt([3, ("image", (1, 4, 4)), 3]), Prompt([3, ("image", (1, 2, 2)), count])) for count in (1, 2, 3, 4)
@@ -101,7 +102,7 @@ def test_other_padding_does_not_compile_again(part):
     else:
         text.compile(backend=graphs, fullgraph=True)
     found = [model(**inputs).logits for inputs in prompts]
-    most = len(text.layers) if part == "layers" else 2  # compiled again once: how much text there is becomes a symbol
+    most = len(text.layers) if part == "layers" else 2  # recompiled once, when the amount of text becomes a symbol
     assert len(graphs.seen) <= most
     assert_rounds_alike(*([row[mask] for row, mask in zip(rows, real)] for rows in (found, expected, true)))
 
@@ -133,7 +134,7 @@ PIXELS = CompressionConfig(steps=[PixelPrune(threshold=0.5), DPCKNN(0.5)], k=4)
 
 
 def pictures():
-    """Prompts whose pictures have other numbers of cells that are like the first."""
+    """Prompts whose pictures differ in the number of cells that equal the first one."""
     prompts = [Prompt([3, ("image", (1, 4, 4)), 3], seed=seed) for seed in range(3)]
     for count, prompt in zip((4, 6, 8), prompts):
         (pixels,) = prompt.pixels["image"]
@@ -144,7 +145,7 @@ def pictures():
 @SLOW
 @torch.no_grad()
 def test_cells_may_be_dropped_at_the_pixels(model):
-    """They are chosen where the host plans: no graph breaks that is not broken there as ever."""
+    """They are chosen while the host plans, where the graph breaks anyway, so there is no further break."""
     compress(fuse(model), PIXELS)
     prompts, graphs = pictures(), Graphs()
     expected, true = eager(model, prompts)
@@ -185,8 +186,8 @@ def test_decoding_is_one_graph_compiled_again_once_for_any_length(model, config)
 @torch.no_grad()
 @pytest.mark.ci
 def test_a_step_into_a_static_cache_is_one_graph_for_all_steps_and_prompts(model, config):
-    """No shape and no number may change, nothing is read, and all stays where it is in memory: what is recorded of one
-    step can be played again."""
+    """No shape or constant changes, nothing is read back, and tensors keep their memory, so a recorded step can be
+    replayed."""
     compress(fuse(model), config)
     text, graphs = model.config.text_config, Graphs()
     compiled = torch.compile(model.forward, backend=graphs, fullgraph=True, dynamic=False)
@@ -214,7 +215,7 @@ def test_a_step_into_a_static_cache_is_one_graph_for_all_steps_and_prompts(model
 
 
 def test_generation_compiles_a_static_cache_only_if_asked_to(model, monkeypatch):
-    """transformers would do it on CUDA of its own accord."""
+    """On CUDA, transformers would do it by default."""
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     inputs = compat.cache_argument(type(model).forward, StaticCache(config=model.config.text_config, max_cache_len=8))
     asked = GenerationConfig(compile_config=CompileConfig())

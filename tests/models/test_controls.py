@@ -1,4 +1,4 @@
-"""The controls in whole models: what is merged and where it stands, in every family, stage and mode of positions."""
+"""The controls in whole models: merged features and their positions, in all families, stages and modes of positions."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ SETTINGS = [
 
 
 def spied(model, name):
-    """What an attribute of the text model's parts is given at every call."""
+    """A list that collects the arguments of every call of the rotary embedding ("rows") or of the first layer."""
     seen = []
     part = model.model.language_model.rotary_emb if name == "rows" else model.model.language_model.layers[0]
     part.register_forward_pre_hook(lambda _, args, kwargs: seen.append((*args, *kwargs.values())), with_kwargs=True)
@@ -61,7 +61,7 @@ def test_every_mode_of_positions_generates(family, method):
 
 
 def test_two_by_two_pooling_is_average_pooling(model):
-    """Features are the means of 2 x 2 windows, and each stands where its top left token stood."""
+    """Features are the means of 2 x 2 windows, each at the position of its top left token."""
     inputs = batch(Prompt([2, ("image", (1, 4, 6)), 3]))
     compress(model, CompressionConfig.preset("dense"))
     states, rows = spied(model, "states"), spied(model, "rows")
@@ -78,7 +78,7 @@ def test_two_by_two_pooling_is_average_pooling(model):
 
 @pytest.mark.parametrize("method", CONTROLS)
 def test_a_cascade_merges_representatives_by_their_places(model, method):
-    """The rows of the last stage against the method applied by hand, frame by frame and stage by stage."""
+    """Position rows of the last stage, against the method applied by hand, frame by frame and stage by stage."""
     config = CompressionConfig.preset(method, layers=[1, 2], ratio=0.4, **({"seed": 5} if method == "random" else {}))
     compress(model, config)
     rows = spied(model, "rows")
@@ -100,7 +100,7 @@ def test_a_cascade_merges_representatives_by_their_places(model, method):
 
 @pytest.mark.parametrize("method", CONTROLS)
 def test_events_of_frames_that_follow_each_other(model, method):
-    """Two events of four frames, by place in time: uniform and pooled ones are halves, whatever the frames show."""
+    """Four frames make two events. By time alone, avg_pool's events are halves, and uniform's follow each other."""
     compress(model, CompressionConfig.preset(method, temporal_ratio=0.5, ratio=0.25))
     rows = spied(model, "rows")
     logits(model, batch(Prompt([1, ("video", (4, 4, 4)), 1])))
@@ -124,10 +124,10 @@ def test_nothing_is_asked_or_uploaded_once_the_tower_has_run_not_even_for_events
     operators(model, inputs)  # lookups are made once
     names = operators(model, inputs)
     assert not set(names) & set(SYNCS), sorted(set(names) & set(SYNCS))
-    assert "log" not in names  # no density is taken
+    assert "log" not in names  # no density is computed
     uploads, upload = [], rounds.upload
     monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
-    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU a plan is where it is
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU, plans are not uploaded otherwise
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     logits(model, inputs)
     assert not uploads

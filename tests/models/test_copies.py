@@ -1,4 +1,4 @@
-"""Copies of compressed models: a deep copy is compressed by itself, a shallow one shares its original's modules."""
+"""Copies of compressed models: a deep copy has its own compression, a shallow one shares its original's modules."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ CONFIGS = {"before the LLM": PPE, "cascade": PRESETS["cascade"]}
 
 @pytest.fixture(params=FAMILIES)
 def case(request):
-    """(a compressed model, inputs, its logits, those of the model before)."""
+    """(a compressed model, inputs, its logits, its logits before compression)."""
     model = random_model(family=request.param)
     inputs = with_types(batch(*(APART_FRAMES if request.param == "qwen3_vl" else APART)))
     plain = logits(model, inputs)
@@ -94,7 +94,7 @@ def test_a_deep_copy_of_a_shallow_copy(case):
 
 
 def test_modules_are_not_compressed_twice_for_two_models():
-    """A shallow copy of a plain model cannot be told from a model: what it shares is compressed with it."""
+    """A shallow copy of a plain model looks like any model, so compressing it compresses the shared modules."""
     model = random_model()
     inputs = with_types(batch(*APART))
     plain = logits(model, inputs)

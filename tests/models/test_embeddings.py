@@ -1,4 +1,4 @@
-"""Prompts that a caller gives as embeddings: the same numbers as from the ids."""
+"""Prompts that a caller gives as embeddings give the same results as their ids."""
 
 import pytest
 import torch
@@ -15,16 +15,16 @@ def test_embeddings_given_by_the_caller(model):
     expected, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
     embed = model.get_input_embeddings()
     embeds = embed(inputs["input_ids"])
-    # Instead of the ids: the placeholders are known by their embedding.
+    # Embeddings replace the ids: placeholders are recognized by their embedding.
     alone = {name: value for name, value in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeds}
     assert torch.equal(logits(model, alone), expected)
-    # With the features in place, and no pixels.
+    # Embeddings already contain the features, and there are no pixels.
     tower = model.model.visual
     for kind, name, token in (("image", "pixel_values", 90), ("video", "pixel_values_videos", 91)):
         features = tower(inputs[name], grid_thw=inputs[f"{kind}_grid_thw"]).pooler_output
         embeds = embeds.masked_scatter((inputs["input_ids"] == token)[..., None], features)
     placed = {name: value for name, value in inputs.items() if not name.startswith("pixel")} | {"inputs_embeds": embeds}
-    assert_rounds_alike(logits(model, placed), expected, true)  # the tower has other batches
+    assert_rounds_alike(logits(model, placed), expected, true)  # the tower ran in other batches
 
 
 @pytest.mark.parametrize("repeats", [{}, {"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])

@@ -1,6 +1,6 @@
-"""The laws of compression on a tiny random model of every family: each against its own untouched self.
+"""The laws of compression on a tiny random model of every family, each against the same model without compression.
 
-docs/families.md says which families these are.
+docs/families.md lists the families.
 """
 
 import copy
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.half, supported]
 
 PPE = CompressionConfig.preset("ppe", k=4)
 BOTH = CompressionConfig.preset("ppe", k=2, layers=[0, 2], before_llm=True, ratio=0.6)
-SOME = ("internvl", "llava_onevision")  # for the others the whole grid of tests is slow
+SOME = ("internvl", "llava_onevision")  # for the other families, most tests are marked slow
 CONFIGS = {
     "ppe": PPE,
     "keep_one": CompressionConfig.preset("keep_one"),
@@ -45,7 +45,7 @@ DENSE = {
 
 
 def cases():
-    """(family, config) pairs; some are slow."""
+    """(family, config) pairs; most are slow."""
     for family in EVERY:
         for name, config in CONFIGS.items():
             marks = () if family in SOME and name == "both" else (pytest.mark.slow,)
@@ -139,7 +139,7 @@ def test_restore_gives_the_model_back_bit_for_bit(name, model):
 
 
 def test_a_projector_beside_the_tower_is_part_of_what_makes_features():
-    """PaddleOCR-VL's: beams get the patches of their prompt; it learns, and text alone asks it, too."""
+    """PaddleOCR-VL's projector: beams get the patches of their prompt, it is trained, and text alone runs it, too."""
     tiny, settings = EVERY["paddleocr_vl"], {"max_new_tokens": 3, "num_beams": 2, **GREEDY}
     model = tiny.model()
     inputs = together(prompts(tiny, model))
@@ -158,7 +158,7 @@ def test_a_projector_beside_the_tower_is_part_of_what_makes_features():
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_numbering_is_the_familys_own(name, model):
-    """Positions before any merge are what the untouched model's get_rope_index gives."""
+    """Positions before any merge equal those of the untouched model's get_rope_index."""
     tiny = GRIDS[name]
     samples = [tiny.sample(model, [2, "picture", 3, "picture", 1], 0), tiny.sample(model, [1, "picture", 2], 1)]
     batches = [together(samples)]
@@ -181,7 +181,7 @@ def test_numbering_is_the_familys_own(name, model):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monkeypatch):
-    """A family that says of its channels what is not so would change every output: compress() compares tables."""
+    """A family that described its rotary channels wrongly would change every output; compress() compares tables."""
     family, wrong = family_of(type(model).__name__), NEIGHBOURS
     wrong = HALVES if family.PAIRS == NEIGHBOURS else NEIGHBOURS
     if isinstance(family, type(copy)):
@@ -198,8 +198,8 @@ def test_a_wrong_statement_of_the_rotary_embedding_is_refused(name, model, monke
 
 @pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl"])
 def test_frequencies_that_grow_with_the_length_are_the_untouched_models(name):
-    """InternVL 3's configuration has them (rope_type "dynamic"): after a prompt within the known lengths, one beyond
-    them, the first again, and decoding across the border."""
+    """InternVL 3's config has them (rope_type "dynamic"). A prompt within the known lengths is followed by one beyond
+    them, by the first again, and by decoding across the border."""
     growing = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0, "mrope_section": [4, 6, 6]}
     text = {"rope_parameters": growing, "max_position_embeddings": 64}
     own = {"own": tuple(text.items())} if name in TINY else {"text": text}
@@ -225,7 +225,7 @@ def test_frequencies_that_grow_with_the_length_are_the_untouched_models(name):
 @register("toy_layer_keys")
 @dataclass(frozen=True)
 class LayerKeys(Method):
-    """Notes the keys that it is shown of a layer."""
+    """Records the keys of a layer that its view contains."""
 
     ratio: float = share(0.5)
     needs = frozenset({"tokens", "layer_keys"})
@@ -240,7 +240,7 @@ SHOWN = []
 
 @pytest.mark.parametrize("name", EVERY)
 def test_keys_that_a_method_is_shown_of_a_layer_are_those_in_the_cache(name, model):
-    """Turned as the family turns them."""
+    """The keys are rotated in the way of their family."""
     SHOWN.clear()
     inputs = EVERY[name].sample(model, [2, "picture", 3], seed=1)
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_keys_that_a_method_is_shown_of_a_layer_are_those_in_the_cache(name, mod
     compress(model, CompressionConfig(steps=[LayerKeys(layer=1)], positions="keep_one"))
     logits(model, inputs)
     cached = keys[0, :, inputs["input_ids"][0] == IMAGE_ID].transpose(0, 1)
-    # In the order of the picture's cells; their heads are one axis of what a method is shown.
+    # Tokens are in the order of the picture's cells; a view has the heads as an axis of their own.
     found = torch.cat([shown.flatten(0, 1) for shown in SHOWN])
     assert_near(found.reshape(cached.shape), cached, roundings=keys.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts of families that are dense otherwise."""
+"""Mixture-of-experts models of families that otherwise have dense layers."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ FAMILIES = ["qwen3_vl_moe", "qwen3_5_moe"]
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request):
     model = random_model(family=request.param)
-    model.set_experts_implementation("eager")  # the other ones have no fp64
+    model.set_experts_implementation("eager")  # the others do not support fp64
     return model
 
 
@@ -50,9 +50,9 @@ def test_a_prompts_result_depends_on_the_prompt_alone(model):
     assert torch.equal(cached, plain)
 
 
-@newer  # 5.2 lacks a weight for the loss of its own
+@newer  # transformers 5.2 has no weight for this loss
 def test_dense_gives_router_logits_and_the_loss_of_their_balance(model):
-    """An argument wins over the config."""
+    """The argument output_router_logits overrides the config."""
     inputs = with_types(inputs_of("qwen3_vl", *PROMPTS))
     inputs["labels"] = inputs["input_ids"]
     restore(model)

@@ -1,4 +1,4 @@
-"""A model that fails without compression, too, is the user's to mend; what fails with compression alone is ours."""
+"""An error that also occurs without compression is reported as the checkpoint's; one with compression only is ours."""
 
 import json
 import re
@@ -75,11 +75,11 @@ def test_where_the_second_call_ends_otherwise_the_first_error_stays(second):
 
 
 class Gone(Exception):
-    """Somebody stopped listening."""
+    """The consumer of a streamer has stopped listening."""
 
 
 class Leaving:
-    """A streamer that ends with the first token."""
+    """A streamer that raises at the first token."""
 
     def put(self, value):
         if value.dim() == 1:
@@ -112,7 +112,7 @@ def test_nothing_is_tried_again_behind_an_error_that_says_enough(error):
 
 @pytest.fixture(name="folder")
 def checkpoint_that_does_not_fit(tiny_folder, tmp_path):
-    """Windows smaller than a patch: transformers' tower divides by them."""
+    """A checkpoint with windows smaller than a patch, at which transformers' tower divides by zero."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"]["window_size"] = 1

@@ -1,4 +1,4 @@
-"""What holds for every model family: each against its own unmodified self, and by the laws of compression."""
+"""Laws of compression for every Qwen family, each also against its own unmodified model."""
 
 import copy
 
@@ -37,7 +37,7 @@ def model(family):
 
 @pytest.fixture
 def prompts(family):
-    """Text between spans, and a start token before each, as older transformers needs them."""
+    """Prompts with text between spans and a start token before each, as older transformers requires."""
     video = ("frames", (3, 2, 5)) if family == "qwen3_vl" else ("video", (3, 2, 5))
     start = [] if family == "qwen3_vl" else ["start"]
     return [
@@ -48,8 +48,8 @@ def prompts(family):
 
 
 def batch_for(family, *prompts, **kwargs):
-    """Only Qwen2.5-VL is told how long a frame lasts: here not so long that its time leads the row and the column, for
-    then newer transformers numbers the text after it otherwise than Qwen2.5-VL was trained (docs/numerics.md)."""
+    """Only Qwen2.5-VL gets the duration of frames. These are so short that time never exceeds row and column; otherwise
+    newer transformers numbers the following text differently from how the model was trained (docs/numerics.md)."""
     inputs = batch(*prompts, **kwargs)
     return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
 
@@ -102,7 +102,7 @@ def test_gradients_reach_what_dense_reaches_and_survive_checkpointing(model, fam
     compress(model, config)
     expected, true = gradients(model, inputs), exact(model, lambda: gradients(model, inputs))
     assert expected.keys() == dense.keys() == dict(model.named_parameters()).keys()
-    # Where dense training moves a parameter at all, so does compressed training.
+    # Compressed training moves every parameter that dense training moves.
     assert [n for n in dense if dense[n].abs().max() > 0] == [n for n in dense if expected[n].abs().max() > 0]
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
@@ -156,7 +156,7 @@ def test_tokens_kept_are_known_from_the_grids_alone(model, family, prompts, conf
 
 
 def test_the_towers_deepstack_features_are_merged_by_the_tokens_groups(model, family, prompts):
-    """Qwen3-VL: what layer 0 adds to a merged token is the mean of what dense would add to its members."""
+    """In Qwen3-VL, the deepstack feature added to a merged token after layer 0 is the mean of its members' features."""
     if family != "qwen3_vl":
         pytest.skip("no deepstack")
     compress(model, PPE)
@@ -173,7 +173,7 @@ def test_the_towers_deepstack_features_are_merged_by_the_tokens_groups(model, fa
     assert added[[0, 1, 11, 12, 13]].abs().max() == 0
     for group in range(9):
         members = seen["tower"].deepstack_features[0][grouping.labels[0] == group]
-        # Once summed and once taken from what stood there before; the mean rounds as often as it has members.
+        # Errors: one addition and one subtraction, and the mean rounds as often as it has members.
         size = seen["before"].abs().max() + members.abs().max()
         assert_near(added[2 + group], members.mean(0), roundings=len(members) + 2, size=size)
 

@@ -1,4 +1,4 @@
-"""fingerprint(): the same weights have the same one, wherever they were loaded from; other weights have another."""
+"""fingerprint() depends on weights and their names alone: equal for equal weights, different for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat areas of a screen have the same groups in every batch, with any number of threads, on any machine."""
+"""Flat areas of a screen have the same groups at every batch size and with any number of threads."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from ppe_npu.data.inputs import build_inputs
 
 
 def screen(number: int) -> Image.Image:
-    """112 x 112 pixels: a grey ground, two boxes and a line, a little different for every number."""
+    """A picture of 112 x 112 pixels: a grey ground, two boxes and a line, slightly different for every number."""
     image = Image.new("RGB", (112, 112), (240, 240, 240))
     draw = ImageDraw.Draw(image)
     draw.rectangle((8, 8 + 4 * number, 40, 40), fill=(200, 30, 30))
@@ -21,7 +21,7 @@ def screen(number: int) -> Image.Image:
 
 @pytest.fixture
 def features(tiny_folder, tiny_processor):
-    """features(screens, threads): a tensor [N, C] of each, all of them in one batch."""
+    """features(screens, threads): a list of the features [N, C] of each screen, computed in one batch."""
     model, before = load_model(tiny_folder).eval(), torch.get_num_threads()
 
     def run(screens, threads):

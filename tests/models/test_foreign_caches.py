@@ -1,4 +1,4 @@
-"""generate() and caches as others use them, beside the untouched model's.
+"""generate() and caches as other libraries use them, compared with the untouched model.
 
 docs/compatibility.md lists these features by name.
 """
@@ -29,7 +29,7 @@ def plain(family):
 
 
 def single():
-    """The first of the two prompts, alone."""
+    """The inputs of the first of the two prompts alone."""
     inputs = pictures()
     alone = {name: value[:1] for name, value in inputs.items() if len(value) == 2}
     return alone | {"pixel_values": inputs["pixel_values"][:80]}
@@ -51,7 +51,7 @@ FEATURES = {
 }
 
 
-QUICK = ("sampling", "beams", "static cache", "no cache", "scores and states")  # of compressed models; test-all has all
+QUICK = ("sampling", "beams", "static cache", "no cache", "scores and states")  # with "ppe"; test-all runs all
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_features_of_generate(plain, setting, feature):
 
 
 def padded(plain, given: str, side: str) -> dict:
-    """Two prompts, of which the first is padded: as text, as its embeddings alone, as both, or with pictures."""
+    """Two prompts, the first of them padded: of text, given as ids, embeddings or both, or with pictures."""
     if given == "pictures":
         return pictures(side)
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +97,7 @@ def padded(plain, given: str, side: str) -> dict:
 @pytest.mark.parametrize("given", ["text", "embeds", "text and embeds", "pictures"])
 @newer
 def test_dense_generates_as_untouched_whatever_side_the_padding_is_on(plain, given, side):
-    """On the right transformers warns, and answers from padding, numbered as no prompt is: so does the dense preset."""
+    """With padding on the right transformers warns and continues from padding with odd positions; so does dense."""
     settings = {**FIVE, "output_logits": True, "return_dict_in_generate": True}
     inputs, model = padded(plain, given, side), compressed(plain, "dense")
     for feature in ("dictionary", "beams", "static cache"):
@@ -152,7 +152,7 @@ def test_continuous_batching_is_refused_before_it_starts(plain, setting):
 
 @torch.no_grad()
 def stepped(model, inputs, change):
-    """Logits of a step after the prompt, on a cache that was changed meanwhile."""
+    """Logits of a step after the prompt, on a cache that `change` has modified."""
     cache = model(**inputs, use_cache=True).past_key_values
     samples, cache = change(cache)
     tokens = torch.tensor([[30], [31]])[samples]
@@ -185,19 +185,19 @@ def test_a_caches_samples_keep_their_state(plain, setting, change):
     with torch.no_grad():
         samples = CHANGES[change](model(**inputs, use_cache=True).past_key_values)[0]
     found = stepped(model, inputs, CHANGES[change])
-    # Of other batch sizes another kernel may sum: the order of a product's terms.
+    # At another batch size, another kernel may sum the terms of a product in another order.
     size = usual.abs().max() * plain.config.text_config.hidden_size
     assert (found - usual[samples]).abs().max() <= torch.finfo(usual.dtype).eps * size
 
 
 def test_the_bytes_of_a_quantized_cache_are_counted(family):
-    """A layer holds what it has quantized, as a tensor or as the parts that a backend packs, and a rest as it is."""
+    """A layer holds its quantized part, as a tensor or as the parts that a backend packs, and an unquantized rest."""
     whole, packed = torch.zeros(1, 2, 8, 64), (torch.zeros(16, dtype=torch.uint8), {"scale": torch.zeros(4)})
     layer = SimpleNamespace(keys=whole, values=whole, _quantized_keys=packed, _quantized_values=whole)
     assert kv_bytes(SimpleNamespace(layers=[layer])) == 3 * whole.nbytes + 16 + 16
 
 
-GRAPHS: list = []  # what was compiled: a CompileConfig copies its backend
+GRAPHS: list = []  # the compiled graphs; global, because a CompileConfig copies its backend
 
 
 def trace(graph, _):
@@ -209,9 +209,9 @@ def trace(graph, _):
 @pytest.mark.parametrize("setting", SETTINGS)
 @newer
 def test_decoding_into_a_static_cache_is_compiled_once(plain, setting):
-    """For prompts of one shape, padded or not, with shapes that may not change."""
+    """Prompts have one shape, and shapes are static (dynamic=False)."""
     config = CompileConfig(backend=trace, mode=None, fullgraph=True, dynamic=False)
-    config._compile_all_devices = True  # else only where there is a GPU
+    config._compile_all_devices = True  # otherwise it compiles only on a GPU
     torch._dynamo.reset()
     GRAPHS.clear()
     settings = {**FIVE, "cache_implementation": "static", "output_logits": True, "return_dict_in_generate": True}
@@ -231,7 +231,7 @@ def test_decoding_into_a_static_cache_is_compiled_once(plain, setting):
 @pytest.mark.parametrize("setting", ["dense", "one"])
 @newer
 def test_generate_numbers_a_prompt_as_its_caller_does(plain, setting):
-    """position_ids in each form, where what follows goes on from the last column."""
+    """position_ids in each form are used, and generated tokens continue from the last column."""
     inputs = pictures()
     places = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0) * 2
     settings = {**FIVE, "output_logits": True, "return_dict_in_generate": True}
@@ -250,7 +250,7 @@ def test_generate_numbers_a_prompt_as_its_caller_does(plain, setting):
 @pytest.mark.parametrize("pixels", [False, True])
 @newer
 def test_a_conversation_in_embeddings_goes_on_beside_the_grids_of_all_of_it(plain, setting, pixels):
-    """Of which nothing is new: a cache has seen the pictures."""
+    """No picture is new, because the cache has seen them all."""
     inputs, model = pictures(), compressed(plain, setting)
     embed = model.get_input_embeddings()
     given = inputs | {"inputs_embeds": embed(inputs["input_ids"])}
@@ -270,7 +270,7 @@ def test_a_conversation_in_embeddings_goes_on_beside_the_grids_of_all_of_it(plai
 @pytest.mark.parametrize("setting", SETTINGS)
 @newer
 def test_a_prompt_behind_a_cached_beginning_is_given_whole_or_in_part(plain, setting):
-    """A beginning of text that several prompts share; the mask is of all columns in both forms."""
+    """Prompts may share a cached beginning of text. The mask covers all columns in both forms."""
     model, inputs = compressed(plain, setting), single()
     wanted = model.generate(**inputs, **FIVE)[:, -5:]
     pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
@@ -292,7 +292,7 @@ def test_beams_of_text_beside_grids_without_pixels(plain):
 @pytest.mark.parametrize("setting", ["dense", "ppe"])
 @pytest.mark.parametrize("feature", [{"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
 def test_pictures_that_the_mask_hides_are_repeated(plain, setting, feature):
-    """As the untouched model does with them, or a compressed one without them."""
+    """dense treats them as the untouched model does; ppe answers as if they were not there."""
     model, inputs = compressed(plain, setting), pictures()
     inputs["attention_mask"] *= inputs["input_ids"] != 90
     torch.manual_seed(0)
@@ -306,7 +306,7 @@ def test_pictures_that_the_mask_hides_are_repeated(plain, setting, feature):
 @pytest.mark.parametrize("setting", ["ppe", "dense"])
 @newer
 def test_a_step_that_was_prepared_and_did_not_run_is_prepared_again(plain, setting):
-    """Nor is one that failed on its way through the decoder counted: who tries again must not find our state ahead."""
+    """A step that failed inside the decoder is not counted either: a second attempt must find our state unchanged."""
     model, inputs = compressed(plain, setting), pictures()
 
     def fail(*_):

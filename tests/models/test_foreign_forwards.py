@@ -1,4 +1,4 @@
-"""What others hand to a compressed model's forward and read from its output, beside the untouched model's.
+"""Arguments that other libraries pass to a model's forward, and what they read from its output, with compression.
 
 docs/compatibility.md lists these features by name.
 """
@@ -23,7 +23,7 @@ def plain(family):
 
 
 def same(plain, setting, inputs, read, **kwargs):
-    """What `read` takes of the output is that of the untouched model, up to rounding."""
+    """Check that the part of the output that `read` returns equals the untouched model's, up to rounding."""
     ours = compressed(plain, setting)
     expected, true = read(out(plain, inputs, **kwargs)), exact(plain, lambda: read(out(plain, inputs, **kwargs)))
     assert_rounds_alike(read(out(ours, inputs, **kwargs)), expected, true)
@@ -100,7 +100,7 @@ def test_rope_deltas_are_those_of_the_prompt(plain, setting):
 @newer
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_who_numbers_a_prompt_gets_no_rope_deltas_of_it(plain, setting):
-    """One output more in some batches than in others would be one more of an evaluation's predictions."""
+    """An extra output in some batches would become an extra prediction in an evaluation."""
     inputs, models = pictures(), (compressed(plain, setting), plain)
     places = torch.arange(inputs["input_ids"].shape[1]).expand(3, 2, -1)
     ours, theirs = (out(model, inputs, position_ids=places, use_cache=False) for model in models)
@@ -130,7 +130,7 @@ def test_dense_counts_a_label_on_any_token(plain, family):
 
 
 def answers(inputs, count=4):
-    """Labels on the last tokens alone, as trainers give them."""
+    """[B, S] labels on the last tokens only, as trainers give them."""
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, -count:] = inputs["input_ids"][:, -count:]
     return labels
@@ -149,7 +149,7 @@ def test_shifted_labels_labels_of_kept_logits_and_the_callers_count(plain, setti
         {"labels": labels, "use_cache": False},
     ):
         assert_rounds_alike(out(model, inputs, **others).loss, usual, true)
-    # Of the last five columns' labels the first is predicted by none of the kept logits.
+    # None of the kept logits predicts the first of the last five columns' labels.
     kept = out(model, inputs, labels=labels[:, -5:], logits_to_keep=5).loss
     assert_rounds_alike(kept, usual, true)
 
@@ -196,12 +196,12 @@ def test_align_brings_what_a_caller_holds_to_the_outputs_length(plain, setting, 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_without_a_cache_outputs_stand_as_the_prompt_does(plain, setting, side):
-    """Who scores logits against labels of its own then scores what the model's own loss does."""
+    """So code that scores the logits against its own labels gets the model's own loss."""
     model, inputs = compressed(plain, setting), pictures(side)
     labels = answers(inputs)
     if side == "right":
         labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
-        labels[0, :28] = labels[1, :12] = -100  # behind the pictures
+        labels[0, :28] = labels[1, :12] = -100  # only text after the pictures is left
     kept, true = out(model, inputs, labels=labels), exact(model, lambda: out(model, inputs, labels=labels).loss)
     for others in ({"use_cache": False}, {"use_cache": False, "labels": labels}):
         logits = out(model, inputs, **others).logits
@@ -230,7 +230,7 @@ def test_a_picture_that_the_mask_hides(plain, setting):
     model, bare = compressed(plain, setting), ("pixel_values", "image_grid_thw")
     one = inputs | {"pixel_values": inputs["pixel_values"][:80], "image_grid_thw": inputs["image_grid_thw"][:1]}
     assert torch.equal(out(model, inputs).logits, out(model, one).logits)
-    inputs["attention_mask"][0, 4:] = 0  # as a trainer does that gives every batch a picture
+    inputs["attention_mask"][0, 4:] = 0  # trainers do this that give every batch a picture
     none = {name: value for name, value in inputs.items() if name not in bare}
     assert torch.equal(out(model, inputs).logits, out(model, none).logits)
     inputs["attention_mask"][0, 4:10] = 1
@@ -250,7 +250,7 @@ def test_features_that_do_not_match_are_named_in_transformers_words(plain, setti
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_features_in_place_are_found_or_refused(plain, setting):
-    """As ms-swift hands inputs over: embeddings that hold the tower's features, and position_ids."""
+    """ms-swift passes such inputs: embeddings that contain the tower's features, and position_ids."""
     inputs, model = pictures(), compressed(plain, setting)
     ids, usual = inputs["input_ids"], out(model, inputs).logits
     if hasattr(plain.model, "get_image_features"):
@@ -272,7 +272,7 @@ def test_features_in_place_are_found_or_refused(plain, setting):
             out(model, bare)
         with pytest.raises(InputError, match="inputs_embeds hold images or videos"):
             out(model, bare | {"input_ids": ids})
-    if plain.config.model_type != "qwen3_vl":  # whose deeper features are no part of the embeddings
+    if plain.config.model_type != "qwen3_vl":  # its deepstack features are no part of the embeddings
         for told in ({"input_ids": ids}, {"mm_token_type_ids": inputs["mm_token_type_ids"]}):
             found = out(model, bare | told | {"image_grid_thw": inputs["image_grid_thw"]})
             assert torch.equal(found.logits, usual)
@@ -281,7 +281,7 @@ def test_features_in_place_are_found_or_refused(plain, setting):
 @newer
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_llama_factorys_columns(plain, setting):
-    """Its collator gives position_ids [3, B, S] and rope_deltas beside ids, pixels and labels."""
+    """LLaMA-Factory's collator gives position_ids [3, B, S] and rope_deltas in addition to ids, pixels and labels."""
     inputs, model = pictures(), compressed(plain, setting)
     labels = answers(inputs)
     positions, deltas = plain.model.get_rope_index(
@@ -315,8 +315,8 @@ def test_sections_that_take_turns_may_be_too_few_or_too_many(family, setting, se
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setting):
-    """As GRPO asks for them: the inner model's output without a cache, prompts padded on the left and answers on the
-    right, and the last columns of it."""
+    """GRPO reads them from the last columns of the inner model's output, without a cache, with prompts padded on the
+    left and answers on the right."""
     model, inputs = compressed(plain, setting), pictures()
     settings = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
     answer = model.generate(**inputs, **settings)
@@ -335,7 +335,7 @@ def test_log_probabilities_of_a_policy_are_those_that_generate_gave(plain, setti
 @newer
 @torch.no_grad()
 def test_rope_deltas_are_those_of_the_prompt_that_was_generated_for_last(plain, family):
-    """A dense prompt whose text is numbered beside a video's time is given its positions by generate() itself."""
+    """generate() itself computes the positions of a dense prompt in which text follows a video's time."""
     film = batch(Prompt([3, ("frames" if family == "qwen3_vl" else "video", (4, 4, 4)), 5], seed=3))
     ids = film["input_ids"]
     if family != "qwen2_5_vl":

@@ -1,4 +1,4 @@
-"""Masks, labels and caches that others have made ready, beside the untouched model's.
+"""Masks, labels and caches that other code has prepared, compared with the untouched model.
 
 docs/compatibility.md lists these features by name.
 """
@@ -24,7 +24,7 @@ def plain(family):
 
 
 def numbered(plain) -> dict:
-    """Two prompts of one length, and their positions."""
+    """The inputs of two prompts of one length, with their positions."""
     inputs = pictures(pad_to=0)
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     rows, _ = plain.model.get_rope_index(
@@ -62,13 +62,13 @@ def test_labels_of_the_logits_that_a_tensor_picks(plain, setting):
 
 @pytest.mark.parametrize("setting", QUICK)
 def test_a_mask_that_generate_made_ready(plain, setting):
-    """A dict of 4D masks, one for each kind of layers."""
+    """generate() prepares a dict of 4D masks, one for each type of layer."""
     model, inputs = compressed(plain, setting), numbered(plain)
     length = inputs["input_ids"].shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril().expand(2, 1, -1, -1)
     ready = inputs | {"attention_mask": {"full_attention": causal}}
     assert torch.equal(out(model, ready).logits, out(model, inputs | {"attention_mask": causal}).logits)
-    if setting == "dense" and plain.config.model_type != "qwen3_vl":  # which takes none untouched
+    if setting == "dense" and plain.config.model_type != "qwen3_vl":  # which accepts no dict when untouched
         true = exact(plain, lambda: out(plain, ready).logits)
         assert_rounds_alike(out(model, ready).logits, out(plain, ready).logits, true)
     ready["attention_mask"]["sliding_attention"] = causal
@@ -78,7 +78,7 @@ def test_a_mask_that_generate_made_ready(plain, setting):
 
 @pytest.mark.parametrize("setting", QUICK)
 def test_a_step_with_a_mask_of_its_own(plain, setting):
-    """Two tokens that do not see each other, as a tree of guesses has them, nor the prompt's third."""
+    """The step has two tokens, as in a tree of guesses, that see neither each other nor the prompt's third token."""
     model, inputs = compressed(plain, setting), numbered(plain)
     length = inputs["input_ids"].shape[1]
     mask = torch.ones(2, 1, 2, length + 2, dtype=torch.bool)
@@ -100,7 +100,7 @@ def test_a_step_with_a_mask_of_its_own(plain, setting):
 
 
 def rebuilt(model, inputs) -> DynamicCache:
-    """Of a prompt's cache the keys and values alone."""
+    """A cache with only the keys and values of a prompt's cache."""
     cache = DynamicCache(config=model.config)
     for number, layer in enumerate(out(model, inputs, use_cache=True).past_key_values.layers):
         cache.update(layer.keys, layer.values, number)
@@ -152,8 +152,8 @@ def test_a_mask_that_is_no_tensor_is_refused_by_name(plain):
 @pytest.mark.parametrize("padding", ["left", "right", "both"])
 @pytest.mark.parametrize("form", ["whole", "new"])
 def test_dense_goes_on_as_untouched_whatever_side_the_padding_is_on(plain, padding, form):
-    """A generation that was stopped, given back as a whole or as its new ids; behind padding transformers numbers by
-    the mask. The first prompt is padded."""
+    """An interrupted generation is continued with all of its ids or with the new ones. The first prompt is padded, and
+    transformers numbers tokens after padding by the mask."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(6, 60, (2, 9), generator=generator)
     mask = torch.ones_like(ids)
@@ -183,7 +183,8 @@ def test_attentions_are_those_of_layers_that_tell_theirs(plain, setting, attenti
 
 
 def test_an_answer_about_pictures_of_which_the_mask_hides_one(plain):
-    """Is as if that one was not there, as a forward pass has it: no padding, though the mask has a hole."""
+    """The answer begins as a forward pass says: the hidden picture is left out, and its hole in the mask is no
+    padding."""
     model = compressed(plain, "dense")
     both = batch(Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("image", (1, 3, 3)), 4], seed=1))
     both["attention_mask"][:, 3:23] = 0
@@ -197,8 +198,8 @@ def test_an_answer_about_pictures_of_which_the_mask_hides_one(plain):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_samples_with_pictures_in_one_row_are_kept_apart_by_positions(plain, setting, attention):
-    """As packing without padding gives them: four rows of positions and no mask; the cache is switched off by an
-    argument, or by the model's config, as trainers do it."""
+    """Packing without padding gives such inputs: four rows of positions and no mask. The cache is switched off by an
+    argument, or by the model's config, as trainers do."""
     inputs, real = pictures(), pictures()["attention_mask"].bool()
     plain.set_attn_implementation(attention)
     model = compressed(plain, setting)

@@ -1,4 +1,4 @@
-"""What others do to a model itself, before it is compressed or after: both ways give the same model.
+"""Changes that other code makes to a model give the same model before compression and after it.
 
 docs/compatibility.md lists these features by name.
 """
@@ -17,7 +17,7 @@ from ppe_npu.models import is_compressed
 
 pytestmark = [pytest.mark.half, pytest.mark.parametrize("family", FAMILIES), newer]
 SLOW = pytest.mark.slow
-QUICK = ("dense", "cascade")  # test-all has all
+QUICK = ("dense", "cascade")  # test-all runs all settings
 SOME = [pytest.param(name, marks=() if name in QUICK else SLOW) for name in SETTINGS]
 
 
@@ -89,7 +89,7 @@ CHANGES = {
 
 
 def seen(model) -> list[torch.Tensor]:
-    """What a model makes of two prompts, and of their labels."""
+    """The loss and the logits of two prompts."""
     inputs = pictures()
     output = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100))
     return [output.loss.detach(), output.logits.detach()]
@@ -120,7 +120,7 @@ def test_what_is_saved_is_the_untouched_model(plain, setting, tmp_path):
     loaded = type(plain).from_pretrained(tmp_path).eval()
     assert not is_compressed(loaded)
     assert_equal(loaded.state_dict(), plain.state_dict())
-    with torch.no_grad():  # weights that are read need not be aligned in memory as those that were drawn
+    with torch.no_grad():  # loaded weights may have another alignment in memory, and so other roundings
         true = exact(plain, lambda: plain(**inputs).logits)
         assert_rounds_alike(loaded(**inputs).logits, plain(**inputs).logits, true)
     file = io.BytesIO()
@@ -152,7 +152,7 @@ def test_a_call_of_another_form(plain, setting, call):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_signature_is_that_of_the_class(plain, setting):
-    """Trainers read from it which columns a model takes, generate() which arguments."""
+    """Trainers read from it the columns that a model takes, and generate() the arguments."""
     model = compressed(plain, setting)
     for part, own in ((model, plain), (model.model, plain.model), (model.lm_head, plain.lm_head)):
         shown, wanted = (list(inspect.signature(module.forward).parameters) for module in (part, own))

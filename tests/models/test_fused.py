@@ -1,4 +1,4 @@
-"""Fused operators in a model: the same results, one attention call for all windows, and undone exactly."""
+"""Fused operators in a model give the same results, need one attention call for all windows, and come off exactly."""
 
 import pytest
 import torch
@@ -23,13 +23,13 @@ def result(model, inputs=INPUTS):
     out = model(**inputs, labels=inputs["input_ids"].where(inputs["attention_mask"] == 1, -100))
     model.zero_grad()
     out.loss.backward()
-    real = out.past_key_values.ppe_state.masks[0]  # what padding becomes is nobody's business
+    real = out.past_key_values.ppe_state.masks[0]  # the results for padding do not matter
     return out.logits.detach()[real], {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """(op, arguments, options) of every call that goes through dispatch, as they come."""
+    """(op, arguments, options) of every call that goes through dispatch, in order."""
     made, call = [], backends.dispatch.call
 
     def noted(op, *args, **options):
@@ -68,7 +68,7 @@ def test_every_norm_mlp_and_window_goes_through_the_backends(calls):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_generation_stays(family, cache):
-    """Prefill with padding, decoding steps, a cascade, and a cache of fixed length."""
+    """This covers prefill with padding, decoding steps, a cascade, and a cache of fixed length."""
     model = compress(random_model(family=family), CompressionConfig.preset("ppe", k=4, layers=[1]))
     settings = {"max_new_tokens": 4, **GREEDY, "cache_implementation": cache}
     expected = model.generate(**IMAGES, **settings)
@@ -78,7 +78,8 @@ def test_generation_stays(family, cache):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("layers", [[], [1]])
 def test_a_padded_prompt_needs_no_mask(calls, side, layers):
-    """Which no fused kernel takes: the samples are segments, of each stage its own. Decoding has a mask again."""
+    """No fused kernel takes a mask, so samples become segments, in each stage of its own lengths. Decoding uses a mask
+    again."""
 
     def seen():
         attention = [(args[0].shape, options) for op, args, options in calls if op == "attention"]
@@ -101,7 +102,7 @@ def test_a_padded_prompt_needs_no_mask(calls, side, layers):
 
 
 def test_segments_hold_where_a_layer_is_given_copies():
-    """As FSDP's mixed precision and device maps make them: older transformers' tables are then no longer views."""
+    """FSDP's mixed precision and device maps make copies; older transformers' tables are then no longer views."""
     model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4)))
     expected, true = logits(model, INPUTS), exact(model, lambda: logits(model, INPUTS))
     model.model.language_model.rotary_emb.register_forward_hook(lambda *args: tuple(part.clone() for part in args[-1]))
@@ -115,7 +116,7 @@ def test_segments_follow_the_tokens_to_another_device():
 
 
 def test_several_tokens_that_go_on_see_all_of_the_prompt():
-    """Without a mask: their keys are more than they are."""
+    """There is no mask, and there are more keys than queries."""
     more, alone = torch.tensor([[7, 8, 9]]), batch(Prompt([2, ("image", (1, 3, 5)), 3], seed=1))
 
     def last(model):
@@ -129,7 +130,7 @@ def test_several_tokens_that_go_on_see_all_of_the_prompt():
 
 
 def test_decoding_does_not_ask_what_is_compiled(monkeypatch):
-    """To look through all modules takes milliseconds: once a prompt."""
+    """Looking through all modules takes milliseconds, so it is done once per prompt."""
     asked = []
     monkeypatch.setattr(vision_language, "is_traced", lambda module: bool(asked.append(1)))
     model = fuse(compress(random_model(), CompressionConfig.preset("ppe", k=4)))
@@ -162,7 +163,7 @@ def test_unfuse_leaves_no_trace():
 )
 @torch.no_grad()
 def test_a_static_cache_answers_as_a_growing_one(prompts):
-    """Of a prompt without padding transformers makes no mask, and a static cache gives its whole length as keys."""
+    """transformers makes no mask for a prompt without padding, and a static cache returns keys of its full length."""
     model = compress(fuse(random_model()), CompressionConfig.preset("ppe", k=4, layers=[1], before_llm=True))
 
     def steps(cache) -> list[torch.Tensor]:

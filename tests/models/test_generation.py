@@ -26,7 +26,7 @@ def test_ratio_one_generates_what_the_dense_model_generates(model):
     compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
     assert torch.equal(model.generate(**inputs, **settings), expected)
     assert torch.equal(model.generate(**inputs, **settings, num_beams=2), beams)
-    inputs.pop("mm_token_type_ids", None)  # which transformers needs, and misses without a word
+    inputs.pop("mm_token_type_ids", None)  # transformers needs them, but does not complain if they are missing
     assert torch.equal(model.generate(**inputs, **settings), expected)
 
 
@@ -40,14 +40,14 @@ def test_decoding_with_the_cache_gives_the_logits_of_decoding_without(model, con
     plain, true = model.generate(**inputs, **settings), exact(model, lambda: model.generate(**inputs, **settings))
     assert torch.equal(cached.sequences, plain.sequences)
     assert_rounds_alike(cached.logits, plain.logits, true.logits)
-    # The cache's last layer holds what was kept (of the longest sample), and every generated token but the last.
+    # The cache's last layer holds the kept tokens (of the longest sample) and every generated token but the last.
     kept = max(len(row) for row in kept_logits(model, *MIXED))
     assert cached.past_key_values.layers[-1].get_seq_length() == kept + 3
 
 
 @pytest.mark.parametrize("config", [PRESETS["ppe"], PRESETS["chatunivi"]], ids=["ppe", "chatunivi"])
 def test_a_second_turn_on_the_same_cache(model, config):
-    """generate() is given the whole conversation and a cache that is shorter than it."""
+    """generate() gets the whole conversation and a cache that is shorter than that."""
     compress(model, config)
     inputs = batch(MIXED[0])
     settings = {"max_new_tokens": 3, **GREEDY}
@@ -72,7 +72,7 @@ def test_right_padded_prompts_generate_what_left_padded_ones_do(model, config):
 @pytest.mark.parametrize("config", PRESET_CASES)
 @pytest.mark.ci
 def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, config):
-    """Speculative decoding feeds several tokens a step and crops the cache where they were wrong."""
+    """Speculative decoding feeds several tokens per step and crops wrong ones off the cache."""
     compress(model, config)
     settings = {"max_new_tokens": 12, **GREEDY, "eos_token_id": 2}  # prompt lookup of transformers 5.2 needs one
     for seed in range(3):
@@ -86,7 +86,7 @@ def test_prompt_lookup_decoding_takes_rejected_tokens_off_the_cache(model, confi
 )
 @pytest.mark.parametrize("config", [*PRESET_CASES, CompressionConfig(steps=[FastV(0.5, layer=1)])])
 def test_a_prompt_that_ends_as_it_began_is_not_compressed_by_guesses(model, config):
-    """From its last words on prompt lookup guesses what followed the first ones: text, and placeholders."""
+    """Prompt lookup guesses that the last words are followed by what followed the first ones: text and placeholders."""
     compress(model, config)
     inputs = batch(Prompt([4, ("image", (1, 4, 5)), 6], seed=1))
     inputs["input_ids"][:, -2:] = inputs["input_ids"][:, :2]
@@ -117,7 +117,7 @@ def test_a_cascades_cache_cut_to_the_length_of_its_first_layer_is_cut_everywhere
     first = logits(model, steps[0])
     logits(model, steps[1])
     try:
-        cache.crop(lengths[0])  # longer than the later layers ever were
+        cache.crop(lengths[0])  # more than the later layers ever held
     except ValueError:
         pytest.skip("newer caches are cut by a number of tokens, each layer by itself")
     assert torch.equal(logits(model, steps[0]), first)
@@ -125,13 +125,13 @@ def test_a_cascades_cache_cut_to_the_length_of_its_first_layer_is_cut_everywhere
 
 
 def continued(model, tokens):
-    """Logits of tokens after the first of the mixed prompts."""
+    """Logits of tokens that continue the first of the mixed prompts."""
     cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
     return logits(model, {"input_ids": torch.tensor([tokens]), "past_key_values": cache})[0]
 
 
 def test_a_step_may_be_padding_for_a_finished_sample(model):
-    """A hand-written loop feeds something for samples that are done, and masks it."""
+    """A hand-written loop feeds arbitrary tokens for finished samples and masks them."""
     compress(model, PPE)
     inputs = batch(MIXED[0], copy.deepcopy(MIXED[0]))
     cache = model(**inputs, use_cache=True).past_key_values
@@ -171,7 +171,7 @@ def test_generated_tokens_continue_after_the_prompts_largest_position(model):
     model.generate(**batch(MIXED[0]), max_new_tokens=3, **GREEDY)
     prompt, *steps = seen
     assert prompt.shape[0] == 12
-    # 2 text, image of 4 x 5 (5 positions), 3 text, video at 1 frame per second (largest of 0..2 and 0..3), 2 text.
+    # 2 text, an image of 4 x 5 (5 positions), 3 text, a video at 1 frame per second (4 positions), 2 text.
     assert prompt.max().item() == 2 + 5 + 3 + 4 + 2 - 1
     assert [step.flatten().unique().tolist() for step in steps] == [[16], [17]]
 
@@ -189,7 +189,7 @@ def test_caches_that_do_not_fit_are_named(model):
 
 
 def test_a_prefix_that_is_repeated_for_several_answers(model):
-    """transformers' way of sharing a prefix: fill a cache once, repeat it in place, go on with a batch."""
+    """transformers shares a prefix in this way: fill a cache once, repeat it in place, continue with a batch."""
     compress(model, PRESETS["cascade"])
     inputs = batch(MIXED[0])
     cache = model(**inputs, use_cache=True).past_key_values
@@ -221,7 +221,7 @@ def test_what_a_continued_cache_cannot_take_is_named(model):
 
 
 def test_a_static_cache_of_another_compression_is_named_from_its_first_step_on(model):
-    """One more token alone is where the host does not ask for the cache's length."""
+    """Also in a step of a single token, in which the host does not read the cache's length."""
     compress(model, dataclasses.replace(PPE, layers=(1,)))
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     logits(model, batch(MIXED[0]), past_key_values=cache, use_cache=True)

@@ -1,4 +1,4 @@
-"""A tower, or blocks of it, that somebody compiles while a method works between them: the same numbers, by Python."""
+"""A tower, or its blocks, compiled while a method works inside: results stay the same, because Python runs them."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ PARTS = ["tower", pytest.param("blocks", marks=pytest.mark.slow)]
 
 
 def check_compiled(model, tower, blocks, inputs, method, part):
-    """Nothing of it is traced until the compression is taken off."""
-    torch.compiler.reset()  # what other tests have compiled of the same code is not traced again
+    """Check that nothing is traced until the compression is removed."""
+    torch.compiler.reset()  # code that other tests have compiled would not be traced again
     graphs = []
 
     def backend(graph, _examples):
@@ -46,7 +46,7 @@ def test_qwens_tower(family, method, part):
     check_compiled(model, model.model.visual, model.model.visual.blocks, given(family), method, part)
 
 
-@pytest.mark.slow  # a second tower, compiled in each way
+@pytest.mark.slow  # it compiles a second tower in each way
 @supported
 @pytest.mark.parametrize("part", PARTS)
 def test_internvls_tower(part):

@@ -1,4 +1,4 @@
-"""IPCV inside a tower: against its definition, with everything that may stand around it, and for every sample alone."""
+"""IPCV inside a tower, against its definition, with other steps around it, and for every sample alone."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_towers_output_is_that_of_the_definition(model, family, name, kind):
 
 
 def test_patches_compete_within_a_prompts_images_and_its_videos_or_each_image(model, family):
-    """A prompt's features do not depend on what is in its batch, and a direct call's not on more than was asked for."""
+    """Patches compete only within their pool, so features depend neither on the batch nor on a call's other images."""
     mixed = Prompt([1, ("image", (1, 5, 4)), 2, *clip(family).parts], seed=7)
     inputs, visual = given(family, PROMPTS[0], mixed), model.model.visual
     pixels = torch.cat([inputs["pixel_values"], inputs["pixel_values_videos"]])
@@ -75,7 +75,8 @@ def test_patches_compete_within_a_prompts_images_and_its_videos_or_each_image(mo
     "method", [METHOD, IPCV(0.9, prune_block=2, stabilized_blocks=1, released=True)], ids=["usual", "released"]
 )
 def test_a_prompt_gives_what_it_gives_alone(model, family, method):
-    """Beside others, padded, images beside videos; the published fault of borders crosses frames, never prompts."""
+    """Batches are padded and mix images with videos. The published code's wrong borders cross frames, but not
+    prompts."""
     inputs, prompts = given(family), (*PROMPTS, clip(family))
     compress(model, config(method))
     together = logits(model, inputs)
@@ -101,7 +102,7 @@ def test_it_does_not_hang_on_how_the_tower_attends_or_on_who_looks(model, family
 
 
 def gradients(model, outputs):
-    """Of a sum over everything that leaves the tower, of every parameter."""
+    """Gradients of all the tower's parameters, for a randomly weighted sum of its outputs."""
     model.zero_grad()
     generator = torch.Generator().manual_seed(0)
     total = sum((part * torch.randn(part.shape, generator=generator).to(part)).sum() for part in outputs)
@@ -179,11 +180,11 @@ def test_every_step_goes_with_it(model, family, name):
 
 
 def test_what_looks_into_the_tower_sees_rebuilt_patches(model, family):
-    check_looking(model, given(family), METHOD, (2, -1))  # to which the others are keys, too, and no more
+    check_looking(model, given(family), METHOD, (2, -1))  # blocks with the leaving patches as keys, and without them
 
 
 def test_the_report_tells_the_towers_work_beside_the_decoders(model, family):
-    nearest = 2 * (164 - 57) * 57 * 32  # the product by which neighbours are found
+    nearest = 2 * (164 - 57) * 57 * 32  # FLOPs of the product that finds neighbours
     told = check_work(model, given(family, PROMPTS[0]), METHOD, apart=nearest)
     assert told.patches == [164, 164] + [int(164 * 0.35)] * 6
     report = model.compression.report.to_dict()["tower"]

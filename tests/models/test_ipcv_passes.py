@@ -1,4 +1,5 @@
-"""What a pass through a tower remembers: nothing that outlives it, meets another one, or makes the host wait."""
+"""The state of a pass through a tower does not outlive it, does not affect other passes, and makes no host wait more
+than once."""
 
 import copy
 import functools
@@ -88,13 +89,13 @@ def test_a_teacher_that_sees_all_has_the_tower_as_it_is(model, family, config):
 
 
 def waits(work, model, inputs, monkeypatch):
-    """How often the host reads what is on a device while work(model, inputs) runs."""
+    """How often the host reads from a device while work(model, inputs) runs."""
     seen = []
     for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__index__"):
         call = getattr(torch.Tensor, name)
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, call=call, **k: seen.append(1) or call(self, *a, **k))
     recorder = Recorder()
-    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # as an accelerator has it
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # as on an accelerator
     with recorder, torch.no_grad():
         work(model, inputs)
     monkeypatch.undo()
@@ -103,11 +104,11 @@ def waits(work, model, inputs, monkeypatch):
 
 @pytest.mark.parametrize("method", [METHOD, replace(METHOD, per_image=True)], ids=["prompt", "image"])
 def test_the_host_waits_once_more_than_for_the_tower_as_it_is(model, family, method, monkeypatch):
-    """Called by itself, and in a model with several prompts."""
+    """The tower is called directly, and in a model with several prompts."""
     fuse(model)
     for call, inputs in ((run, given(family, PROMPTS[0])), (logits, given(family))):
         if call is run and method.per_image:
-            continue  # which rows are an image's is read, too, where no prompt tells it
+            continue  # in a direct call the host also reads which rows belong to an image
         compress(model, CompressionConfig.preset("dense"))
         call(model, inputs)
         plain = waits(call, model, inputs, monkeypatch)

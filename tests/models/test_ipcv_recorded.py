@@ -1,7 +1,7 @@
-"""IPCV against recorded runs: what its released code chose and gave on a tiny Qwen2-VL, and the same with its frames
-repaired (tests/data/methods/ipcv.safetensors: tower, pixels, output).
+"""IPCV against recorded runs: the choices and outputs of its released code on a tiny Qwen2-VL, as released and with
+its borders of frames corrected (tests/data/methods/ipcv.safetensors: tower, pixels, output).
 
-With PPE_GOLDEN naming the folder of whole recordings all of them are compared, logits and answers too: those of the
+If PPE_GOLDEN names the folder of whole recordings, all are compared, including logits and answers: those of the
 released code, and those of Qwen2.5-VL (windows) and Qwen3-VL (DeepStack), for which there is no released code.
 """
 
@@ -41,7 +41,7 @@ def method_of(settings, released=False):
 
 
 def decoder_step(settings, released):
-    """As published, or with DART's pivots in a fixed order and FastV's layer before the cut as it should be."""
+    """A decoder step as published, or with DART's pivots in a fixed order and FastV's row from causal attention."""
     step = {"method": settings["method"], "ratio": 1 - settings["reduction_ratio"], "layer": settings["layer"]}
     if settings["method"] == "fastv":
         return step | {"released": True, "causal": not released}
@@ -55,7 +55,7 @@ def config_of(*steps):
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """What IPCV chose, pass by pass."""
+    """A list that collects the choice of every pass."""
     found, choose = [], IPCV.choose
     monkeypatch.setattr(IPCV, "choose", lambda *args: found.append(choose(*args)) or found[-1])
     return found
@@ -99,7 +99,7 @@ def whole():
     for folder in FAMILIES:
         for case in json.loads((GOLDEN / folder / "cases.json").read_text())["cases"]:
             for released in (False, True) if case["ipcv"] or case.get("llm") else (False,):
-                # The released code stops at block 1.
+                # The released code ends with an error at block 1.
                 if not (released and (case.get("released") or folder != "ipcv")):
                     out.append(pytest.param(folder, case, released, id=f"{folder}-{case['name']}-{released}"))
     return out
@@ -133,20 +133,20 @@ def test_whole_recordings(folder, case, released, chosen):
         wide = partial(model.model.visual, inputs[name].double(), grid_thw=grid)
         assert_recorded(out, [found[f"{first}out"], *taps], model, lambda: features(wide()))  # noqa: B023
     if "qwen2_5" in folder and case["input"] == "vid" and model.compression.vision.text_behind_time:
-        return  # an older transformers than that of the recording, which numbers text after a video otherwise
+        return  # a transformers older than that of the recording, which numbers text after a video differently
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     made = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     if llm:
         start, count = found["llm.span"].tolist()
         kept = start + model.compression.trace.visuals()[0].stages[-1].representatives
         assert kept.tolist() == [column for column in found["llm.keep"].tolist() if start <= column < start + count]
-    # Of FastV as published, weights of attention are rounded to fp16: which way hangs on the last bit, in fp64, too.
+    # Published FastV rounds attention weights to fp16, whose direction depends on the last bit, in fp64 as well.
     assert_recorded(made.logits[0][0], found["logits"][0], model, lambda: model(**inputs).logits[0, -1])
     assert made.sequences[0, ids.shape[1] :].tolist() == found["tokens"].tolist()
 
 
 def patch_order(tower, pixels, grid):
-    """[patches]: which of the patches that the tower is given stands in each row of its blocks."""
+    """[patches] index of the tower's input patch in each row of its blocks."""
     seen = []
     hooks = [
         tower.patch_embed.register_forward_hook(lambda module, args, output: seen.append(output)),
@@ -160,7 +160,7 @@ def patch_order(tower, pixels, grid):
 
 
 def check_choice_in_windows(leaving, found, order):
-    """The same of a tower whose rows stand in the order of windows, where recordings count patches as they came."""
+    """Check the choice in a tower whose rows are in window order; recordings count patches in their input order."""
     keep, kept = found["keep"], order[leaving.rows]
     assert kept.sort().values.tolist() == keep.tolist()
     near = zip(order[leaving.removed].tolist(), leaving.neighbours.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""IPCV inside InternVL's tower, whose tiles have a class token each: against its definition, and the laws of it."""
+"""IPCV inside InternVL's tower, whose tiles have a class token each, against its definition, and its laws."""
 
 import copy
 import functools
@@ -46,7 +46,7 @@ def model():
 
 
 def sample(model, parts=(2, "picture", 3, "picture", 1), seed=1):
-    """One prompt; its first picture has three tiles, the second one."""
+    """One prompt whose first picture has three tiles and whose second has one."""
     return tiny().sample(model, list(parts), seed)
 
 
@@ -55,7 +55,7 @@ def tower(model, inputs, **options):
 
 
 def naive(model, pixels, method, pools):
-    """What the plain tower gives by definition. pools: of each tile the number of what its patches compete in."""
+    """[tiles, rows, C] output of the tower by definition. pools: the number of each tile's pool of patches."""
     encoder = model.model.vision_tower.encoder
     state = model.model.vision_tower.embeddings(pixels.to(model.dtype))
     shape, state = state.shape[:2], state.flatten(0, 1)
@@ -98,7 +98,7 @@ def test_a_towers_output_is_that_of_the_definition(name, norms):
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["fp32", "autocast"])
 def test_a_block_on_all_rows_is_the_block_as_it_is(mixed):
-    """Also where autocast leaves the norms of heads in fp32."""
+    """Also with autocast, which leaves the norms of heads in fp32."""
     model = tiny(use_qk_norm=True, norm_type="rms_norm").model()
     compress(model, config())
     block = TileBlock(model.model.vision_tower.encoder.layer[0], (2, PATCHES + 1))
@@ -143,7 +143,7 @@ def test_tiles_may_be_of_another_size_than_the_configs(model):
 
 
 def test_passes_nest_and_run_in_threads(model):
-    """Another pass in the middle of one, and the tower as it is."""
+    """A pass is interrupted by another one, and by one through the uncompressed tower."""
     runs = [functools.partial(tower, model, own) for own in (sample(model), sample(model, (1, "picture", 4), seed=3))]
     compress(model, config())
 
@@ -158,7 +158,7 @@ def test_passes_nest_and_run_in_threads(model):
 
 
 def test_a_teacher_has_the_tower_as_it_is(model):
-    """Patches leave for the student alone: at weight 1 the loss is the distance from a dense teacher."""
+    """Patches leave only in the student, so at weight 1 the loss is the distance from a dense teacher."""
     inputs = sample(model)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, -100)
     wishes = {"labels": labels, "skip_logits": True, "distill": Distillation(1.0)}
@@ -187,8 +187,8 @@ def test_features_of_an_earlier_block_are_rebuilt_there(model):
         (METHOD, None, [0, 0, 0, 0, 1, 1, 1]),
         (replace(METHOD, per_image=True), None, [0, 0, 0, 1, 2, 2, 2]),
         (METHOD, [1, 1, 1], [0, 0, 0, 0, 1, 1, 1]),
-        (METHOD, [2, 1], [0, 0, 0, 0, 1, 1, 1]),  # the first prompt's two are the frames of a video
-        (METHOD, [1, 2, 1], [0, 0, 0, 1, 1, 1, 1, 0]),  # one between pictures, of four tiles in two frames
+        (METHOD, [2, 1], [0, 0, 0, 0, 1, 1, 1]),  # the first prompt's two runs are the frames of a video
+        (METHOD, [1, 2, 1], [0, 0, 0, 1, 1, 1, 1, 0]),  # a video of two frames with four tiles, between two pictures
     ],
 )
 def test_patches_compete_within_a_prompts_images_and_its_videos_or_each_image(model, method, frames, pools):
@@ -298,7 +298,7 @@ def test_text_alone_trains_every_parameter_of_the_tower(model):
     assert not [name for name, p in parameters if p.grad is None or p.grad.any()]
 
 
-# -- with other steps, and what is told ------------------------------------------------------------------------------
+# -- with other steps, and reports -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [[DPCKNN(0.5)], [FastV(0.5, layer=1)]], ids=["ppe", "fastv"])
@@ -323,7 +323,7 @@ def test_the_report_tells_the_towers_work_beside_the_decoders(model):
     assert told.patches == [4 * PATCHES + 4] * 2 + [kept + 4] * 6
     layers = {f"InternVLForConditionalGeneration.model.vision_tower.encoder.layer.{number}" for number in range(DEPTH)}
     linear = sum(sum(kinds.values()) for name, kinds in counter.flop_counts.items() if name in layers)
-    nearest = 2 * (4 * PATCHES - kept) * kept * 16  # the product by which neighbours are found
+    nearest = 2 * (4 * PATCHES - kept) * kept * 16  # FLOPs of the product that finds neighbours
     assert told.flops + nearest == linear + 4 * 16 * sum(block.ran[2] for block in told.blocks.values())
     assert told.flops < told.dense_flops
     assert told.decoder

@@ -1,4 +1,4 @@
-"""A decoder with a part that the seam was not written for is refused by the part's name, and left as it was."""
+"""A decoder with a part that the seam does not support is refused by the part's name and left unchanged."""
 
 import pytest
 from prompts import PPE
@@ -47,7 +47,7 @@ def test_an_unknown_class_is_refused_and_a_class_made_from_a_known_one_is_not(fa
     last = model.model.language_model.layers[-1]
     module = last if part == "decoder layer" else last.self_attn
     known = type(module)
-    # The same code under another name, as remote code has it.
+    # The same code under another name, as in remote code.
     module.__class__ = type("LinearPart", known.__bases__, dict(vars(known)))
     refused(model, PPE, f"{part} 'LinearPart' of the decoder is not supported, only .*{known.__name__}")
     module.__class__ = type("Sharded", (known,), {})

@@ -1,4 +1,4 @@
-"""Methods whose counts hang on the features, and tokens of all frames that compete where text stands between frames."""
+"""Methods whose counts depend on the features, and competition of all frames' tokens with text between the frames."""
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_a_second_turn_goes_on_where_the_first_ended(model):
 @pytest.mark.parametrize("name", ["late", "late, then exact"])
 @pytest.mark.ci
 def test_the_loss_is_one_however_it_is_asked_for(family, name):
-    """Labels stand at their tokens, also where these are known only once the pass is over."""
+    """Labels are aligned with their tokens, even though these are known only after the pass."""
     model = compress(FUSED[family], config_of(name)).train()
     inputs = inputs_of(family, *prompts_of(family), side="right")
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
@@ -171,7 +171,7 @@ def test_a_late_method_that_keeps_all_is_the_dense_model(model, monkeypatch):
 
 
 def test_all_frames_compete_where_text_stands_between_them():
-    """The total is the one that is known in advance; which frames lose how many is the features' matter."""
+    """The total is known in advance; how many tokens each frame loses depends on the features."""
     model, prompt = MODELS["qwen3_vl"], prompts_of("qwen3_vl")[0]
     compress(model, CompressionConfig.preset("dense"))
     embeds, ids = [], torch.tensor(prompt.ids)
@@ -209,7 +209,7 @@ def test_the_host_looks_once_for_each_late_step(family, name, monkeypatch):
 
 
 def test_a_plan_that_is_used_again_is_laid_out_again(model):
-    """Its stages are those of the features of its pass."""
+    """The stages of a plan depend on the features of each pass."""
     compress(model, config_of("late, then exact"))
     engine, inputs = model.compression, batch(prompts_of("qwen2_5_vl")[0])
     given = [inputs.get(name) for name in ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw")]

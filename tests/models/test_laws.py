@@ -1,4 +1,4 @@
-"""Laws that hold for every prompt and every setting, on random ones (hypothesis)."""
+"""Laws for all prompts and settings, on random ones drawn by hypothesis."""
 
 import torch
 from draws import many
@@ -31,7 +31,7 @@ def prompts(draw):
     return Prompt([*parts, draw(st.integers(1, 3))], seed=draw(st.integers(0, 99)))
 
 
-# Where compression happens: before the LLM, in a cascade, both; frames one by one, or in events.
+# Compression before the LLM, in a cascade, or both; of single frames, or of events.
 STAGES = st.sampled_from(
     [
         {},
@@ -66,7 +66,7 @@ def configs(draw, ratio=None):
 
 
 def run(config, samples, side="left", pad_to=0, model=MODEL):
-    """Logits of each sample at its compressed length."""
+    """The logits of each sample, without padding."""
     model = compress(model, config)
     with torch.no_grad():
         logits = model(**batch(*samples, side=side, pad_to=pad_to)).logits

@@ -1,5 +1,5 @@
-"""PixelPrune's cells that leave inside the vision tower, or behind it, with what may stand around them. Their features
-are held against a naive tower in test_pixels.py, and against recorded runs in test_pixelprune_recorded.py."""
+"""PixelPrune's cells that leave inside the vision tower or after it, combined with other features. test_pixels.py
+compares their features with a naive tower, and test_pixelprune_recorded.py with recorded runs."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def model(family):
 
 
 def view_of(model, inputs, *steps):
-    """What a method that looks into two blocks is shown of one picture: keys [tokens, D], saliency [2, tokens]."""
+    """The view of one picture in a method that looks into two blocks: keys [tokens, D], saliency [2, tokens]."""
     VIEWS.clear()
     compress(model, config(*steps, Looks(named=(0, 1), windows="frame")))
     with torch.no_grad():
@@ -44,7 +44,7 @@ def view_of(model, inputs, *steps):
 
 @pytest.mark.parametrize("method", [INSIDE, BEHIND], ids=["inside", "behind"])
 def test_what_looks_into_the_tower_is_shown_the_kept_cells(model, family, method):
-    """Of a block that runs on all cells what all of them made there; of a later one what is left."""
+    """A block before cells leave is seen as it ran on all cells, a later one as it ran on the rest."""
     inputs = inputs_of(family, painted([2, ("image", (1, 5, 7)), 3], seed=1))
     found, scores = view_of(model, inputs, method)
     kept = model.compression.last.chosen.kept
@@ -65,7 +65,7 @@ def test_what_looks_into_the_tower_is_shown_the_kept_cells(model, family, method
 
 @pytest.mark.parametrize("kind", ["eager", "fused"])
 def test_it_does_not_hang_on_how_the_tower_attends(model, family, kind):
-    inputs = inputs_of(family, prompts_of(family)[0])  # no padding, of which fused attention makes something else
+    inputs = inputs_of(family, prompts_of(family)[0])  # without padding, for which fused attention differs
     compress(model, config(INSIDE))
 
     def run():

@@ -1,4 +1,5 @@
-"""Text after a video of more positions of time than rows: as untouched where every token stays, else as trained."""
+"""Positions of text after a video with more positions in time than in rows: as in the untouched model if every token
+stays, else as the model was trained."""
 
 import pytest
 import torch
@@ -27,17 +28,17 @@ def test_where_every_token_stays_a_long_video_is_numbered_as_untouched(plain):
     found = out(ours, inputs)
     assert_rounds_alike(found.logits[real], expected.logits[real], true)
     assert found.rope_deltas.tolist() == expected.rope_deltas.tolist()
-    inputs.pop("second_per_grid_ts")  # which generate() takes for Qwen2.5-VL alone, and a second a frame is the default
+    inputs.pop("second_per_grid_ts")  # generate() accepts it for Qwen2.5-VL only; the default is a second per frame
     asked = {**inputs, **GREEDY, "max_new_tokens": 3}
     assert torch.equal(ours.generate(**asked), plain.generate(**asked))
-    asked["inputs_embeds"] = plain.get_input_embeddings()(inputs["input_ids"])  # beside ids, which tell of places
+    asked["inputs_embeds"] = plain.get_input_embeddings()(inputs["input_ids"])  # with the ids, which show placeholders
     assert torch.equal(ours.generate(**asked), plain.generate(**asked))
 
 
 @newer
 @torch.no_grad()
 def test_a_dense_answer_to_a_long_video_goes_on_in_a_second_turn(plain):
-    """By the state of its cache, as the same conversation does from its beginning."""
+    """The second turn continues from the state of the first one's cache, without numbering the prompt again."""
     model, inputs = compressed(plain, "dense"), with_types(batch(PROMPTS[0]))
     inputs.pop("second_per_grid_ts")
     first = model.generate(**inputs, **GREEDY, max_new_tokens=2, return_dict_in_generate=True)
@@ -77,5 +78,5 @@ def test_a_teacher_numbers_a_long_video_as_its_student(plain):
 def test_where_tokens_are_merged_a_long_video_is_numbered_as_trained(plain):
     model, inputs = compressed(plain, "ppe"), with_types(batch(PROMPTS[0]))
     out(model, inputs)
-    last = 3 + 6 * (model.compression.vision.tokens_per_second or 1)  # of the seventh frame: three tokens, six frames
+    last = 3 + 6 * (model.compression.vision.tokens_per_second or 1)  # the seventh frame, after three tokens
     assert model.compression.last.positions[:, 17:21].tolist() == [[last + 1, last + 2, last + 3, last + 4]] * 3

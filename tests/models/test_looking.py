@@ -1,4 +1,4 @@
-"""What methods are shown of a decoder layer and of the text: against what transformers' own attention is given."""
+"""The parts of a decoder layer and of the text in a view, against the inputs of transformers' own attention."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from ppe_npu.models.fused import fuse
 
 pytestmark = pytest.mark.half
 
-ATTENTION, HIDDEN = {}, {}  # of each layer what its attention was given last (queries, keys), and what it was given
+ATTENTION, HIDDEN = {}, {}  # by layer: the last (queries, keys) of its attention, and the last input of the layer
 
 
 def watched(module, query, key, value, attention_mask, **kwargs):
@@ -33,7 +33,7 @@ def family(request):
 
 @pytest.fixture
 def model(family):
-    """In fp64, with its attention and its layers watched."""
+    """A model in fp64 whose attention and layers are watched."""
     model = random_model(family=family).double()
     text = model.model.language_model
     text.config._attn_implementation = "watched"
@@ -57,7 +57,7 @@ def prompts_of(family):
 
 
 def run(model, inputs, looker=None, **kwargs):
-    """The output of one pass, with the views of its looker. Its tokens were merged once before, and have PPE's rows."""
+    """The output of one pass and the views of its looker, whose tokens were merged once before and have PPE's rows."""
     if looker is not None:
         compress(model, CompressionConfig(steps=[DPCKNN(0.6), looker], k=4))
     Looker.views.clear()
@@ -66,7 +66,7 @@ def run(model, inputs, looker=None, **kwargs):
 
 
 def naive_row(layer, sample, real):
-    """[L] attention of the last real token, head by head and token by token."""
+    """[L] attention of the last real token, computed head by head and averaged over heads."""
     query, key = (part[sample] for part in ATTENTION[layer])
     heads, groups, row = len(query), len(query) // len(key), torch.zeros(len(real), dtype=torch.float64)
     last = int(real.nonzero().max()) - len(real)
@@ -78,10 +78,10 @@ def naive_row(layer, sample, real):
 
 
 def check(views, layer, real, offset=0):
-    """Every field of every cell against the attention's own.
+    """Compare every field of every cell with the attention's own tensors, and return the number of cells.
 
     Args:
-        layer: the one that was looked at. real: [B, past and L] bool. offset: from it to the one that is entered.
+        layer: the layer that was looked at. real: [B, past and L] bool. offset: from it to the layer that is entered.
     """
     hidden = HIDDEN[layer + offset]
     past = real.shape[1] - hidden.shape[1]
@@ -98,7 +98,7 @@ def check(views, layer, real, offset=0):
         query, key = (part[sample].transpose(0, 1)[-hidden.shape[1] :] for part in ATTENTION[layer])
         text = (real[sample, past:] & ~visual[sample]).nonzero().flatten().tolist()
         valid = torch.ones(len(text), dtype=torch.bool) if view.text_valid is None else view.text_valid[cell]
-        # The rotary table is rounded to fp32, and so are norms; scores of 64 channels and softmax are not.
+        # The rotary table and norms are rounded to fp32; scores of 64 channels and the softmax are not.
         for name, own in (("queries", query), ("keys", key)):
             assert_near(getattr(view, f"layer_{name}")[cell, present], own[at], roundings=4)
             assert_near(getattr(view, f"text_{name}")[cell, valid], own[text], roundings=4)
@@ -111,7 +111,7 @@ def check(views, layer, real, offset=0):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("before", [False, True], ids=["next", "before"])
 def test_what_is_shown_is_what_the_layer_itself_computes(model, family, before, side):
-    """At ratio 1.0 the layer is given the very tokens that were looked at."""
+    """The looker keeps all tokens, so the layer gets the very tokens that were looked at."""
     inputs = inputs_of(family, *prompts_of(family), side=side, pad_to=90)
     output, views = run(model, inputs, Looker(layer=2, before=before))
     real = output.past_key_values.ppe_state.masks[-1]
@@ -127,7 +127,7 @@ def test_what_is_shown_is_what_the_layer_itself_computes(model, family, before, 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_in_training_a_prompt_ends_where_its_answer_begins(family, packed):
-    """What is looked at is what generation would look at, which has no answer yet."""
+    """Views equal those in generation, in which there is no answer yet."""
     first, text, last = prompts_of(family)
     answers = [Prompt([9], seed=5).ids, Prompt([4], seed=6).ids, Prompt([6], seed=7).ids]
     told = [Prompt(prompt.parts, prompt.seed) for prompt in (first, text, last)]
@@ -154,7 +154,7 @@ def test_of_several_turns_the_first_answer_after_all_pictures_ends_the_prompt():
     model = random_model()
     compress(model, CompressionConfig(steps=[Looker(looks=("text",))], positions="keep_one"))
     prompt = Prompt([3, ("image", (1, 2, 2)), 2, 2, ("image", (1, 1, 3)), 1, 4, 2, 3])
-    inputs, answers = batch(prompt), {9: 11, 15: 19, 21: 24}  # of three turns, where each answer begins and ends
+    inputs, answers = batch(prompt), {9: 11, 15: 19, 21: 24}  # beginning and end of the answers of three turns
     labels = torch.full_like(inputs["input_ids"], -100)
     for start, end in answers.items():
         labels[0, start:end] = inputs["input_ids"][0, start:end]
@@ -211,7 +211,7 @@ def test_packed_padded_and_fused_batches_are_shown_alike(family, before):
     for options in ({}, {"packed": True}):
         _, views = run(fused, inputs_of(family, *prompts), looker, **options)
         for name in ("tokens", "layer_queries", "layer_keys", "layer_row", "text_queries", "text_keys", "text"):
-            # All views together: of one token alone the error in fp32 may be next to nothing by chance.
+            # All views are compared together: a single token's error in fp32 may be almost zero by chance.
             found, usual, precise = (
                 [getattr(view, name)[slice(None) if name.startswith("text") else view.present] for view in which]
                 for which in (views, expected, exact_views)
@@ -226,7 +226,7 @@ def test_a_given_4d_mask_hides_what_it_hides(model, family):
     inputs = inputs_of(family, prompts_of(family)[2])
     length = inputs["input_ids"].shape[1]
     mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
-    mask[:, :, -1, 4:9] = False  # the 3 x 3 image stands at 4 to 12
+    mask[:, :, -1, 4:9] = False  # the 3 x 3 image is in columns 4 to 12
     inputs["attention_mask"] = mask
     compress(model, CompressionConfig(steps=[Looker(layer=1)], positions="keep_one"))
     for given in (mask, torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)):
@@ -238,7 +238,7 @@ def test_a_given_4d_mask_hides_what_it_hides(model, family):
 
 
 def test_nobody_pays_for_what_nobody_looks_at(family):
-    """A projection runs once more for each need, and for no other."""
+    """Each projection that some method needs runs one more time, and no other does."""
     model, inputs = random_model(family=family), inputs_of(family, *prompts_of(family))
     calls = []
     for number, layer in enumerate(model.model.language_model.layers):

@@ -1,4 +1,4 @@
-"""The training loss without logits, and self-distillation: against what whole logits give."""
+"""The training loss without logits, and self-distillation, against results from whole logits."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_the_count_of_a_whole_step_divides_the_loss():
     loss = model(**inputs, labels=labels, ppe=ForwardPass(skip_logits=True)).loss
     counted = (labels[:, 1:] != -100).sum()
     scaled = model(**inputs, labels=labels, skip_logits=True, num_items_in_batch=4 * counted).loss
-    assert (4 * scaled).item() == near(loss.item(), roundings=2, dtype=loss.dtype)  # a division each
+    assert (4 * scaled).item() == near(loss.item(), roundings=2, dtype=loss.dtype)  # one division each
 
 
 def test_a_batch_without_labels_costs_nothing_and_reaches_every_parameter():
@@ -65,7 +65,7 @@ def test_a_batch_without_labels_costs_nothing_and_reaches_every_parameter():
 
 
 def apart(model, student, inputs, labels, temperature):
-    """The divergence of a compressed model's answers from those of the dense one, from whole logits."""
+    """The divergence of a compressed model's answers from the dense model's, computed from whole logits."""
     with torch.no_grad():
         teacher = compress(copy.deepcopy(model), DENSE)(**inputs, labels=labels)
     rows = [
@@ -87,7 +87,7 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
     assert abs(found.item() - (0.5 * student.loss + 0.5 * expected).item()) <= off
     assert expected.item() > 100 * off, "a divergence of nothing would show nothing"
     assert model.compression.config is PRESETS[name]
-    # The teacher's share of the gradient is none.
+    # No gradient flows through the teacher.
     wanted, got = gradients(model, 0.5 * student.loss + 0.5 * expected), gradients(model, found)
 
     def by_hand():
@@ -99,7 +99,7 @@ def test_distillation_is_the_divergence_from_the_dense_model(name, temperature):
 
 @torch.no_grad()
 def test_a_teacher_of_its_own_weights_says_what_its_copy_said():
-    """Also where head and layers of the student have moved since."""
+    """Although the student's head and layers have changed since the copy was made."""
     model, (inputs, labels) = compress(random_model(), PRESETS["ppe"]), inputs_and_labels()
     teacher = copy.deepcopy(model)
     for weight in model.parameters():

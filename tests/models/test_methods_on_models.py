@@ -1,4 +1,4 @@
-"""Laws that every method holds inside a model, whichever it is: exact counts, mates, gradients, and PPE on top."""
+"""Laws of every method inside a model: exact counts, independence of batch mates, gradients, and PPE on top."""
 
 import dataclasses
 
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.half
 
 CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
 METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
-# Published layers are those of large models.
+# The published layers are for large models.
 METHODS |= {name: default(name, layer=1) for name, method in METHODS.items() if method.layers}
 METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if len(METHODS[name].places) > 1}
 METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
 PRUNING = {name: METHODS[name] for name in grouping() if hasattr(METHODS[name], "dropped")}
-# FlashVID's groups are clusters, whatever becomes of what is in none.
+# FlashVID's groups are clusters, whatever happens to tokens in none.
 PRUNING = {name: method for name, method in PRUNING.items() if not method.layers and name != "flashvid"}
 
 
 @pytest.fixture
 def model():
-    """Whose vision tower attends to whole frames, which methods that look into it ask for."""
+    """A model whose vision tower attends to whole frames, as methods that look into it require."""
     return whole_model()
 
 
@@ -55,7 +55,7 @@ def test_all_tokens_kept_are_the_dense_model(model, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_counts_are_those_that_the_grid_says_and_a_prompt_is_its_own(model, name):
-    """Alone, with padding, and with others in the batch; twice the same, bit by bit."""
+    """A prompt gives the same alone and in a padded batch with others, and two runs are equal bit by bit."""
     config = CompressionConfig(steps=[METHODS[name]], k=4)
     compress(model, config)
     out = logits(model, batch(CLIP, *MIXED))
@@ -140,13 +140,13 @@ def test_dropped_tokens_lend_their_positions_and_nothing_else(name):
         for how in ("lend", "drop", "merge")
     }
     (lent, rows, groups, _), (plain, own, alone, pruned) = given["lend"], given["drop"]
-    # One choice and, of "lend" and "drop", one set of features: the kept tokens' own.
+    # All three make the same choice; "lend" and "drop" keep the same features, those of the kept tokens.
     assert groups.representatives.tolist() == alone.representatives.tolist()
     assert given["merge"][2].representatives.tolist() == alone.representatives.tolist()
     assert torch.equal(lent, plain)
     assert groups.labels.min() >= 0
     assert (alone.labels >= 0).sum() == len(alone.representatives)
-    # A dropped token's position is nobody's; a lent one is of the kept token that it is most like.
+    # With "drop" no position of a dropped token is kept; with "lend" the most similar kept token gets it.
     assert (alone.held == alone.representatives[:, None]).all()
     assert any(len(set(row)) > 1 for row in groups.held.tolist())
     for group, held in enumerate(groups.held.tolist()):
@@ -158,4 +158,4 @@ def test_dropped_tokens_lend_their_positions_and_nothing_else(name):
         assert torch.equal(at[2].T - 2, held % 6)
     keep_one = dataclasses.replace(PRUNING[name], ratio=0.25)
     compress(model, CompressionConfig(steps=[keep_one], positions="keep_one"))
-    assert torch.equal(logits(model, batch(prompt)), pruned)  # one position four times over is that position
+    assert torch.equal(logits(model, batch(prompt)), pruned)  # a position repeated four times equals one

@@ -38,13 +38,13 @@ class Recorder(TorchDispatchMode):
 
 @contextlib.contextmanager
 def region(model, enter, leave, last="layer 0"):
-    """Calls enter() when the vision tower has run, and leave() before the first layer, or the head.
+    """Calls enter() after the vision tower has run, and leave() before the first layer, or before the head.
 
-    leave() is called before the tower runs, too: it runs for images, then for videos, and reads its grids on the host.
+    leave() is also called before the tower runs, because the tower reads its grids on the host.
     """
     end = model.lm_head if last == "head" else model.model.language_model.layers[0]
 
-    def after(*_) -> None:  # what a hook returns would take the place of the output
+    def after(*_) -> None:  # a hook's result would replace the output
         enter()
 
     def before(*_) -> None:
@@ -60,11 +60,11 @@ def region(model, enter, leave, last="layer 0"):
 
 
 def operators(model, inputs, last="layer 0") -> list[str]:
-    """Names of the operators between the vision tower and the first layer, or the head.
+    """Names of the operators between the vision tower and the first layer, or before the head.
 
-    On a CPU alone the host looks at what was computed, where that saves work; here it goes on as on a device.
+    On a CPU the host reads results if that saves work; here it behaves as on other devices.
     """
-    recorder, recording = Recorder(), contextlib.ExitStack()  # which slows down every operator: there alone
+    recorder, recording = Recorder(), contextlib.ExitStack()  # a recorder slows operators, so it is on only there
     within = region(model, partial(recording.enter_context, recorder), recording.close, last)
     unasked = mock.patch.object(device, "asks_freely", return_value=False)
     with recording, unasked, within, torch.no_grad():
@@ -79,7 +79,7 @@ def test_everything_is_uploaded_before_the_tower_runs(model, monkeypatch):
     events = []
     upload = rounds.upload
     monkeypatch.setattr(rounds, "upload", lambda array, device: events.append("upload") or upload(array, device))
-    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU a plan is where it is
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU, plans are not uploaded otherwise
     compress(model, CompressionConfig.preset("ppe", k=4))
     inputs = batch(Prompt([1, ("video", (2, 3, 4)), 1]), Prompt([2, ("image", (1, 2, 2))], seed=1))
     model.model.visual.register_forward_hook(lambda *_: events.append("tower"))
@@ -110,7 +110,7 @@ def test_no_sync_and_no_growth_with_frames_or_samples(model):
     Version(transformers.__version__) < Version("5.3"), reason="its masks are sized by numbers read from the device"
 )
 def test_no_sync_inside_a_cascade(model, monkeypatch):
-    """From the vision tower to the head: nothing is asked for, nothing is uploaded."""
+    """From the vision tower to the head, nothing is read back and nothing is uploaded."""
     from ppe_npu.engine import rounds
 
     for config in (
@@ -131,7 +131,7 @@ def test_no_sync_inside_a_cascade(model, monkeypatch):
     uploads = []
     upload = rounds.upload
     monkeypatch.setattr(rounds, "upload", lambda array, device: uploads.append(1) or upload(array, device))
-    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU a plan is where it is
+    monkeypatch.setattr(device, "asks_freely", lambda _: False)  # on a CPU, plans are not uploaded otherwise
     model.model.visual.register_forward_hook(lambda *_: uploads.clear())
     with torch.no_grad():
         model(**batch(*MIXED))
@@ -157,8 +157,8 @@ def asking_view(*args):
 
 @pytest.mark.parametrize("settings", ON_FRAMES.values(), ids=ON_FRAMES)
 def test_methods_on_frames_wait_for_nothing(model, settings, monkeypatch):
-    """The host knows how many frames there are at most, and how large; and the smallest number that a cell keeps. What
-    they choose is what a method chooses that has to ask."""
+    """The host knows the largest number of frames, their size, and the smallest number of tokens that a cell keeps.
+    Results equal those of methods that have to read these numbers from the device."""
     config = CompressionConfig(**settings)
     compress(model, config)
     for inputs in (
@@ -179,7 +179,7 @@ def test_methods_on_frames_wait_for_nothing(model, settings, monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_segments_need_is_uploaded_before_the_tower_runs(model, packed):
-    """Of a padded or packed batch of lengths that were not seen before."""
+    """The batch is padded or packed, and has lengths that were not seen before."""
     compress(fuse(model), PRESETS["cascade"])
     made = []
     note = partial(lambda: made.append(segments._plan.cache_info().misses))
@@ -226,7 +226,7 @@ def test_cuda_raises_at_no_sync(model, preset, fused):
 
 
 def test_the_tower_runs_once_and_the_region_is_what_follows_it(model):
-    """MIXED has images and a video. Under ZeRO-3 every process must call the same modules, whatever it is given."""
+    """MIXED has images and a video. Under ZeRO-3 every process must call the same modules, whatever its inputs are."""
     compress(model, PRESETS["ppe"])
     events = []
     tower = model.model.visual
