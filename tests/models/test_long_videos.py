@@ -38,7 +38,7 @@ def test_where_every_token_stays_a_long_video_is_numbered_as_untouched(plain):
 @newer
 @torch.no_grad()
 def test_a_dense_answer_to_a_long_video_goes_on_in_a_second_turn(plain):
-    """The second turn continues from the state of the first one's cache, without numbering the prompt again."""
+    """The second turn continues on the first one's cache, which then holds the whole conversation."""
     model, inputs = compressed(plain, "dense"), with_types(batch(PROMPTS[0]))
     inputs.pop("second_per_grid_ts")
     first = model.generate(**inputs, **GREEDY, max_new_tokens=2, return_dict_in_generate=True)

@@ -111,7 +111,7 @@ def check(views, layer, real, offset=0):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("before", [False, True], ids=["next", "before"])
 def test_what_is_shown_is_what_the_layer_itself_computes(model, family, before, side):
-    """The looker keeps all tokens, so the layer gets the very tokens that were looked at."""
+    """The looker keeps all tokens (ratio 1.0), so the layer gets the very tokens that were looked at."""
     inputs = inputs_of(family, *prompts_of(family), side=side, pad_to=90)
     output, views = run(model, inputs, Looker(layer=2, before=before))
     real = output.past_key_values.ppe_state.masks[-1]

@@ -1,4 +1,4 @@
-"""Families whose decoder counts positions in one dimension: each against its own untouched self, and by the laws."""
+"""Families whose decoder has positions of one dimension: laws, and comparisons with the untouched models."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.half, supported]
 
 PPE = CompressionConfig.preset("ppe", k=4)
 CASCADE = CompressionConfig.preset("ppe", k=4, layers=[1, 2])
-SOME = ("internvl", "llava_onevision", "smolvlm")  # one of each kind of rows
+SOME = ("internvl", "llava_onevision", "smolvlm")  # one for each kind of rows of pixel_values
 
 
 @pytest.fixture(params=[name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in TINY])
@@ -105,8 +105,8 @@ def test_training_reaches_every_parameter_and_text_alone_the_tower(name, model):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_every_text_model_turns_its_channels_by_halves(text):
-    """An oracle of K even runs: the untouched language model, with a rotary table that is written down by definition,
-    makes the same of what the compressed one is given. A decoder that paired its channels otherwise would not."""
+    """The untouched language model, with a rotary table of K even runs written by definition, gives the same logits for
+    the compressed model's hidden states. A decoder that paired its channels differently would not."""
     model, seen = TINY["internvl"].model(text=text), {}
     inputs = TINY["internvl"].sample(model, [3, "picture", 4], seed=1)
     compress(model, PPE)
@@ -132,7 +132,7 @@ def test_every_text_model_turns_its_channels_by_halves(text):
         expected = model.lm_head(hidden)
     assert_equal(seen["table"][0], cos)
     assert_equal(found, expected)
-    # Kept positions are places of the picture's tokens; text stands where it stood.
+    # Kept positions are places of the picture's tokens; text keeps its positions.
     text_rows = [0, 1, 2, *range(15, 19)]
     kept = rows[:, 0, 3:-4]
     assert (kept >= 3).all()
@@ -142,7 +142,7 @@ def test_every_text_model_turns_its_channels_by_halves(text):
 
 
 def test_what_a_picture_is_in_the_prompt(name, model):
-    """tokens_kept, asked for the spans that the report shows, says what is kept."""
+    """tokens_kept() of the spans in the report gives the number of tokens that are kept."""
     inputs = together(prompts(TINY[name], model))
     compress(model, PPE)
     logits(model, inputs)
@@ -161,7 +161,7 @@ SIZED = ("llava_next", "llava_next_video", "llava_onevision")
 
 @pytest.mark.parametrize("name", SIZED)
 def test_a_picture_whose_tiles_are_padding_in_every_row(name):
-    """It has no tiles' tokens at all, and no newline: transformers takes it."""
+    """Such a picture has neither tokens of tiles nor newlines, and transformers accepts it."""
     tiny = dataclasses.replace(TINY[name], sizes=((30, 40), (1, 200), (200, 1)))
     model = tiny.model()
     orders = ([1, "picture", 2, "picture", 3], [1, "picture", "picture", "picture", 2])
@@ -178,7 +178,7 @@ def test_a_picture_whose_tiles_are_padding_in_every_row(name):
 
 
 def of_several_pictures(tiny, model, parts, seed, **said):
-    """A prompt as tiny.sample makes it, where the model is told `said`: pictures beside others have no tiles."""
+    """A prompt as from tiny.sample, if the model gets the arguments `said`, by which several pictures have no tiles."""
     given, sizes = parts.count("picture"), iter(tiny.sizes)
     generator = torch.Generator().manual_seed(seed)
     arrays = tiny.pictures(generator, *[next(sizes) for _ in range(given)])
@@ -193,7 +193,7 @@ def of_several_pictures(tiny, model, parts, seed, **said):
 
 
 def test_pictures_beside_others_have_no_tiles():
-    """As LLaVA-OneVision's processor says by batch_num_images: in a batch, and for beams."""
+    """LLaVA-OneVision's processor says so by batch_num_images. Tested in a batch and for beams."""
     tiny, settings = TINY["llava_onevision"], {"max_new_tokens": 3, **GREEDY}
     model = tiny.model()
     pair = of_several_pictures(tiny, model, [1, "picture", "picture", 2], 0, batch_num_images=[2])
@@ -235,7 +235,7 @@ def test_a_second_turn_is_told_how_many_pictures_its_prompts_have():
 
 
 class OnDevice(torch.Tensor):
-    """As a tensor on an accelerator, which numpy cannot read."""
+    """Behaves like a tensor on an accelerator, which numpy cannot read."""
 
     def __array__(self, *_args, **_settings):
         raise TypeError("can't convert npu:0 device type tensor to numpy")
@@ -251,7 +251,7 @@ def test_sizes_of_pictures_may_lie_on_the_device(name):
 
 
 def test_an_aspect_ratio_that_only_the_call_names_changes_nothing():
-    """transformers' forward takes it and hands it to nobody."""
+    """transformers' forward accepts it, but does not use it."""
     model, tiny = TINY["llava_onevision"].model(), TINY["llava_onevision"]
     inputs = tiny.sample(model, [1, "picture", 2], 1) | {"vision_aspect_ratio": "anyres_max_1"}
     expected, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
@@ -326,7 +326,7 @@ def test_towers_whose_tokens_are_no_grid_and_sliding_decoders_are_refused():
     with pytest.raises(InputError, match="vision tower 'pixtral' is not supported, only clip_vision_model"):
         compress(model, PPE)
     model = TINY["smolvlm"].model()
-    model.config.vision_config.model_type = "idefics3"  # as its checkpoints have it
+    model.config.vision_config.model_type = "idefics3"  # as in its checkpoints
     compress(model, PPE)
     model = dataclasses.replace(TINY["llava"], text="mistral", own=(("sliding_window", 8),)).model()
     with pytest.raises(InputError, match="sliding attention"):

@@ -1,4 +1,4 @@
-"""model(..., packed=True): a batch as one row without padding, equal to each of its samples alone."""
+"""model(..., packed=True): a batch packed into one row without padding gives the results of each sample alone."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def text_labels(inputs):
 
 
 def check_packed(model, some, side):
-    """Logits, labels and loss of a packed batch are those of the padded one, sample by sample."""
+    """Check that a packed batch gives the logits, labels and loss of the padded one, sample by sample."""
     inputs = batch(*some, side=side)
     labels = text_labels(inputs)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def check_packed(model, some, side):
         assert packed.labels[0, at] == -100, "no token of the sample stands before its first"
         assert packed.labels[0, at + 1 : at + length].tolist() == row_labels[place][1:].tolist()
         at += length
-    if not padded.loss.isnan():  # which the mean of no labels is
+    if not padded.loss.isnan():  # the mean of no labels is NaN
         assert packed.loss.item() == loss_near(padded.loss.item())
     assert packed.loss.isnan() == padded.loss.isnan()
 
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_padded_batch(name):
 
 
 def test_samples_do_not_see_each_other():
-    """Another first sample leaves the second one's logits as they are."""
+    """The second sample has the same logits behind another first sample."""
     model = compress(MODELS["qwen2_5_vl"], PRESETS["cascade"])
     length = len(kept_logits(model, MIXED[2])[0])
 

@@ -1,4 +1,4 @@
-"""Prompts whose pictures lose cells before the vision tower are prompts as all others, however they come."""
+"""The laws of prompts hold for prompts whose pictures lose cells before the vision tower, in all kinds of batches."""
 
 import pytest
 import torch
@@ -87,11 +87,11 @@ def test_the_loss_is_one_however_it_is_asked_for(some, name):
 
 
 def test_the_teacher_sees_all_cells(some):
-    """So where nothing is dropped the model has nothing to learn from it, and where something is it has."""
+    """So the distillation loss is zero if no cell is dropped, and positive otherwise."""
     model = FUSED[some].train()
     inputs = inputs_of(some, *prompts_of(some), side="right")
     wishes = {"labels": text_labels(inputs), "skip_logits": True, "distill": Distillation(1.0)}
-    exact_cells = [{"method": "pixelprune"}]  # whose noise no cell has twice
+    exact_cells = [{"method": "pixelprune"}]  # it drops nothing, because no two noisy cells are equal
     same, less = (compress(model, config_of(steps))(**inputs, **wishes).loss.item() for steps in (exact_cells, "alone"))
     model.eval()
     limit = divergence_error(logits(model, inputs))

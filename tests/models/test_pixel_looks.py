@@ -1,4 +1,4 @@
-"""How often the host looks at a device for a step at the pixels: once, or not at all where it has no need to."""
+"""How often the host reads from a device for a step at the pixels: once, or never if it needs no result."""
 
 from types import SimpleNamespace
 from unittest import mock
@@ -20,9 +20,9 @@ from ppe_npu.models.pixels import KeptPatches, run_on_kept
 
 pytestmark = pytest.mark.half
 
-NOWHERE = torch.device("meta")  # whose tensors cannot be read: who tries gets an error
+NOWHERE = torch.device("meta")  # reading its tensors is an error
 BUDGET = {**PRUNE, "max_kept": 6, "fill": True}
-READS = ("tolist", "item", "cpu", "__bool__", "__int__", "__index__", "__float__")  # numpy() takes the host's alone
+READS = ("tolist", "item", "cpu", "__bool__", "__int__", "__index__", "__float__")  # numpy() only takes host tensors
 
 
 @pytest.mark.parametrize("fields", [{}, {"metric": "mae"}, {"anchored": False, "predictor": "raster"}])
@@ -58,7 +58,7 @@ def test_a_budget_is_laid_out_and_uploaded_unseen(family, more, positions):
 
 
 def looks(model, inputs, monkeypatch) -> int:
-    """How often the host reads a tensor in a pass, were the CPU a device."""
+    """How often the host reads a tensor in a pass, with the CPU treated as a device."""
     seen: list[str] = []
     for name in READS:
         call = getattr(torch.Tensor, name)

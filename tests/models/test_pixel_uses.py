@@ -1,4 +1,4 @@
-"""What else is done with a model whose pictures lose cells: caches of a fixed length, adapters."""
+"""Models whose pictures lose cells, with caches of a fixed length and with adapters."""
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ def test_a_static_cache_decodes_as_a_dynamic_one(some, numbers, positions):
     compress(model, config_of("then clusters" if positions == "ppe" else "alone", positions))
     inputs, settings = inputs_of(some, *(prompts[number] for number in numbers)), {"max_new_tokens": 5, **GREEDY}
     expected = model.generate(**inputs, **settings)
-    for _ in range(2):  # transformers empties the cache and fills it anew
+    for _ in range(2):  # the second time transformers empties the same cache and refills it
         assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
 
 
 def test_adapters_of_the_tower_and_the_decoder_are_their_weights(some):
-    """What an adapter adds is what its product added to the weights gives, also backwards."""
+    """An adapter gives the results of weights into which it has been merged, and all adapters get gradients."""
     from peft import LoraConfig, get_peft_model
 
     inputs = inputs_of(some, *prompts_of(some), side="right")
@@ -52,7 +52,7 @@ def test_adapters_of_the_tower_and_the_decoder_are_their_weights(some):
 
 
 def test_what_one_picture_is_leaves_another_ones_features_as_they_are_bit_by_bit(some):
-    """Both keep as many cells whatever they show: so rows are multiplied with as many others, and rounded as before."""
+    """Both pictures always keep equally many cells, so products have the same shapes and round in the same way."""
     model, parts, features = MODELS[some], [("image", (1, 4, 5)), ("image", (1, 4, 5))], []
     config = config_of([{"method": "pixelprune", "max_kept": 7, "fill": True}])
     hook = model.model.visual.register_forward_hook(lambda _m, _a, out: features.append(out.pooler_output))

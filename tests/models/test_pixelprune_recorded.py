@@ -26,7 +26,7 @@ INPUTS, _ = tensors_of("inputs")
 
 @pytest.fixture(scope="module", params=CLASSES)
 def recorded(request):
-    """A model, its recorded tensors, and what is said of them."""
+    """A model, its recorded tensors, and their metadata."""
     tensors, said = tensors_of(request.param)
     name = CLASSES[request.param]
     config = getattr(transformers, f"{name}Config").from_dict(said["config"])
@@ -70,7 +70,7 @@ def test_what_the_released_code_gave(recorded, case, setting):
         assert [int(own.sum()) for own in kept] == tensors[f"keep_counts.{case}.{setting}"].tolist()
         found = torch.cat([own.nonzero()[:, 0] for own in kept])
         assert found.tolist() == tensors[f"keep.{case}.{setting}"].tolist()
-    # What decays in linear layers lets a rounding grow by as much as the prompt says: it is measured and not counted.
+    # Decay in linear layers lets roundings grow by an amount that depends on the prompt, so errors are measured.
     assert_recorded(logits, tensors[f"logits.{case}.{setting}"], model, lambda: model(**inputs).logits[0])
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert tokens[0, inputs["input_ids"].shape[1] :].tolist() == tensors[f"tokens.{case}.{setting}"].tolist()

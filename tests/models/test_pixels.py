@@ -35,7 +35,7 @@ def some(request):
     return request.param
 
 
-# -- what goes through the tower -----------------------------------------------------------------------------------
+# -- patches in the tower ------------------------------------------------------------------------------------------
 
 
 def attending_to(attention, kept):
@@ -57,14 +57,14 @@ def attending_to(attention, kept):
 
 
 def naive_features(model, pixels, grid, kept, monkeypatch, seen=0):
-    """The features of kept tokens: all patches go through the tower, whose attention does not see those dropped, but in
-    the first blocks, of which `seen` many see all."""
+    """The features of kept tokens. All patches go through the tower; the first `seen` blocks attend to all of them, the
+    others only to kept ones."""
     visual, made = model.model.visual, []
     hook = visual.merger.register_forward_hook(lambda _m, _a, out: made.append(out))
     with torch.no_grad():
         dense = visual(pixels.to(visual.dtype), grid_thw=grid, return_dict=True).pooler_output
     hook.remove()
-    walked = (dense[:, None] - made[0]).abs().sum(-1).argmin(0)  # of each token of the tower its place in the picture
+    walked = (dense[:, None] - made[0]).abs().sum(-1).argmin(0)  # the place in the picture of each token of the tower
     with monkeypatch.context() as patch, torch.no_grad():
         for block in visual.blocks[seen:]:
             patch.setattr(block.attn, "forward", attending_to(block.attn, kept[walked].repeat_interleave(4)))
@@ -78,8 +78,8 @@ def test_kept_patches_stay_in_their_places_and_see_each_other(family, monkeypatc
     pixels = torch.cat([*prompt.pixels["image"], *prompt.pixels["video"]])
     grid = torch.tensor([*prompt.grids["image"], *prompt.grids["video"]])
     kept = torch.rand(len(pixels) // 4, generator=generator) < 0.5
-    kept[35 + 12 :] = True  # videos stay as they are
-    kept[14:28] = False  # whole windows of the first picture go
+    kept[35 + 12 :] = True  # videos keep all cells
+    kept[14:28] = False  # whole windows of the first picture are dropped
     sizes = [h * w // 4 for t, h, w in grid.tolist() for _ in range(t)]
     chosen = Chosen.read(torch.where(kept, torch.arange(len(kept)), 0), sizes)
     assert kept[0], "the first one is what the others lean on"
@@ -95,7 +95,7 @@ def test_kept_patches_stay_in_their_places_and_see_each_other(family, monkeypatc
 
 @pytest.mark.parametrize("leave", [1, 2, -1])
 def test_cells_may_leave_inside_the_tower_or_behind_it(family, leave, monkeypatch):
-    """In a tower of two blocks 2 is behind it, too."""
+    """In a tower of two blocks, leave_after=2 is also behind it."""
     model, video = MODELS[family], "frames" if family in APART else "video"
     prompt = painted([1, ("image", (1, 5, 7)), ("image", (1, 4, 3)), 2, (video, (2, 3, 5)), 1], seed=5)
     inputs = inputs_of(family, prompt)
@@ -138,8 +138,8 @@ def test_a_picture_without_like_cells_is_dense(family):
 
 
 def test_what_one_picture_drops_leaves_the_others_features_alone(some):
-    """Of another picture in the prompt and of a video: but for how products of more rows are rounded, which is bit by
-    bit the same on most CPUs and not on all."""
+    """This holds for another picture in the prompt and for a video, up to rounding: on some CPUs, the rounding of a
+    product depends on its number of rows."""
     model, video = MODELS[some], "frames" if some == "qwen3_vl" else "video"
     parts = [1, ("image", (1, 4, 5)), 1, ("image", (1, 3, 3)), 1, (video, (2, 2, 3)), 1]
     plain, other = painted(parts, seed=1), painted(parts, seed=1)
@@ -147,7 +147,7 @@ def test_what_one_picture_drops_leaves_the_others_features_alone(some):
     one, two = (given_to_the_decoder(model, config_of("alone"), prompt)[0] for prompt in (plain, other))
     assert len(two) > len(one)
     left = model.compression.report.spans[1].after + sum(span.after for span in model.compression.report.spans[2:])
-    text = len(plain.ids) - 20 - 9 - 12 - 2  # what stands behind the first picture
+    text = len(plain.ids) - 20 - 9 - 12 - 2  # the text behind the first picture
     with torch.no_grad():
         true = exact(model, lambda: given_to_the_decoder(model, config_of("alone"), plain)[0])
     behind = slice(-(left + text), None)
@@ -175,7 +175,7 @@ def test_positions_are_those_of_the_unpruned_prompt_spread_over_each_group(famil
     for place, anchor in enumerate(kept, start=2):
         members = [cell for cell in range(20) if source[cell] == anchor]
         used = min(keeps, len(members))
-        # Evenly from the last member to the first, then again.
+        # Members spread evenly from the last to the first, then repeated.
         spread = [round((len(members) - 1) * (used - 1 - turn) / max(used - 1, 1) + 1e-9) for turn in range(used)]
         own = [members[at] for at in spread] if positions == "ppe" and used > 1 else [members[-1]]
         own = [anchor] if positions == "keep_one" else own
@@ -191,7 +191,7 @@ def test_positions_are_those_of_the_unpruned_prompt_spread_over_each_group(famil
 def test_text_behind_a_picture_is_numbered_as_is_asked_for(family, numbering):
     model, prompt = MODELS[family], painted([2, ("image", (1, 4, 5)), 3], seed=1)
     pixels = prompt.pixels["image"][0]
-    pixels[12:] = pixels[:4].repeat(17, 1)  # from the fourth cell on all are as the first
+    pixels[12:] = pixels[:4].repeat(17, 1)  # all cells from the fourth on equal the first
     _, _, rows = traced(model, config_of([{**PRUNE, "numbering": numbering}], "keep_one"), prompt)
     rows = rows[0][:, 0]
     text, cells = rows[:, -3:], rows[:, 2:-3]
@@ -202,7 +202,7 @@ def test_text_behind_a_picture_is_numbered_as_is_asked_for(family, numbering):
 
 
 def test_later_steps_group_what_is_kept(some):
-    """A token's group is that of its anchor."""
+    """A dropped cell belongs to the group of its anchor."""
     config = config_of([{**PRUNE, "max_kept": 9}, {"method": "dpc_knn", "ratio": 0.5}])
     _, trace, _ = traced(MODELS[some], config, prompts_of(some)[0])
     pixels, merged = trace.visuals()[0].stages
@@ -255,7 +255,7 @@ def test_a_video_alone_stays_as_it_is(some):
     assert groups.labels.flatten().tolist() == list(range(12))
 
 
-# -- what pixels are, and what is refused --------------------------------------------------------------------------
+# -- pixel values, and refusals ------------------------------------------------------------------------------------
 
 
 def test_the_normalisation_is_undone_by_the_processors_own_numbers():
@@ -263,7 +263,7 @@ def test_the_normalisation_is_undone_by_the_processors_own_numbers():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     normal = (picture - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     rows = normal.unfold(1, 2, 2).unfold(2, 2, 2).permute(1, 2, 3, 4, 0).reshape(-1, 3)
-    rows = torch.stack([rows, torch.full_like(rows, 9)], dim=2).flatten(1)  # the second frame is not looked at
+    rows = torch.stack([rows, torch.full_like(rows, 9)], dim=2).flatten(1)  # the second frame is ignored
     cells = PixelValues(2, mean, std).cells(rows, (2, 3), 2)
     expected = picture.unfold(1, 2, 2).unfold(2, 2, 2).permute(1, 2, 3, 4, 0).reshape(2, 3, 12)
     assert torch.equal(cells.mul(2**20).round(), expected.mul(2**20).round())
@@ -274,7 +274,7 @@ def test_the_normalisation_is_undone_by_the_processors_own_numbers():
 def test_pixels_that_are_no_numbers_are_refused_wherever_they_stand(some):
     inputs = inputs_of(some, painted([1, ("image", (1, 4, 5)), 2], seed=1))
     model, patches = compress(MODELS[some], config_of("alone")), inputs["pixel_values"]
-    for place in ((0, 0), (17, 3), (79, 70)):  # of the first frame, the one that is looked at
+    for place in ((0, 0), (17, 3), (79, 70)):  # in the first frame; the second is ignored
         inputs["pixel_values"] = patches.clone()
         inputs["pixel_values"][place] = torch.nan
         with pytest.raises(InputError, match="pixel_values hold NaN or infinite values: give a processor's output"):
@@ -311,7 +311,7 @@ def test_what_has_no_pixels_is_refused(some):
     compress(model, config_of("alone"))
     with pytest.raises(InputError, match=r"pixelprune looks at the pixels of images.*give pixel_values"):
         model(input_ids=inputs["input_ids"], inputs_embeds=embeds, image_grid_thw=inputs["image_grid_thw"])
-    # Text beside no picture, and a video, have nothing to be looked at.
+    # Text without pictures needs no pixels.
     assert torch.isfinite(logits(model, inputs_of(some, Prompt([4])))).all()
 
 

@@ -36,7 +36,7 @@ TOWER = {"depth": 2, "fullatt_block_indexes": [1]}
 
 
 def passes(compression):
-    """A list that grows by the compression's passes."""
+    """A list that collects the compression's passes."""
     runs, prefill = [], type(compression).prefill
 
     def kept(*args, **kwargs):
@@ -48,8 +48,8 @@ def passes(compression):
 
 
 def count_by_copies(model) -> None:
-    """Give the layers every token as often as it counts, each copy seeing all others of it: layers that know of no
-    sizes, by attention without any."""
+    """Make the layers process every token as often as it counts, with each copy attending to all copies of its token.
+    The layers and their attention then need no sizes."""
     runs = passes(model.compression)
 
     def copied(index, forward):
@@ -77,7 +77,7 @@ def count_by_copies(model) -> None:
 )
 @torch.no_grad()
 def test_a_token_counts_as_all_that_it_stands_for(name, implementation):
-    """Against layers that are given each of them, in fp64."""
+    """The oracle is layers that process each of these tokens (count_by_copies), with its error measured in fp64."""
     model, inputs = random_model(tower=TOWER), batch(PROMPT)
     model.set_attn_implementation("eager" if implementation == "eager" else "sdpa")
     compress(fused.fuse(model) if implementation == "fused" else model, SETTINGS[name])
@@ -96,7 +96,7 @@ def test_a_token_counts_as_all_that_it_stands_for(name, implementation):
 
 @torch.no_grad()
 def test_what_a_merge_left_is_what_counts(model):
-    """All that was merged is counted once; what lends its position alone is not."""
+    """Every merged token is counted once; tokens that only lend their position are not counted."""
     compress(model, SETTINGS["ppe"])
     runs = passes(model.compression)
     model(**batch(PROMPT, Prompt([4], seed=1)))
@@ -111,7 +111,7 @@ def test_what_a_merge_left_is_what_counts(model):
 
 @torch.no_grad()
 def test_the_row_that_methods_look_at_counts_sizes_too(model):
-    """It is what the layer's own attention gives the last token."""
+    """The row equals the weights of the last token in the layer's own attention."""
     model.set_attn_implementation("eager")
     compress(model, proportional(steps=[DPCKNN(ratio=0.5), Looker(layer=1)], k=4))
     Looker.views.clear()
@@ -135,7 +135,7 @@ SINGLE = {
 @pytest.mark.parametrize("fuse", [False, True])
 @torch.no_grad()
 def test_sizes_of_one_change_no_bit(settings, fuse):
-    """In a padded batch, too, which fused attention gets in segments."""
+    """Also in a padded batch, which fused attention processes in segments."""
     model = random_model(tower=TOWER)
     model = fused.fuse(model) if fuse else model
     expected = compress(model, CompressionConfig(**settings))(**batch(*MIXED)).logits
@@ -166,8 +166,8 @@ def test_mates_and_padding_change_nothing(family, name, fuse):
 )
 @torch.no_grad()
 def test_sizes_travel_with_the_cache(name, implementation):
-    """What continues a cache sees what a pass without one sees: token by token, several at once, a static cache, a
-    second picture, samples that were picked and cut."""
+    """Tokens that continue a cache give the logits of a pass without one: one by one, several at once, and on a static
+    cache."""
     model = random_model()
     model.set_attn_implementation(implementation)
     compress(model, SETTINGS[name])
@@ -219,7 +219,7 @@ def test_generation_by_beams_and_static_caches(model):
 
 
 def test_a_second_picture_on_a_cache(model):
-    """It sees the first one's tokens as often as they count."""
+    """The second picture attends to the first one's tokens as often as they count."""
     compress(model, SETTINGS["ppe"])
     first, second = [2, ("image", (1, 4, 5)), 3], [("image", (1, 3, 4)), 2]
     both = batch(Prompt([*first, *second], seed=1))

@@ -1,7 +1,8 @@
-"""FastV and DART as published: the first image of a prompt alone, and the layer before FastV's cut that sees ahead.
+"""FastV and DART as published: they prune only the first image of a prompt, and the layer before FastV's cut attends to
+later tokens.
 
-That layer rounds its weights of attention to fp16. Two sums that are taken in another order may round one of some
-thousands to its other neighbour: such rows are 2**-11 of a value apart, all others as fp32 has them.
+That layer rounds its attention weights to fp16. Sums taken in another order may round a few of thousands of weights to
+the other neighbour: such rows differ by 2**-11 of a value, and all others by roundings of fp32.
 """
 
 import copy
@@ -29,7 +30,7 @@ PROMPTS = [
     Prompt([1], seed=2),
     Prompt([1, ("video", (2, 3, 4)), 2, ("image", (1, 3, 3)), ("image", (1, 1, 2)), 5], seed=3),
 ]
-LAYER = 1  # that runs before the cut
+LAYER = 1  # the last layer before the cut
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def config(*steps):
 
 
 def heard_by_definition(layer, rows, table, half):
-    """The layer's output [L, C] for a prompt [L, C] that is all there, one head and token at a time."""
+    """[L, C] output of the layer for a prompt [L, C] without padding, computed one head and token at a time."""
     own, normed = layer.self_attn, layer.input_layernorm(rows)
     query, key, value = (
         part(normed).unflatten(-1, (-1, own.head_dim)).transpose(0, 1) for part in (own.q_proj, own.k_proj, own.v_proj)
@@ -63,7 +64,7 @@ def heard_by_definition(layer, rows, table, half):
 
 
 def assert_alike(found, expected):
-    """Scores and weights may be rounded to another neighbour in fp16, each time by 2**12 roundings of fp32."""
+    """Compare within fp16 rounding: scores and weights may go to another neighbour, 2**12 fp32 roundings each time."""
     assert_near(found, expected, roundings=4 * 2**12)
 
 
@@ -87,7 +88,7 @@ def test_the_layer_before_hears_what_comes_later_in_fp16(model):
     ("name", "kind"), [*(("fastv", kind) for kind in ("sdpa", "eager", "fused")), ("dart", "sdpa")]
 )
 def test_a_prompt_gives_what_it_gives_alone(model, name, kind):
-    """Whatever tells of padding: a mask of bools or of numbers, or segments."""
+    """This holds with each form of padding: a mask of bools or of numbers, or segments."""
     compress(model, config(PUBLISHED[name]))
     if kind == "eager":
         model.set_attn_implementation("eager")

@@ -1,4 +1,5 @@
-"""PVC: at the start the base bit for bit; then causal in time, ragged, saved and loaded, compressed like its base."""
+"""PVC: initially it equals its base bit for bit. Trained, it is causal in time, takes ragged videos, can be saved and
+loaded, and is compressed like its base."""
 
 import json
 
@@ -33,7 +34,7 @@ def model(name):
 
 
 def inputs_of(name, model, times=3):
-    """Two prompts, of two pictures and of one; every picture is shown several times."""
+    """Two prompts, with two pictures and with one, each picture shown several times."""
     tiny = EVERY[name]
     samples = [tiny.sample(model, [2, "picture", 3, "picture", 2], 0), tiny.sample(model, [1, "picture", 4], 1)]
     return shown_repeatedly(model, together(samples), times)
@@ -44,7 +45,7 @@ def base_inputs(inputs):
 
 
 def trained(model):
-    """With gates and modulations as after some training."""
+    """The model with random gates and modulations, as after some training."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -77,7 +78,7 @@ def test_an_image_is_shown_as_often_as_asked(name, model):
 
 
 def tower(name, model, inputs):
-    """[rows, tokens, C] of the pictures in time, of a first video alone."""
+    """The tower's features of pictures shown over time."""
     with torch.no_grad():
         if name == "internvl":
             steps = inputs["time_steps"]
@@ -86,16 +87,16 @@ def tower(name, model, inputs):
 
 
 def test_a_frame_hangs_on_itself_and_those_before_of_its_own_tile(name, model):
-    """And on nothing of other pictures in the batch."""
+    """It does not depend on other pictures in the batch either."""
     inputs = inputs_of(name, model)
     trained(add_pvc(model, SMALL))
     key = "pixel_values" if name == "internvl" else "pixel_values_videos"
     before = tower(name, model, inputs)
     changed = dict(inputs) | {key: inputs[key].clone()}
-    if name == "internvl":  # the second showing of the first picture's second tile: rows are 3 x (a, b, c)
+    if name == "internvl":  # the second showing of the first picture's second tile; its rows are 3 x (a, b, c)
         changed[key][4] += 1
         moved = [4, 7]
-    else:  # the second frame of the first picture, whose frames are 20 tokens of 4 patches
+    else:  # the second frame of the first picture; its frames have 20 tokens of 4 patches
         changed[key][80:160] += 1
         moved = range(20, 60)
     rows = (tower(name, model, changed) != before).flatten(1).any(1).nonzero()[:, 0].tolist()
@@ -103,7 +104,7 @@ def test_a_frame_hangs_on_itself_and_those_before_of_its_own_tile(name, model):
 
 
 def naive(module, x, time, frames):
-    """One video, patch, frame and head at a time."""
+    """The module's output, computed for one video, patch, frame and head at a time."""
     out = x.clone()
     normed = module.norm(x) * (1 + module.time_norm.modulation(time)[:, None, : x.shape[2]])
     normed = normed + module.time_norm.modulation(time)[:, None, x.shape[2] :]
@@ -146,10 +147,10 @@ def test_attention_over_time_and_its_gradients_are_those_of_the_definition(steps
 
 
 def features_and_gradients(name, model, pixels, groups):
-    """Of videos, those of a group in one pass of the tower. groups: of each the frames of its videos.
+    """Features and gradients of videos, each group in one pass of the tower. groups: frames of each group's videos.
 
     Returns:
-        [tokens, C]; and the gradients of pixels and of all that has to do with time.
+        [tokens, C] features; and the gradients of the pixels and of all parameters for time.
     """
     pixels = pixels.to(next(model.parameters()).dtype).requires_grad_()
     each = len(pixels) // sum(map(sum, groups))
@@ -182,7 +183,8 @@ def test_a_video_beside_a_longer_one_is_what_it_is_alone(name, model, frames):
 
 
 def test_a_token_may_be_of_more_patches_than_in_the_base(tmp_path):
-    """A projector that makes of four tokens that are alike what the base's made of each; saved, loaded, compressed."""
+    """The new projector makes of four equal tokens what the base's makes of each; it can be saved, loaded and
+    compressed."""
     tiny = EVERY["internvl"]
     model, plain = tiny.model(), tiny.model().model
     add_pvc(model, PVCConfig(blocks=2, time_width=16, internvl_shuffle=4))
@@ -255,8 +257,9 @@ def test_the_released_checkpoint_is_refused_with_what_is_known(tmp_path):
 
 
 def test_compressed_its_frames_keep_their_times(name, model):
-    """PVC and PPE together: cache = no cache, and a ratio of 1 is PVC alone. (Shown three times the small picture of
-    Qwen2.5-VL would be longer than wide, and transformers numbers what follows otherwise: docs/numerics.md.)"""
+    """PVC with PPE: decoding is the same with and without a cache, and a ratio of 1 is PVC alone. (Qwen2.5-VL's small
+    picture, shown three times, would be longer than wide, so that transformers numbers what follows differently:
+    docs/numerics.md.)"""
     trained(add_pvc(model, SMALL))
     inputs = inputs_of(name, model, 3 if name == "internvl" else 2)
     real = inputs["attention_mask"].bool()

@@ -1,4 +1,4 @@
-"""compress() on Qwen2.5-VL: equal to dense where nothing is merged, right for every prompt, and undone exactly."""
+"""compress() on Qwen2.5-VL: it equals dense if nothing is merged, treats each prompt alone, and is undone exactly."""
 
 import copy
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.half
 
 
 def each_alone(model):
-    """Logits of the mixed prompts one by one, and in fp64."""
+    """Logits of the mixed prompts one by one, in the model's dtype and in fp64."""
 
     def run():
         return [kept_logits(model, prompt)[0] for prompt in MIXED]
@@ -78,7 +78,7 @@ def test_labels_follow_their_tokens_and_the_loss_is_theirs(model):
 
 
 def test_labels_on_all_text_give_gradients_of_an_ordinary_size(model):
-    """Left padding and a label on the first token: what stands at padding has to predict it, in transformers, too."""
+    """With left padding, a label on the first token has to be predicted from padding, in transformers as well."""
     inputs = batch(*MIXED)
     labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
     for config in (PPE, PRESETS["cascade"]):
@@ -89,7 +89,8 @@ def test_labels_on_all_text_give_gradients_of_an_ordinary_size(model):
 
 
 def test_gradients_of_the_merge_agree_with_finite_differences_in_fp64(model):
-    """From features and text embeddings to the compressed prompt: only averages and places, so exact."""
+    """From features and text embeddings to the compressed prompt there are only averages and gathers, so this is
+    exact."""
     compression = compress(model, PPE).compression
     inputs = batch(*MIXED)
     plan = compression.plan(*(inputs.get(name) for name in PLAN_INPUTS))
@@ -102,7 +103,7 @@ def test_gradients_of_the_merge_agree_with_finite_differences_in_fp64(model):
 
 
 def test_gradients_of_the_model_agree_with_finite_differences(model):
-    """Through the whole model; transformers' norms and vision rope stay in fp32 even in an fp64 model."""
+    """This covers the whole model, in which transformers' norms and vision rope stay in fp32 even if it is fp64."""
     compress(model.double(), PPE)
     inputs = batch(*MIXED[:1])
     labels = torch.where(inputs["input_ids"] < IMAGE_ID, inputs["input_ids"], -100)
@@ -135,7 +136,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, reentrant):
 
 
 def test_bf16_stays_near_fp32_on_the_same_groups(model):
-    """Same weights rounded to bf16; one group more or less would change a row wholly, so compare at ratio 1."""
+    """Weights are rounded to bf16. They are compared at ratio 1, because other groups would change rows completely."""
     inputs = batch(*MIXED)
     compress(model, CompressionConfig.preset("ppe", ratio=1.0, k=4))
     model.bfloat16()
@@ -157,7 +158,7 @@ def test_attention_implementations_agree(implementation):
 
 @pytest.mark.parametrize("config", PRESET_CASES)
 def test_a_4d_mask_and_explicit_positions_pack_questions_that_share_an_image(model, config):
-    """prefix + question A + question B, B blind to A and numbered like A, equals the two prompts one by one."""
+    """prefix + question A + question B, where B is blind to A and numbered like A, gives the logits of two prompts."""
     compress(model, config)
     prefix = Prompt([2, ("image", (1, 4, 4)), 1], seed=5)
     a, b = [20, 21, 22], [30, 31]
@@ -186,7 +187,7 @@ def test_a_4d_mask_and_explicit_positions_pack_questions_that_share_an_image(mod
 
 
 def test_autocast_does_not_reach_the_clustering(model):
-    """Mixed-precision training: fp32 features stay fp32 inside, so the groups are those of fp32."""
+    """In mixed-precision training, fp32 features stay fp32 inside, so groups are those of fp32."""
     compression = compress(model, PPE).compression
     plan = compression.plan(*(batch(*MIXED).get(name) for name in PLAN_INPUTS))
     features = torch.randn(62, 64, generator=torch.Generator().manual_seed(1))
@@ -279,7 +280,7 @@ def test_the_report_counts_tokens_by_span(model):
 
 
 def test_explicit_positions_reach_text_and_images_axis_by_axis(model):
-    """At ratio 1.0 the given (t, h, w) are those that plain transformers would use, also where they differ on text."""
+    """At ratio 1.0 the given (t, h, w) are used as in plain transformers, even if the axes differ on text."""
     inputs = batch(APART[0])
     generator = torch.Generator().manual_seed(0)
     positions = torch.randint(0, 40, (3, *inputs["input_ids"].shape), generator=generator)

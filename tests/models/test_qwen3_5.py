@@ -1,4 +1,4 @@
-"""Qwen3.5: layers of linear attention between those that attend."""
+"""Qwen3.5, which has layers of linear attention between layers of full attention."""
 
 import copy
 
@@ -89,7 +89,7 @@ def test_a_second_turn_goes_on_where_the_first_ended(name):
 
 @pytest.mark.parametrize("name", ["on entry of linear layers", "on entry of attention"])
 def test_tokens_go_on_together_as_one_by_one(name, monkeypatch):
-    """As they are given to linear layers that forget their states; the last sample's turn is padded on the left."""
+    """Linear layers that forget their states get tokens one by one. The last sample's turn is padded on the left."""
     model, inputs = compress(MODEL, config_of(name)), with_types(inputs_of(*PROMPTS))
     turn = torch.arange(11, 23).view(3, 4)
     mask = torch.cat([inputs["attention_mask"], (turn != 19) & (turn != 20)], dim=1)
@@ -146,7 +146,7 @@ def test_gradients_survive_checkpointing(reentrant):
 
 
 def test_what_is_looked_at_is_what_the_layer_makes_of_it():
-    """A row of attention of gated heads, a part of which turns."""
+    """The row comes from attention with gated heads, in which only a part of the channels is rotated."""
     model, prompt = copy.deepcopy(MODEL), Prompt([2, ("image", (1, 4, 5)), 3], seed=1)
     model.set_attn_implementation("eager")
     compress(model, CompressionConfig.preset("dense"))
@@ -163,7 +163,7 @@ def test_what_is_looked_at_is_what_the_layer_makes_of_it():
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in STEPS])
 def test_a_packed_row_is_its_samples(name):
-    """Its loss and gradients are the padded batch's: no state goes on from one sample to the next."""
+    """Its loss and gradients are those of the padded batch: no state continues from one sample to the next."""
     model, inputs = compress(MODEL, config_of(name)), inputs_of(*PROMPTS, side="right")
     labels = text_labels(inputs)
 

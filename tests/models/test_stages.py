@@ -1,4 +1,4 @@
-"""Merges inside the decoder, several ratios, events: what each layer sees, holds in its cache, and stands for."""
+"""Merges inside the decoder, several ratios, and events: the tokens of each layer, its cache, and their positions."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def hidden_states(model, inputs):
 
 
 def record_rows(model):
-    """The position rows [R, B, L] of each rotary table that is made."""
+    """A list that collects the position rows [R, B, L] of each rotary table."""
     seen = []
     model.model.language_model.rotary_emb.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((*args, *kwargs.values())[1]), with_kwargs=True
@@ -45,7 +45,7 @@ def test_layers_before_the_first_merge_are_exactly_dense(implementation, dtype):
     real = inputs["attention_mask"].bool()
     for layer in (0, 1):
         assert torch.equal(states[layer][real], dense[layer][real])
-    assert states[2].shape[1] == dense[2].shape[1]  # what leaves layer 1
+    assert states[2].shape[1] == dense[2].shape[1]  # the output of layer 1
     assert states[3].shape[1] < dense[3].shape[1]
 
 
@@ -74,8 +74,8 @@ def test_rotary_tables_are_as_wide_as_a_head_whatever_k_is(model):
 
 @pytest.mark.parametrize("members", ["nearest", "nearest_first", "spread", "last"])
 def test_row_sets_merge(model, members):
-    """A token of the second merge holds positions that tokens of the first held; with more than one member, of more
-    than one of them, where the rule looks at all (the released rule takes the last member's)."""
+    """A token of the second merge holds positions that tokens of the first held: of several of its members, except with
+    the released rule ("last"), which takes the last member's only."""
     compress(model, dataclasses.replace(CASCADE, members=members, ratio=0.3))
     seen = record_rows(model)
     logits(model, batch(Prompt([1, ("image", (1, 6, 8)), 1])))
@@ -96,7 +96,7 @@ def test_row_sets_merge(model, members):
 
 
 def test_ratios_are_kept_side_by_side(model):
-    """[stage 0 | stage 1] of each frame, the second made from the first."""
+    """Each frame has the tokens of both ratios, and the second ones are merged from the first ones."""
     compress(model, PRESETS["two ratios"])
     seen = record_rows(model)
     logits(model, batch(Prompt([1, ("video", (2, 4, 5)), 1])))
@@ -110,7 +110,7 @@ def test_ratios_are_kept_side_by_side(model):
 
 
 def test_events_hold_frames_that_are_alike(model):
-    """Frames 0, 2, 3 and frames 1, 4 show the same picture: two events, in order of their first frames."""
+    """Frames 0, 2, 3 show one picture and frames 1, 4 another: two events, in order of their first frames."""
     compress(model, CompressionConfig.preset("ppe", k=4, ratio=1.0, temporal_ratio=0.4, members="spread"))
     seen = record_rows(model)
     video = Prompt([1, ("video", (5, 2, 3)), 1])
@@ -118,7 +118,7 @@ def test_events_hold_frames_that_are_alike(model):
     video.pixels["video"][0] = torch.cat([a, b, a, a, b])
 
     def equal(tower, args, output):
-        """On some machines the last bit of a feature hangs on the place of its row in a product."""
+        """Copy features, because on some machines their last bit depends on the place of their row in a product."""
         output.pooler_output.copy_(output.pooler_output.view(5, 6, -1)[[0, 1, 0, 0, 1]].flatten(0, 1))
 
     model.model.visual.register_forward_hook(equal)
@@ -127,12 +127,12 @@ def test_events_hold_frames_that_are_alike(model):
     rows = seen[0][:, 0].view(3, 4, -1)
     times = [set(rows[0, :, p].tolist()) for p in range(1, 13)]
     assert [{1, 5, 7}] * 6 + [{3, 9}] * 6 == times
-    # Equal tokens merge: each event's token stands for one place of all its frames.
+    # Equal tokens merge: each token of an event represents one place in all frames of the event.
     assert all(len({tuple(rows[1:, j, p].tolist()) for j in range(4)}) == 1 for p in range(1, 13))
 
 
 def test_events_follow_each_other_by_their_first_frames(model, monkeypatch):
-    """Frame 0 belongs to the event whose centre is frame 3; the event of frame 1 comes after it all the same."""
+    """Frame 0 belongs to the event whose centre is frame 3; the event of frame 1 still comes after that."""
     compress(model, CompressionConfig.preset("keep_one", ratio=1.0, temporal_ratio=0.4))
     seen = record_rows(model)
     video = Prompt([1, ("video", (9, 1, 1)), 1])
@@ -141,16 +141,16 @@ def test_events_follow_each_other_by_their_first_frames(model, monkeypatch):
     grouped, group = [], DPCKNN.group
     monkeypatch.setattr(DPCKNN, "group", lambda *args: grouped.append(group(*args)) or grouped[-1])
     logits(model, batch(video))
-    frames = grouped[1]  # the second grouping is that of the frames
+    frames = grouped[1]  # the second grouping is of frames
     assert frames.labels[0].tolist() == [1, 0, 0, 1, 1, 2, 2, 3, 3]  # by the place of their centres
     assert frames.representatives[0].tolist() == [1, 3, 5, 7]
-    # One token an event, from one of its frames.
+    # One token per event, from one of its frames.
     times = [(time - 1) // 2 for time in seen[0][0, 0].tolist()[1:-1]]
     assert [frames.labels[0, time].item() for time in times] == [1, 0, 2, 3]
 
 
 def test_keep_one_stays_where_its_representative_is(model, monkeypatch):
-    """At every stage: the merged token's one position is that of the centre of its group."""
+    """At every stage, the single position of a merged token is that of its group's centre."""
     chosen = []
     compress(model, PRESETS["keep_one"])
     compress(model, dataclasses.replace(PRESETS["keep_one"], layers=(1, 2)))
@@ -194,7 +194,7 @@ def test_attention_implementations_agree(config):
     "prompts",
     [[0], pytest.param([0, 0], marks=pytest.mark.slow), pytest.param([0, 1, 2], marks=pytest.mark.slow), [1, 0]],
     ids=str,
-)  # without padding, and with, first or not
+)  # without padding, and with padding in the first sample or in others
 def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation, prompts):
     model = random_model()
     model.set_attn_implementation(implementation)
@@ -202,7 +202,7 @@ def test_a_static_cache_decodes_as_a_dynamic_one(config, implementation, prompts
     inputs, settings = batch(*(MIXED[n] for n in prompts)), {"max_new_tokens": 5, **GREEDY}
     expected = model.generate(**inputs, **settings)
     assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
-    # The same cache again: transformers empties it and fills it anew.
+    # The same cache again, which transformers empties and refills.
     assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
 
 
@@ -226,7 +226,7 @@ def test_a_static_cache_need_be_no_longer_than_what_is_kept(model):
 @pytest.mark.parametrize("config", PRESET_CASES)
 @pytest.mark.parametrize("all_images", [True, False])
 def test_a_second_turn_with_more_images(model, config, all_images):
-    """On a cache that holds the first turn: the whole conversation's images may be given, or just the new ones.
+    """A cache holds the first turn. All images of the conversation may be given, or only the new ones.
 
     The first turn's tokens do not see the second's, so a fresh run over both gives the same.
     """
@@ -269,7 +269,7 @@ def test_labels_of_a_cascade_follow_their_tokens(model, config):
 @pytest.mark.parametrize("name", ["events", "two ratios", "cascade", "both", "chatunivi cascade"])
 @pytest.mark.ci
 def test_gradients_agree_with_finite_differences(name):
-    """Through the merges; transformers' norms and vision rope stay in fp32 even in an fp64 model."""
+    """This covers merges. transformers' norms and vision rope stay in fp32 even in an fp64 model."""
     model = compress(random_model().double(), PRESETS[name])
     inputs = batch(*MIXED[:1])
     labels = torch.where(inputs["input_ids"] < IMAGE_ID, inputs["input_ids"], -100)
@@ -288,7 +288,7 @@ def test_attention_weights_have_each_stages_length(model):
 
 
 def test_a_long_video_and_a_large_image(model):
-    """64 frames, and an image of 4,096 tokens, each beside a sample without any."""
+    """64 frames, and an image of 4,096 tokens, each in a batch with a sample of text."""
     compress(model, dataclasses.replace(PPE, layers=(1,)))
     for part, kept in ((("video", (64, 2, 3)), 64 * 3), (("image", (1, 64, 64)), 1844)):
         inputs = batch(Prompt([2, part, 2]), Prompt([3], seed=1))
@@ -297,7 +297,7 @@ def test_a_long_video_and_a_large_image(model):
 
 
 def test_labels_of_a_second_turn_with_an_image(model):
-    """Training on a prefix that is cached: labels belong to the new columns."""
+    """In training on a cached prefix, labels belong to the new columns."""
     compress(model, CASCADE)
     cache = model(**batch(MIXED[0]), use_cache=True).past_key_values
     new = batch(Prompt([3, ("image", (1, 4, 4)), 4], seed=9))
@@ -319,7 +319,7 @@ def test_sampling_repeats_with_its_seed(model):
 
 
 def test_a_peft_adapter_around_a_staged_model_keeps_it_staged(model):
-    """restore() after a cascade leaves the decoder's own forward."""
+    """Without stages, and after restore(), the decoder has its own forward again."""
     compress(model, CASCADE)
     assert "forward" in vars(model.model.language_model)
     compress(model, PPE)

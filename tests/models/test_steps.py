@@ -1,4 +1,4 @@
-"""Steps: the shorthand and the steps that it stands for are one; what a method decides alone it decides in a model."""
+"""Steps: the shorthand equals the steps that it abbreviates, and a method decides in a model as it does alone."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ SHORTHAND = {
 
 
 def traced(model, config, *prompts):
-    """Logits, the trace, and the rows that every stage was given."""
+    """Logits, the trace, and the position rows of every stage."""
     compress(model, config)
     rows, model.compression.keep_groups = [], True
     hook = model.model.language_model.rotary_emb.register_forward_pre_hook(
@@ -42,7 +42,7 @@ def traced(model, config, *prompts):
 
 
 def given_to_the_decoder(model, config, *prompts):
-    """The embeddings [B, L, C] that the first layer is given."""
+    """[B, L, C] input of the first layer."""
     states = []
     compress(model, config)
     hook = model.model.language_model.layers[0].register_forward_pre_hook(
@@ -82,7 +82,7 @@ def test_steps_are_taken_in_the_order_of_their_places():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_methods_at_two_places(family):
-    """The first one's tokens are those that it keeps alone; the second one's come from among them."""
+    """The first method keeps the tokens that it keeps alone; the second chooses from among them."""
     model, kind = random_model(family=family), "frames" if family == "qwen3_vl" else "video"
     prompt = Prompt([2, (kind, (3, 4, 4)), 3, ("image", (1, 3, 5)), 1], seed=4)
     both = CompressionConfig(steps=[Random(0.5, seed=2), DPCKNN(0.5, layer=1)], k=4)
@@ -116,7 +116,7 @@ def test_two_methods_at_two_places(family):
     ids=lambda steps: "+".join(step.name for step in steps),
 )
 def test_several_steps_hold_the_laws_of_one(model, steps):
-    """Any list of them: the report counts what tokens_kept says, and a prompt's result depends on the prompt alone."""
+    """For lists of steps, the report counts as tokens_kept(), and a prompt's result depends on the prompt alone."""
     config = CompressionConfig(steps=steps, k=2)
     out, trace, _ = traced(model, config, VIDEO, MIXED[0])
     report = model.compression.report
@@ -151,7 +151,7 @@ def test_a_method_alone_decides_as_it_does_inside_a_model(model, method):
 
 
 def test_a_weight_of_zero_lends_a_position_and_no_feature(model):
-    """Pruning and PPE on it differ in one setting: features are the kept tokens' own, rows the group's."""
+    """Pruning with and without PPE keeps the same tokens and features; with PPE, rows come from the group."""
     prompt = Prompt([2, ("image", (1, 4, 5)), 2], seed=7)
     dense = given_to_the_decoder(model, CompressionConfig.preset("dense"), prompt)[0, 2:-2]
     for positions, k in (("keep_one", 1), ("ppe", 4)):
@@ -162,7 +162,7 @@ def test_a_weight_of_zero_lends_a_position_and_no_feature(model):
         assert torch.equal(given, dense[groups.representatives])
         kept = dense.norm(dim=-1).sort(descending=True).indices[:6].sort().values
         assert groups.representatives.tolist() == kept.tolist()
-        assert groups.labels.min() == 0  # nobody is dropped
+        assert groups.labels.min() == 0  # no token is dropped
         table = rows[0].view(3, k, -1)[:, :, 2:-2]
         held = torch.from_numpy(groups.held)
         assert torch.equal(table[1].T - 2, held // 5)
@@ -181,7 +181,7 @@ def test_dropped_tokens_are_in_no_group_and_lend_nothing(model):
     assert groups.sizes.tolist() == [1] * 6
     assert (groups.held == groups.representatives[:, None]).all()
     pruned = logits(compress(model, CompressionConfig(steps=[toys.Largest(0.3)], positions="keep_one")), batch(prompt))
-    assert torch.equal(out, pruned)  # one position four times over is that position
+    assert torch.equal(out, pruned)  # a position repeated four times equals one
 
 
 def test_weights_make_weighted_means():
@@ -196,7 +196,7 @@ def test_weights_make_weighted_means():
             mine = grouping.labels[cell] == group
             weights = tokens[cell, mine].float().norm(dim=-1).double()
             expected = (weights[:, None] * tokens[cell, mine]).sum(0) / weights.sum()
-            # A sum of up to nine products with weights that were scaled, over a sum; a mean.
+            # Errors: a sum of up to nine products with scaled weights, divided by a sum; a mean.
             assert_near(out[cell, group], expected, roundings=2 * 9 + 6, size=tokens[cell, mine].abs().max())
     leaf = tokens.nan_to_num(posinf=0).requires_grad_()
     grouping.apply(leaf).sum().backward()
@@ -221,7 +221,7 @@ def test_all_frames_of_a_video_compete_and_no_two_videos_do(model):
 
 @pytest.mark.parametrize("k", [3, 5, 7, 8])
 def test_any_k_is_the_dense_model_at_ratio_one(model, k):
-    """Sections of 8, 12, 12 channels: every channel still reads a position of its own token."""
+    """With sections of 8, 12 and 12 channels, every channel still reads a position of its own token."""
     dense = logits(compress(model, CompressionConfig.preset("dense")), batch(VIDEO))
     assert torch.equal(logits(compress(model, CompressionConfig.preset("ppe", k=k, ratio=1.0)), batch(VIDEO)), dense)
     assert not torch.equal(logits(compress(model, CompressionConfig.preset("ppe", k=k)), batch(VIDEO)), dense)

@@ -1,4 +1,4 @@
-"""Cells joined inside a tower: against the definition, with all that may stand around it, for each sample alone."""
+"""Cells joined inside a tower, against the definition, with other steps around it, and for each sample alone."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def model(family):
 
 
 def frames_of(grid):
-    """How many cells each frame has."""
+    """The number of cells of each frame."""
     return [h * w // 4 for t, h, w in grid.tolist() for _ in range(t)]
 
 
@@ -54,7 +54,7 @@ def test_a_towers_output_is_that_of_the_definition(model, family, name, kind):
 
 
 def test_the_decoder_is_given_a_groups_mean_at_its_members_positions(model, family):
-    """The groups that the definition finds, counts that the grid says, and K positions spread over the members."""
+    """Groups are those of the definition, counts follow from the grid, and K = 2 positions are those of members."""
     inputs = given(family, PROMPTS[0])
     grid, visual = inputs["image_grid_thw"], model.model.visual
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_decoder_is_given_a_groups_mean_at_its_members_positions(model, fami
 
 
 def order_of(model, inputs):
-    """Where each token stands in the tower, which may go window by window: found by what its merger gives."""
+    """Each token's row in the tower, whose rows may be in window order, found by comparing outputs of the merger."""
     caught = []
     hook = model.model.visual.merger.register_forward_hook(lambda _m, _a, out: caught.append(out))
     with torch.no_grad():
@@ -90,7 +90,8 @@ def order_of(model, inputs):
 
 
 def test_a_prompts_result_depends_on_the_prompt_alone(model, family):
-    """Not on padding, mates, their order, or fused operators; videos and pictures of a cell or two among them."""
+    """It does not depend on padding, batch mates, their order, or fused operators. Prompts include videos and pictures
+    of two or three cells."""
     prompts = [*ALONE, clip(family)]
     fused = fuse(random_model(family=family, tower=TOWERS[family]))
     settings = CompressionConfig(steps=[METHOD], positions="ppe", k=2)
@@ -166,18 +167,18 @@ def test_every_step_goes_with_it(model, family, name):
 
 
 def test_looking_into_the_tower_changes_nothing(model, family):
-    check_looking(model, given(family), METHOD, (3, 4, -1))  # which joins, after it, the last
+    check_looking(model, given(family), METHOD, (3, 4, -1))  # a block that joins cells, the next one, and the last
 
 
 def test_the_report_tells_the_towers_work(model, family):
     told = check_work(model, given(family, PROMPTS[0]), METHOD)
-    # Of 35 and 6 cells 14 and 3 are left, in three steps.
+    # 35 and 6 cells are reduced to 14 and 3 in three steps.
     assert told.patches == [4 * (35 + 6)] + [4 * (28 + 5)] * 2 + [4 * (21 + 4)] * 2 + [4 * (14 + 3)] * 3
     assert model.compression.report.tokens_after == 17
 
 
 def test_the_host_waits_for_windows_alone(model, family, monkeypatch):
-    """Once for each block that joins cells, where the next ones attend in windows."""
+    """It waits for each block that joins cells only if the following blocks attend in windows, and once otherwise."""
     inputs = given(family, PROMPTS[0])
     fuse(model)
     plain = waits(run, model, inputs, monkeypatch)

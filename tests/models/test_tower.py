@@ -1,4 +1,4 @@
-"""What methods are shown of the vision tower's blocks, against a naive attention in fp64."""
+"""The keys and saliency of the vision tower's blocks in a view, against a naive attention."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_keys_and_saliency_are_those_of_a_naive_attention(model, family):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_else_is_in_the_batch_changes_nothing(model, family, side):
-    """Neither padding nor other images, of one prompt or of others, are seen."""
+    """Neither padding nor other images, of this prompt or of others, affect them."""
     plain, true = naives(model, given(family))
     together = looked(model, given(family, side=side))
     alone = [frame for prompt in (*PROMPTS, clip(family)) for frame in looked(model, batch(prompt))]
@@ -54,7 +54,7 @@ def test_chunks_change_nothing_but_the_order_of_sums(model, family, monkeypatch,
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any tensor held which was made."""
+    """Records the size of the largest tensor that was made, and the names of the operators."""
 
     numbers, names = 0, ()
 

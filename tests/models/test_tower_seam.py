@@ -1,4 +1,5 @@
-"""How the vision tower's blocks are looked into: for nobody who did not ask, whatever attends, and in training, too."""
+"""Looking into the vision tower's blocks: only where a method declares it, with every kind of attention, and in
+training."""
 
 import copy
 
@@ -28,7 +29,7 @@ def model(family):
 
 
 def calls(model, inputs):
-    """The modules of the vision tower in the order in which they are called."""
+    """Names of the vision tower's modules in the order of their calls."""
     names, hooks = [], []
     for name, module in model.model.visual.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: names.append(name)))
@@ -39,7 +40,7 @@ def calls(model, inputs):
 
 
 def test_no_module_is_called_that_was_not_called_before(model, family):
-    """ZeRO-3 waits for ever where processes call different modules."""
+    """ZeRO-3 hangs if processes call different modules."""
     inputs = given(family)
     with torch.no_grad():
         compress(model, CompressionConfig.preset("ppe", k=4))
@@ -78,7 +79,7 @@ def test_it_does_not_hang_on_how_the_tower_attends(model, family, kind):
 
 
 def check_compiled(part, family):
-    """Code that was compiled before a method looked sees no hook: it is left alone where one looks."""
+    """Check a part that was compiled before: compiled code runs no hooks, so it is bypassed when a method looks."""
     model, inputs = random_model(family=family, tower=TOWERS[family]), batch(PROMPTS[0])
     expected = looked(model, inputs)
     restore(model)
@@ -128,7 +129,7 @@ def test_gradient_checkpointing_changes_nothing(model, family, reentrant):
     compress(model, config())
     frames, gradients = trained(model, inputs, None)
     again, same = trained(model, inputs, reentrant)
-    assert len(again) == len(frames)  # what runs a second time is not looked at a second time
+    assert len(again) == len(frames)  # the recomputation is not looked at
     for one, other in zip(flat(again), flat(frames), strict=True):
         assert_equal(one, other)
     assert same.keys() == gradients.keys()
@@ -153,7 +154,7 @@ def test_blocks_that_attend_in_windows_are_refused_or_seen_whole(family):
     whole, alone = looked(model, inputs, Looks(named=(0,), windows="frame")), looked(model, inputs, Keys(named=(0,)))
     for (expected, _), (keys, saliency) in zip(whole, alone, strict=True):
         assert saliency is None
-        assert_equal(keys, expected)  # a key is what it is, in a window or not
+        assert_equal(keys, expected)  # keys do not depend on windows
 
 
 @pytest.mark.parametrize("windows", ["refuse", "skip"])
@@ -177,11 +178,11 @@ def test_an_attention_that_is_not_known_is_refused_by_name(model):
     model.model.visual.blocks[1].attn = Other()
     with pytest.raises(InputError, match="attention 'Other' of the vision tower is not supported"):
         compress(model, config())
-    compress(model, CompressionConfig.preset("ppe", k=4))  # nobody looks
+    compress(model, CompressionConfig.preset("ppe", k=4))  # this method does not look
 
 
 def test_what_the_tower_made_before_is_refused_by_name(model, family):
-    """Its output does not hold what its blocks saw."""
+    """The tower's output does not contain the keys and saliency of its blocks."""
     inputs = batch(PROMPTS[0])
     compress(model, config())
     with torch.no_grad():
@@ -224,7 +225,7 @@ def test_text_alone_needs_no_tower(model):
 
 
 def test_a_token_that_was_merged_goes_by_its_representative(model, family):
-    """A second step, before the decoder or on entry of a layer, sees of each kept token what the first one saw."""
+    """A second step, before the decoder or on entry of a layer, sees the same data of each kept token as the first."""
     inputs, first = given(family), Looks(ratio=0.6)
     for second in (Looks(ratio=0.5, named=(2, 1)), Looks(ratio=0.5, named=(2, 1), layer=1)):
         VIEWS.clear()

@@ -1,4 +1,4 @@
-"""What others put around a compressed model's forward: accelerate's mixed precision and hooks, and plain functions."""
+"""Wrappers around a compressed model's forward: accelerate's mixed precision and hooks, and plain functions."""
 
 import copy
 import functools
@@ -78,7 +78,7 @@ def test_unwrapping_mixed_precision_leaves_the_compression(accelerator, first):
         model = compress(accelerator.prepare(model), SETTINGS["ppe"])
     output = accelerator.unwrap_model(model, keep_fp32_wrapper=False)(**inputs, labels=labels)
     assert torch.equal(output.labels, expected.labels)
-    # A wrapper that was there first stays beneath; of ours nothing is lost.
+    # A wrapper that came first stays underneath; the compression is kept in both cases.
     expected_loss, error = expected.loss.detach(), depth_error(3, torch.bfloat16)
     assert (output.loss - expected_loss).abs() <= (0 if first == "compress" else error * expected_loss)
 
@@ -103,7 +103,7 @@ def test_hooks_of_a_model_that_was_dispatched_first_go_again(accelerator):
         "model.visual",
         *(f"model.language_model.{name}" for name in ("embed_tokens", "layers", "norm", "rotary_emb")),
     )
-    devices = dict.fromkeys((*parts, "lm_head"), "cpu")  # a map that accelerate makes ends with small parts
+    devices = dict.fromkeys((*parts, "lm_head"), "cpu")  # accelerate's own maps also name such small parts
     model = compress(dispatch_model(random_model(), devices, force_hooks=True), SETTINGS["ppe"])
     expected = model(**pictures()).logits
     remove_hook_from_module(model, recurse=True)
@@ -115,7 +115,7 @@ def test_hooks_of_a_model_that_was_dispatched_first_go_again(accelerator):
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_a_wrapper_that_shows_the_signature_of_the_class_generates_the_same(setting):
-    """As TRL's fused head is put around a policy's forward."""
+    """TRL wraps a policy's forward in this way for its fused head."""
     model, asked = compressed(random_model(), setting), {"max_new_tokens": 3, **GREEDY}
     expected, ours = model.generate(**pictures(), **asked), model.forward
 
