@@ -1,4 +1,4 @@
-"""How much one piece of other people's data may take: seconds of work, and memory."""
+"""Limits on the time and memory that reading one piece of foreign data may take."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SECONDS = 20  # of this process's work: a busy machine changes nothing
-WAITING = 180  # of the clock: whatever takes so long waits for ever
-MEMORY = 2 * 2**20  # KiB beyond what was held before
+SECONDS = 20  # of this process's CPU time, so that a busy machine changes nothing
+WAITING = 180  # seconds of wall time, after which the work counts as hanging
+MEMORY = 2 * 2**20  # KiB in addition to what the process held before
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @contextlib.contextmanager
 def bounded(what: Any) -> Iterator[None]:
-    """Raise AssertionError where what is done in it takes more. Of what would take far more memory the request itself
-    fails, so that a fault costs the machine nothing.
+    """Raise AssertionError if the body takes more than these limits. A request for far more memory fails by itself, so
+    that a fault does not affect the machine.
 
     Args:
-        what: says in the message what was read.
+        what: names what was read in the message.
     """
 
     def hang(*_: Any) -> None:
         raise AssertionError(f"waits for ever: {what}")
 
-    _RESET.write_text("5")  # the peak begins anew: proc(5)
+    _RESET.write_text("5")  # resets the peak, see proc(5)
     held, began = _memory("VmRSS"), time.process_time()
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(WAITING)
@@ -46,5 +46,5 @@ def bounded(what: Any) -> Iterator[None]:
 
 
 def _memory(name: str) -> int:
-    """KiB."""
+    """An entry of /proc/self/status in KiB."""
     return int(re.search(rf"{name}:\s+(\d+) kB", _STATUS.read_text())[1])

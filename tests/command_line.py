@@ -1,4 +1,4 @@
-"""The command line in this process, for the tests of several commands."""
+"""Runs the command line in this process, for the tests of several commands."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def run(capfd):
 
 
 def refused(result, *words):
-    """The result of a mistake: exit code 2 and one line that holds the words."""
+    """Check the result of a user's mistake: exit code 2 and one line of error that contains the words."""
     code, out, err = result
     assert code == 2, (out, err)
     assert err.startswith("ppe-npu: error: ")

@@ -1,13 +1,13 @@
-"""Shared by all tests: transformers made importable, one thread a process, and the tiny random models."""
+"""Setup shared by all tests: environment variables, seeds, slow marks, and fixtures of tiny random models."""
 
 import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Read when triton is imported, by whoever imports it first: without CUDA its kernels run on the CPU, as Python.
+# triton reads this at its first import. Without CUDA, its kernels then run on the CPU, as Python.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# ATen without AVX512 goes with oneDNN without it, as on every real machine (scripts/test_machines.py says why).
+# If ATen has no AVX512, oneDNN gets none either, as on every real machine (scripts/test_machines.py explains why).
 if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
@@ -27,27 +27,27 @@ from fixtures import (  # noqa: F401 isort:skip
 )
 
 if torch.cuda.is_available():
-    del os.environ["TRITON_INTERPRET"]  # which nothing above has read there; CUDA_VISIBLE_DEVICES= brings it back
+    del os.environ["TRITON_INTERPRET"]  # nothing above has read it yet; CUDA_VISIBLE_DEVICES= turns it on again
 
 draws.load_profile()
-# No test outlives a power cut, and a tenth of a short training run waits for the disk. test_files.py counts the calls.
+# Tests need no safety from power cuts, and fsync takes a tenth of a short training run. test_files.py counts its calls.
 os.fsync = lambda file: None
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m looks
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests
 def pytest_collection_modifyitems(items):
     halves.mark_slow(items)
 
 
 def pytest_collection_finish():
-    """Millions of objects stand until the end: imported modules and tests. accelerate collects garbage in every run."""
+    """Freeze millions of objects that live to the end (modules, tests): accelerate collects garbage in every run."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Before the fixtures of any scope: a test draws the same whatever ran before it."""
+    """Seed before fixtures of any scope, so that a test draws the same numbers whatever ran before it."""
     draws.seed_everything()
 
 

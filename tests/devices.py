@@ -1,4 +1,4 @@
-"""Where a test of tensors runs: on the CPU, and on an emulated Ascend device where there is one (make test-npu)."""
+"""Devices on which tests of tensors run: the CPU, and the emulated Ascend device if it is active (make test-npu)."""
 
 import ascend_emulator
 

@@ -1,4 +1,4 @@
-"""Where the tests' random numbers come from: pinned, or with PPE_TEST_SEED other ones (make test-all)."""
+"""The source of the tests' random numbers, which are pinned, or vary with PPE_TEST_SEED (make test-all)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ SEED = int(os.environ.get("PPE_TEST_SEED", "0"))
 
 
 def many(examples: int) -> int:
-    """So many examples where draws are pinned, and five times as many of random ones."""
+    """This many examples if draws are pinned, and five times as many otherwise."""
     return 5 * examples if SEED else examples
 
 
 def load_profile() -> None:
-    """Examples of @given: of a pinned run the same ones on every machine, in any order of any selection of tests."""
+    """Configure @given: pinned examples are the same on every machine, for any selection and order of tests."""
     common = {"deadline": None, "max_examples": 15, "print_blob": True, "database": None}
     settings.register_profile("pinned", **common, derandomize=True)
     settings.register_profile("random", **common)  # from pytest's --hypothesis-seed
     settings.load_profile("random" if SEED else "pinned")
     if not SEED:
-        # Hypothesis tries numbers that it finds in the source of what is imported: other ones for every order of tests.
+        # Hypothesis also tries constants from the source of imported modules, which depend on the order of tests.
         nothing = providers.Constants()
         providers._get_local_constants = lambda: nothing
 
 
 def seed_everything() -> None:
-    """What is drawn without a generator of its own."""
+    """Seed the global generators of random, numpy and torch."""
     random.seed(SEED)
     np.random.seed(SEED)  # noqa: NPY002
     seed_torch(SEED)
 
 
 def seed_torch(seed: int) -> None:
-    """What torch.manual_seed does. For devices that are not there yet that takes a millisecond: it notes the stack."""
+    """Like torch.manual_seed, which takes a millisecond for devices that are not initialized: it records the stack."""
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:

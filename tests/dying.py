@@ -1,4 +1,4 @@
-"""Work in a child process that is killed instead of making one of its changes of the disk."""
+"""Runs work in a child process that is killed before one of its changes to the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 
-CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")  # of os: what files.py, shutil and pathlib call
+CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")  # functions of os that files.py and others call
 
 
 def _work(work: Callable[[], object], kill_at: int, report) -> None:
@@ -24,17 +24,17 @@ def _work(work: Callable[[], object], kill_at: int, report) -> None:
 
     for name in CHANGES:
         setattr(os, name, killing(getattr(os, name)))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar of every try
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar of every try
     work()
     report.put(next(made) - 1)
     os._exit(0)
 
 
 def in_child(work: Callable[[], object], kill_at: int = 0) -> int | None:
-    """Call `work` in a forked child, which is killed before its change number `kill_at`; 0: it ends.
+    """Call `work` in a forked child, which is killed before its change number `kill_at`; 0: it runs to its end.
 
     Returns:
-        How many changes it made; None if it was killed.
+        The number of changes it made; None if it was killed.
     """
     context = multiprocessing.get_context("fork")
     report = context.SimpleQueue()

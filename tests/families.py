@@ -1,7 +1,7 @@
 """A tiny random model of every family, and prompts for it.
 
-How many tokens a picture has is counted on what the untouched model's own get_image_features gives, so that what the
-package says about it is held against somebody else's word.
+The number of a picture's tokens is taken from the untouched model's own get_image_features, so that the package's
+numbers are checked against an independent source.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ def text_config(kind: str, **other) -> dict:
 
 
 def pictures(generator, *sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Tiles one after the other; a size is of one image: its number of tiles."""
+    """Arrays of images as consecutive tiles. A size is (number of tiles,)."""
     return {"pixel_values": torch.randn(sum(size[0] for size in sizes), 3, SIDE, SIDE, generator=generator)}
 
 
 def sized_pictures(generator, *sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Of each image as many tiles as the largest can have; a size is (height, width) in pixels."""
+    """Arrays of images, each with as many tiles as the largest can have. A size is (height, width) in pixels."""
     tiles = torch.randn(len(sizes), 5, 3, SIDE, SIDE, generator=generator)
     return {"pixel_values": tiles, "image_sizes": torch.tensor([list(size) for size in sizes])}
 
 
 def sampled_pictures(generator, *sizes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """All images of a sample in one row, padded by black ones; a size is (1,)."""
+    """Arrays of all images of a sample in one row, padded by black ones. A size is (1,)."""
     tiles = torch.zeros(1, 3, 3, SIDE, SIDE)
     tiles[:, : len(sizes)] = torch.randn(1, len(sizes), 3, SIDE, SIDE, generator=generator)
     return {"pixel_values": tiles}
@@ -74,12 +74,12 @@ class Tiny:
     """A tiny family.
 
     Args:
-        name: of its config and model in transformers, as in InternVLConfig.
-        config: what it is given beside its text config.
-        pictures: the arrays of some pictures of these sizes.
-        sizes: of three pictures that it may be given.
-        clip: frames of a video, 0 where it takes none.
-        text: the text model's kind. own: settings of the text model's of its own.
+        name: prefix of its config and model in transformers, as in InternVLConfig.
+        config: arguments of its config other than the text config.
+        pictures: makes the arrays of pictures of given sizes.
+        sizes: the sizes of three pictures that samples use in order.
+        clip: number of frames of a video, 0 if the family takes none.
+        text: the text model's kind. own: additional settings of the text model.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Tiny:
         return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long), **arrays}
 
     def counts(self, model, arrays: dict, given: list) -> list[int]:
-        """Tokens of each picture."""
+        """The number of tokens of each picture."""
         features = self.features(model, "image", arrays) if given else []
         if self.pictures is pictures and given:
             each = len(features[0])
@@ -140,11 +140,11 @@ class TinyGrid:
     """A tiny family whose images and videos are grids of patches.
 
     Args:
-        name: of its config and model in transformers, as in Qwen2VLConfig.
-        vision, text: settings of these configs. sections: of M-RoPE. own: settings of the whole config.
-        clip: how a video stands in a prompt: "video" in one run, "frames" each apart, "" not at all.
+        name: prefix of its config and model in transformers, as in Qwen2VLConfig.
+        vision, text: settings of these configs. sections: those of M-RoPE. own: settings of the whole config.
+        clip: how a prompt contains a video: "video" in one run, "frames" one by one, "" not at all.
         one_placeholder: whether a video's tokens have the image's id.
-        seconds: the argument that says how long a frame lasts.
+        seconds: the argument for the duration of frames.
         square: whether a patch is given as [channels, side, side], of one time.
     """
 
@@ -175,11 +175,11 @@ class TinyGrid:
         model = getattr(transformers, f"{self.name}ForConditionalGeneration")(config).eval()
         slow_to_forget(model)
         if "experts" in "".join(self.text):
-            model.set_experts_implementation("eager")  # the only one that fp64 has
+            model.set_experts_implementation("eager")  # the only one that supports fp64
         return model
 
     def sample(self, model, parts: list, seed: int) -> dict[str, torch.Tensor]:
-        """As Tiny has it: the pictures are of 4 x 5 and 3 x 3 tokens, the clip has 3 frames of 2 x 5."""
+        """One prompt, as in Tiny. The pictures have 4 x 5 and 3 x 3 tokens, the clip 3 frames of 2 x 5."""
         grids, own = iter([(1, 4, 5), (1, 3, 3)]), []
         for part in parts:
             own.append(part if isinstance(part, int) else "start")
@@ -191,7 +191,7 @@ class TinyGrid:
         seconds = inputs.pop("second_per_grid_ts", None)
         if self.seconds and seconds is not None:
             inputs[self.seconds] = seconds
-        if self.seconds != "video_second_per_grid":  # Qwen2.5-Omni takes none
+        if self.seconds != "video_second_per_grid":  # Qwen2.5-Omni takes no token types
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID) + 2 * (inputs["input_ids"] == VIDEO_ID)
         if self.square and "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].unflatten(1, (3, 2, 4, 4))[:, :, 0]
@@ -201,7 +201,7 @@ class TinyGrid:
 
 
 def prompts(tiny, model) -> list[dict[str, torch.Tensor]]:
-    """Three: two pictures (and a clip, where a call may have both), text alone, one picture."""
+    """Three prompts: two pictures (and a clip, if a call may have both), text alone, one picture."""
     clip = ["clip", 2] if tiny.clip and not getattr(tiny, "one_placeholder", False) else []
     parts = [[2, "picture", 3, "picture", 2, *clip], [5], [1, "picture", 4]]
     return [tiny.sample(model, own, seed) for seed, own in enumerate(parts)]
@@ -241,7 +241,7 @@ GRIDS = {
     "qwen3_vl_moe": TinyGrid("Qwen3VLMoe", _DEEPSTACK, _EXPERTS, sections=(8, 4, 4), clip="frames"),
     "glm4v": TinyGrid("Glm4v", _GLM_VISION, **_GLM),
     "glm46v": TinyGrid("Glm46V", {**_GLM_VISION, "model_type": "glm4v_vision"}, {"model_type": "glm4v_text"}, **_GLM),
-    "glm4v_moe": TinyGrid("Glm4vMoe", _GLM_VISION, _GLM_EXPERTS, **_GLM),  # half a head is turned
+    "glm4v_moe": TinyGrid("Glm4vMoe", _GLM_VISION, _GLM_EXPERTS, **_GLM),  # half of a head's channels are rotated
     "qwen2_5_omni_thinker": TinyGrid(
         "Qwen2_5OmniThinker", _WINDOWS, seconds="video_second_per_grid",
         own={"audio_config": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 1, "encoder_ffn_dim": 16,

@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: pictures and clips written by the test, and the embedded tiny model."""
+"""Fixtures shared by several folders of tests: writers of pictures and clips, and the embedded tiny model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("PPE_TEST_THREADS", "1")))  # tiny tensors: a second thread only waits
+torch.set_num_threads(int(os.environ.get("PPE_TEST_THREADS", "1")))  # for tiny tensors a second thread only waits
 
 
 @pytest.fixture
 def write_clip(tmp_path):
-    """write_clip(name, frames=8, fps=4, size=48) -> path of an mp4 whose frame i is grey, brightness 20 + 10 * i."""
+    """write_clip(name, frames=8, fps=4, size=48) -> path of an mp4 whose frame i is grey of brightness 20 + 10 * i."""
 
     return lambda name, *args, **kwargs: encode_clip(tmp_path / name, *args, **kwargs)
 
@@ -23,7 +23,7 @@ def write_clip(tmp_path):
 def encode_clip(
     path: Path, frames: int = 8, fps: int = 4, size: int = 48, keys: int = 250, noise: int | None = None
 ) -> str:
-    """What write_clip does, at any path, with a key frame every `keys` frames; with a seed, frames of noise."""
+    """Write a clip as write_clip does, with a key frame every `keys` frames. noise: a seed, for frames of noise."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -56,7 +56,7 @@ def write_image(tmp_path):
 
 @pytest.fixture
 def undrawn_report(monkeypatch):
-    """Reports of evaluations whose picture is not drawn, which takes longer than all else of them."""
+    """Makes evaluations write a stub instead of drawing their report's picture, which takes most of their time."""
     from ppe_npu.files import write_bytes
 
     monkeypatch.setattr("ppe_npu.evaluation.report.draw", lambda comparison, path, title: write_bytes(path, b"drawn"))
@@ -83,8 +83,8 @@ def tiny_folder(tmp_path_factory, tiny_processor):
 
 @pytest.fixture(scope="session")
 def spelling_processors(tiny_processor):
-    """{family: processor} for random models of tests/support.py: with room for pictures and frames of several sizes,
-    and a tokenizer that spells every text, so that no two are alike to it; tests must not change them."""
+    """{family: processor} for the random models of tests/support.py. They allow pictures and frames of several sizes,
+    and their tokenizer spells every text, so that no two texts are equal to it. Tests must not change them."""
     import transformers
 
     tokenizer, size = _spelling_tokenizer(), {"shortest_edge": 16 * 16, "longest_edge": 100 * 100}
@@ -93,7 +93,7 @@ def spelling_processors(tiny_processor):
     makers = {
         "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", size),
         "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", size),
-        "qwen3_vl": (  # its size is of a whole video
+        "qwen3_vl": (  # its size is that of a whole video
             "Qwen3VLProcessor", "Qwen3VLVideoProcessor", {"shortest_edge": 4 * 16 * 16, "longest_edge": 8 * 64 * 64},
         ),
     }  # fmt: skip
@@ -109,7 +109,7 @@ def spelling_processors(tiny_processor):
 
 
 def _spelling_tokenizer():
-    """Bytes, split as GPT-2 does; a sign joins the space or the sign before it, as in real vocabularies."""
+    """A tokenizer of bytes, split as in GPT-2; some signs merge with a neighbour, as in real vocabularies."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -131,10 +131,10 @@ def _spelling_tokenizer():
 
 
 def write_noise_records(folder: Path, records: int, most_words: int) -> Path:
-    """train.json of records with answers of one to most_words words; gives its path.
+    """Write train.json with records whose answers have one to most_words words, and return its path.
 
-    The pictures are noise: in a drawn one many patches are equal, and which of them is a centre hangs on the last bit,
-    that is on how a batch is cut.
+    The pictures are noise: in drawn ones many patches are equal, and which of them is a centre depends on the last bit,
+    and so on how records are batched.
     """
     from PIL import Image
 
@@ -149,7 +149,8 @@ def write_noise_records(folder: Path, records: int, most_words: int) -> Path:
 
 
 def write_mixed_records(folder: Path, records: int) -> Path:
-    """mixed.json of texts, pictures, and pictures beside a clip, in turn, all of noise; gives its path."""
+    """Write mixed.json with records of a picture, of text, and of a picture and a clip alternately, all pixels noise,
+    and return its path."""
     write_noise_records(folder, records, most_words=4)
     written = json.loads((folder / "train.json").read_text())
     for number, record in enumerate(written):

@@ -1,4 +1,4 @@
-"""Untouched models and compressed ones side by side, for the tests of other people's code."""
+"""Untouched and compressed models side by side, for the tests with other libraries' code."""
 
 import copy
 import inspect
@@ -17,7 +17,7 @@ SETTINGS = {
     "ppe": CompressionConfig.preset("ppe", k=2),
     "cascade": CompressionConfig.preset("ppe", k=2, layers=[0, 2]),
 }
-# From transformers 5.3 on; before, generate() refuses them.
+# transformers takes mm_token_type_ids since 5.3; before that, generate() refuses them.
 TAKES_TYPES = "mm_token_type_ids" in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters
 newer = pytest.mark.skipif(not TAKES_TYPES, reason="before 5.3 untouched models number and refuse otherwise")
 WHOLE = ("dense", "one")  # nothing is merged: the outputs are those of the untouched model
@@ -28,12 +28,12 @@ PICTURES = [
 
 
 def compressed(plain, setting: str):
-    """A copy of an untouched model, compressed."""
+    """A compressed copy of an untouched model."""
     return compress(copy.deepcopy(plain), SETTINGS[setting])
 
 
 def pictures(side: str = "left", **kwargs) -> dict:
-    """Two prompts with a picture each, of unlike lengths; with all that untouched transformers needs."""
+    """Two prompts of different lengths with a picture each, with all inputs that untouched transformers needs."""
     inputs = batch(*PICTURES, side=side, **kwargs)
     if TAKES_TYPES:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE_ID).long()
@@ -42,7 +42,7 @@ def pictures(side: str = "left", **kwargs) -> dict:
 
 @torch.no_grad()
 def out(model, inputs: dict, **kwargs):
-    """What the model's forward gives."""
+    """The output of the model's forward, without gradients."""
     return model(**inputs, **kwargs)
 
 

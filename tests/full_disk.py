@@ -1,4 +1,4 @@
-"""The command line in a child process whose disk takes no more from some moment on."""
+"""Runs the command line in a child process whose disk is full from some moment on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 
 class Disk:
-    """Counts what is made below a folder, and refuses what comes at a number or later, or has a name; whoever asks."""
+    """Counts files and folders made below a folder, and refuses those from number `at` on, or with `named` in their
+    name."""
 
     def __init__(self, folder: Path, at: int, named: str):
         self.folder, self.at, self.named, self.made = os.path.abspath(folder), at, named, 0
@@ -28,7 +29,7 @@ class Disk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def fill(self) -> None:
-        """From here on in this process."""
+        """Apply this to all calls in this process from now on."""
         plain, system, mkdir = builtins.open, os.open, os.mkdir
 
         def opening(file, mode="r", *args, **kwargs):
@@ -54,12 +55,12 @@ def run_full(argv: Sequence, folder: Path, at: int = 0, named: str = "", size: i
     """Run a command in `folder`.
 
     Args:
-        at: what it makes below the folder from this number on finds no room; 0: all does.
-        named: as at, whatever has this in its name.
-        size: bytes that no file may outgrow, also one that a library writes.
+        at: files and folders that it makes from this number on are refused; 0: none is.
+        named: files and folders with this in their name are refused.
+        size: the largest size of a file in bytes, also of one that a library writes; 0: no limit.
 
     Returns:
-        (exit code, what it said, how many files and folders it made).
+        (exit code, stderr, the number of files and folders it made).
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -78,11 +79,11 @@ def _run(argv: Sequence, disk: Disk, size: int, writer: int) -> None:
 
     from ppe_npu import cli
 
-    sys.dont_write_bytecode = True  # Python itself would leave half of a module
-    torch.set_num_threads(1)  # those of the parent are not here: OpenMP would wait for them for ever
+    sys.dont_write_bytecode = True  # Python itself would leave half-written modules
+    torch.set_num_threads(1)  # the parent's threads are not in this child, and OpenMP would wait for them forever
     os.dup2(writer, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))  # not pytest's
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))  # no capture
     os.chdir(disk.folder)
     if size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

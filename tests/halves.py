@@ -1,4 +1,4 @@
-"""Every second combination of a test's parameters, as on the squares of one colour of a chess board."""
+"""Selects every second combination of a test's parameters, like the squares of one colour on a chess board."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-LEAST = 4  # values of one parameter, of which all are tested otherwise
+LEAST = 4  # with fewer values of a single parameter, all are tested
 
 
 def mark_slow(items: Iterable[pytest.Item]) -> None:
-    """Of tests marked `half` every second combination of what is not slow anyway is slow: each family meets half of
-    the settings, each setting half of the families. Of a test with one parameter alone every second value is slow,
-    and in the next such test of the file the other values: each method meets half of the laws."""
+    """Mark every second combination of a test marked `half` as slow, unless it is slow anyway: each family is tested
+    with half of the settings, and each setting with half of the families. A test with a single parameter keeps every
+    second value, and the next such test of the file the other values: each method is tested by half of the laws."""
     files: dict[str, dict[str, list]] = {}
     for item in items:
         if item.get_closest_marker("half") and hasattr(item, "callspec") and not item.get_closest_marker("slow"):
@@ -21,21 +21,21 @@ def mark_slow(items: Iterable[pytest.Item]) -> None:
             files.setdefault(test.partition("::")[0], {}).setdefault(test, []).append(item)
     for tests in files.values():
         for place, cases in enumerate(tests.values()):
-            # callspec.indices counts cases, not values, where parameters are no fixture's.
+            # callspec.indices counts cases, not values, unless the parameters are a fixture's.
             for case, out in zip(cases, left_out([case.callspec._idlist for case in cases], first=place)):
                 if out:
                     case.add_marker(pytest.mark.slow)
 
 
 def left_out(cases: Sequence[Sequence[str]], first: int = 0) -> list[bool]:
-    """Which of a test's cases are left out, so that each value of a parameter meets half of the values of another.
+    """Which of a test's cases are left out, so that each value of a parameter is combined with half of another's.
 
     Args:
         cases: the names of a case's values, one per parameter (parameters that are given together are one).
-        first: of one parameter: an odd number leaves the first value out, an even one the second.
+        first: for a single parameter, an odd number leaves out the first value, an even one the second.
 
     Returns:
-        one bool per case. Of each value some case stays, where there are several parameters.
+        One bool per case. With several parameters, at least one case of each value stays.
     """
     columns = [column for column in zip(*cases) if len(set(column)) > 1]
     if len(columns) == 1 and len(cases) >= LEAST:

@@ -1,4 +1,4 @@
-"""Tensors after which memory ends: who reads or writes one number past them is killed (SIGSEGV)."""
+"""Tensors after which memory ends, so that reading or writing one number past them kills the process (SIGSEGV)."""
 
 import ctypes
 import mmap
@@ -7,7 +7,7 @@ import torch
 
 
 def at_the_end_of_a_page(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of it whose last byte is the last of a page; the next page must not be touched. Never given back."""
+    """A copy of the tensor whose last byte is the last of a page, before a page without access. It is never freed."""
     size, page = tensor.numel() * tensor.element_size(), mmap.PAGESIZE
     whole = -(-size // page) * page
     libc = ctypes.CDLL(None, use_errno=True)

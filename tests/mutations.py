@@ -1,4 +1,4 @@
-"""One change of a JSON value or of a file, as an editor, another program or a failing disk makes it."""
+"""Random changes to a JSON value or a file, as made by an editor, another program or a failing disk."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ KEYS = [
 
 
 def dice(*names: Any) -> random.Random:
-    """The draws of one mutation: the same in every run of `make test`, others with each PPE_TEST_SEED."""
+    """The random generator of one mutation: the same in every run of `make test`, another with each PPE_TEST_SEED."""
     return random.Random(f"{draws.SEED} {' '.join(map(str, names))}")
 
 
 def thousand(short: int) -> pytest.MarkDecorator:
-    """Parametrises a test by `numbers`, those of its mutations: a few in every run, a thousand in four slow tests."""
+    """Parametrizes a test by `numbers` of mutations: a few in every run, and a thousand in four slow tests."""
     slow = [pytest.param(range(n, n + 250), marks=pytest.mark.slow) for n in range(0, 1000, 250)]
     return pytest.mark.parametrize("numbers", [range(short), *slow], ids=str)
 
 
 def both(found: Sequence[bool]) -> bool:
-    """Whether a law was tried on both sides, where there was the room for it."""
+    """Whether both outcomes occurred in at least a twentieth of the cases; True for fewer than 50 cases."""
     return len(found) < 50 or len(found) // 20 < sum(found) < len(found) - len(found) // 20
 
 
 def places(value: Any, above: tuple = ()) -> Iterator[tuple]:
-    """The way to every value in it: keys and numbers."""
+    """The path of keys and indices to every value inside."""
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in parts:
         yield (*above, key)
@@ -70,7 +70,7 @@ def places(value: Any, above: tuple = ()) -> Iterator[tuple]:
 
 
 def mutated(value: Any, dice: random.Random) -> Any:
-    """A copy in which one entry is gone, has a neighbour or another name, or is junk; near the top more often."""
+    """A copy in which one entry, more often one near the top, is gone, gets a neighbour or a new name, or is junk."""
     value = json.loads(json.dumps(value))
     ways = list(places(value))
     if not ways:
@@ -93,7 +93,7 @@ def mutated(value: Any, dice: random.Random) -> Any:
 
 
 def _is_lines(content: bytes) -> bool:
-    """Whether it is a value a line, whatever the file is called."""
+    """Whether the content has one JSON value per line, whatever the file's name."""
     try:
         json.loads(content)
     except ValueError:
@@ -102,7 +102,7 @@ def _is_lines(content: bytes) -> bool:
 
 
 def damage(file: Path, strange: Path, dice: random.Random) -> str:
-    """Change a file in one way; says which. strange: one whose content it may get."""
+    """Change a file in one way and return the way. strange: a file whose content it may get."""
     content = file.read_bytes()
     whole = file.suffix in (".json", ".jsonl")
     kind = dice.choice(["gone", "folder", "pipe", "bytes", "cut", "other", "link"] + ["value"] * 12 * whole)
