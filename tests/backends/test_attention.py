@@ -18,7 +18,7 @@ def _inputs(query, key, dtype=torch.float64, seed=0):
 
 
 def _naive(query, key, value, may_attend=lambda b, h, s, t: True, bias=lambda b, h, s, t: 0.0, scale=None):
-    """One score at a time. A query with nothing to attend to gets zeros."""
+    """[B, H, S, D] attention, one score at a time. A query with nothing to attend to gets zeros."""
     batch, heads, queries, width = query.shape
     scale = 1 / math.sqrt(width) if scale is None else scale
     output = torch.zeros_like(query)

@@ -20,8 +20,8 @@ VENDORS = ("torch_npu", "flash_attn", "triton", "mindspeed", "liger_kernel")
 
 @pytest.fixture
 def toy(monkeypatch):
-    """An op "toy" with three implementations: "picky" refuses negative numbers, "absent" needs a package that is not
-    there, "plain" takes everything."""
+    """An op "toy" with four implementations: "absent" needs a package that is not installed, "picky" refuses negative
+    numbers, "elsewhere" is for NPUs only, and "plain" takes everything."""
     module = types.ModuleType("ppe_npu.backends.toys")
     module.picky = lambda x, **_: ("picky", x)
     module.plain = lambda x, **_: ("plain", x)

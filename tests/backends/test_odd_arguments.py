@@ -197,7 +197,7 @@ def test_a_label_of_eight_bits_is_never_the_ignored_one_by_wrapping():
 
 
 def test_integers_of_any_width_are_the_same_integers():
-    """Labels of 8 bits would not hold -1."""
+    """dpc_knn still returns int64 labels, because unsigned ones of 8 bits would not hold -1."""
     frames, valid = torch.randn(2, 9, 4), torch.arange(9) < torch.tensor([9, 5])[:, None]
     budgets, neighbors = torch.tensor([4, 2]), torch.tensor([5, 3])
     _, labels = backends.dpc_knn(frames, valid, budgets, 4, neighbors)

@@ -1,4 +1,4 @@
-"""FastV and PyramidDrop against recorded runs of the published codes."""
+"""FastV and PyramidDrop against recorded runs of their published code."""
 
 import pytest
 import torch

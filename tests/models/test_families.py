@@ -195,7 +195,7 @@ def test_layers_beyond_the_model_are_refused(model):
 
 
 def test_dense_text_tokens_keep_their_embedding(model):
-    """A prompt of text alone is the unmodified model's under every setting."""
+    """Prompts of text alone give the logits of the unmodified model in every setting."""
     inputs = batch(Prompt([7], seed=1), Prompt([4], seed=2))
     assert (inputs["input_ids"] < IMAGE_ID).all()
     real = inputs["attention_mask"].bool()

@@ -71,7 +71,7 @@ def test_a_teacher_numbers_a_long_video_as_its_student(plain):
     inputs = with_types(batch(PROMPTS[0]))
     wishes = {"labels": inputs["input_ids"].masked_fill(inputs["input_ids"] > 80, -100), "skip_logits": True}
     loss = model(**inputs, **wishes, distill=Distillation(1.0)).loss.item()
-    assert model.compression.report.layers[0] == 14  # all
+    assert model.compression.report.layers[0] == 14  # all tokens of the video
     assert abs(loss) <= divergence_error(out(model.eval(), inputs).logits)
 
 

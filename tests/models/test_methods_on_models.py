@@ -113,7 +113,7 @@ def test_it_answers_in_bf16_with_as_many_tokens(model, name):
 
 
 def seen(model, method: Method, k: int, prompt: Prompt):
-    """The decoder's first states and position rows, the groups, and the logits."""
+    """The visual tokens' states before the first layer, the first position rows, the groups, and the logits."""
     states, rows = [], []
     compressed(model, method, k).compression.keep_groups = True
     decoder = model.model.language_model

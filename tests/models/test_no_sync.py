@@ -1,4 +1,5 @@
-"""Between the vision tower and the first decoder layer: no host sync, and no more operators for more frames."""
+"""Between the vision tower and the first decoder layer (in cascades, the head) there is no host sync, and more frames
+need no more operators."""
 
 import contextlib
 from dataclasses import replace
@@ -195,7 +196,7 @@ def test_what_segments_need_is_uploaded_before_the_tower_runs(model, packed):
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("preset", ["ppe", "cascade", "keep_one", "chatunivi"])
 def test_cuda_raises_at_no_sync(model, preset, fused):
-    """torch.cuda.set_sync_debug_mode("error") from the vision tower to the first layer (of a cascade: to the head)."""
+    """set_sync_debug_mode("error") is on from the vision tower to the first layer, or to the head in a cascade."""
     model = compress((fuse(model) if fused else model).cuda(), PRESETS[preset])
     last = "head" if preset == "cascade" else "layer 0"
     seen = []

@@ -39,7 +39,7 @@ def some(request):
 
 
 def attending_to(attention, kept):
-    """An attention's forward in which queries see the kept patches of their segment, and themselves."""
+    """A forward of an attention in which queries attend to the kept patches of their segment, and to themselves."""
 
     def forward(hidden_states, cu_seqlens, position_embeddings, **_):
         query, key, value = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)

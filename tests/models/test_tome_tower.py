@@ -178,7 +178,8 @@ def test_the_report_tells_the_towers_work(model, family):
 
 
 def test_the_host_waits_for_windows_alone(model, family, monkeypatch):
-    """It waits for each block that joins cells only if the following blocks attend in windows, and once otherwise."""
+    """It waits at most once more than for the plain tower, and in Qwen2.5-VL, whose blocks attend in windows, once more
+    for each block that joins cells."""
     inputs = given(family, PROMPTS[0])
     fuse(model)
     plain = waits(run, model, inputs, monkeypatch)
