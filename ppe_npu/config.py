@@ -80,7 +80,7 @@ class CompressionConfig:
         InputError: a value that cannot be used; the message names the key, the value and the remedy.
     """
 
-    steps: tuple[Method, ...] | None = None
+    steps: tuple[Method, ...] | None = setting(None, remedy='give a list of methods, or of {"method": NAME, ...}')
     positions: str = _one_of("ppe", POSITIONS)
     k: int | None = setting(None, least=1, remedy="give a positive whole number of kept positions")
     members: str = _one_of("nearest", MEMBERS)
@@ -243,7 +243,7 @@ class CompressionConfig:
             raise InputError(f"preset {shown(name)} is unknown: choose one of {', '.join(PRESETS)}")
         values = {"positions": "keep_one", **overrides}
         if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
-            return cls.from_dict({"method": name, **values})
+            return cls.from_dict({"method": name, **shorthand.own_ratio(name), **values})
         step = {key: values.pop(key) for key in list(values) if key not in _BESIDE}
         return cls.from_dict({"steps": [{"method": name, **step}], **values})
 

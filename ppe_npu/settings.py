@@ -326,7 +326,8 @@ def _must_be(value: Any, arms: Sequence[Any], rule: _Rule) -> str:
     said = f" must be {' or '.join(dict.fromkeys(_words(arm, rule) for arm in arms))}"
     if isinstance(value, str) and not any(arm is str for arm in arms):
         dotless = float in arms and "e" in value.lower() and "." not in value
-        hint = " (YAML reads 1e-5 as a string: write 1.0e-5)" if dotless else ": write it without quotes"
+        end = "" if any(map(dataclasses.is_dataclass, arms)) or Mapping in arms else ": write it without quotes"
+        hint = " (YAML reads 1e-5 as a string: write 1.0e-5)" if dotless else end
         said += f", not a string{hint}"
     return said
 

@@ -47,6 +47,12 @@ def speaks_of(name: str) -> bool:
     return method_class(name).scope == "frame" and "ratio" in fields and fields <= {"ratio", *_OWN}
 
 
+def own_ratio(name: str) -> dict[str, float]:
+    """{"ratio": the default of this method's own field}; {} if it has none."""
+    default = method_class(name).__dataclass_fields__["ratio"].default
+    return {} if default is dataclasses.MISSING else {"ratio": default}
+
+
 def one_form(config: CompressionConfig) -> dict:
     """The shorthand's fields, whose types have been checked, checked against each other and normalized.
 

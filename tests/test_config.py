@@ -6,12 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompts import CONTROLS
 
 from ppe_npu import CompressionConfig
+from ppe_npu.config import PRESETS
 from ppe_npu.errors import InputError
+from ppe_npu.methods.base import method_class
 
 RELEASED = {
     "spatial_compression": True,
@@ -268,6 +271,22 @@ def test_controls_are_presets_with_their_own_limits(method):
         CompressionConfig.preset(method, order="score")
     with pytest.raises(ValueError, match="ties='none'"):
         CompressionConfig.preset(method, ties="none")
+
+
+def test_a_methods_preset_has_the_methods_own_ratio(monkeypatch):
+    """A new method's is not the shorthand's 0.45."""
+    monkeypatch.setattr("ppe_npu.config.PRESETS", (*PRESETS, toys.Corner.name))
+    for name in (toys.Corner.name, "random", "divprune"):
+        config = CompressionConfig.preset(name)
+        assert config.methods[0].ratio == method_class(name).__dataclass_fields__["ratio"].default
+        assert CompressionConfig.from_text(name, ratio=0.3).methods[0].ratio == 0.3
+        assert config.tokens_kept((1, 20, 20)) == CompressionConfig(steps=[{"method": name}]).tokens_kept((1, 20, 20))
+
+
+@pytest.mark.parametrize("steps", [["dpc_knn"], "dpc_knn", [3], {"method": "dpc_knn"}])
+def test_steps_that_are_no_methods_are_refused_with_what_one_is(steps):
+    with pytest.raises(ValueError, match=r'give a list of methods, or of \{"method": NAME, ...\}'):
+        CompressionConfig(steps=steps)
 
 
 def test_a_seed_belongs_to_random_alone():

@@ -87,7 +87,7 @@ def copy(folder):
 )
 def test_a_file_that_grows_too_large_is_named_whoever_writes_it(tmp_path, write, named):
     """The system's word for a limit, a quota and a full disk come the same way: as an error of a write."""
-    code = child(limited, 2000, lambda: write(tmp_path), "larger than a file may be here): raise the limit", named)
+    code = child(limited, 2000, lambda: write(tmp_path), "it exceeds the file size limit): raise the limit", named)
     assert code == 0
     assert not any(name.endswith(".md.tmp") for name in names(tmp_path)), "nothing half written takes up room"
 
@@ -97,7 +97,7 @@ def test_a_file_that_grows_too_large_is_named_whoever_writes_it(tmp_path, write,
     [
         (errno.ENOSPC, "no space is left on its disk): make room there"),
         (errno.EDQUOT, "quota is used up): make room there"),
-        (errno.EACCES, "permission denied): give yourself the right"),
+        (errno.EACCES, "permission denied): change the permissions there"),
         (errno.EROFS, "read-only): name another place"),
     ],
 )

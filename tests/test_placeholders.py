@@ -113,7 +113,7 @@ def test_the_seconds_of_qwen3_vl_by_hand(spelling_processors, write_clip):
 
 
 def test_indices_and_frames_must_agree():
-    with pytest.raises(InputError, match="video v has 3 indices for 2 frames: give one for each"):
+    with pytest.raises(InputError, match="video v has 3 indices for 2 frames: give one index per frame"):
         Video(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 1.0, "v", (0, 1, 2), 4.0)
 
 

@@ -117,7 +117,8 @@ def _all_turns(raw: Mapping[str, Any], files: dict[str, list[str]], beside: dict
         raise InputError("its history is not a list of [question, answer]: write it as one")
     asked, answer = _one(raw, _ASKED), _one(raw, _ANSWER)
     if asked is None or answer is None:
-        raise InputError(f"has neither turns nor a question and its answer among its keys {', '.join(map(brief, raw))}")
+        found = ", ".join(map(brief, raw))
+        raise InputError(f"has neither turns nor a question and its answer among its keys {found}: add one of them")
     more = raw.get("input") or ""
     pairs = [*history, ["\n".join(filter(None, (_text(asked, "question"), _text(more, "input")))), answer]]
     return [{"from": who, "value": _text(text, "text")} for pair in pairs for who, text in zip(("human", "gpt"), pair)]
