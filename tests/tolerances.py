@@ -36,7 +36,7 @@ def assert_equal(found, expected, what: str = "") -> None:
 
 
 def assert_near(found: Tensor, expected: Tensor, roundings: float, size: float | Tensor | None = None) -> None:
-    """Checks that every number of `found` is off by at most so many roundings of numbers of this size.
+    """Checks that every number of `found` is off by at most `roundings` roundings of numbers of this size.
 
     A sum of n terms is rounded n times, and its `size` is then the sum of its terms' magnitudes; without `size` it is
     the largest magnitude in `expected`. eps is that of the coarser dtype.
@@ -50,7 +50,7 @@ def assert_near(found: Tensor, expected: Tensor, roundings: float, size: float |
 
 
 def near(expected, roundings: float, dtype: torch.dtype = torch.float64):
-    """pytest.approx for numbers (a list, a dict) that went through so many roundings in this dtype."""
+    """pytest.approx for numbers (a list, a dict) that went through `roundings` roundings in this dtype."""
     return pytest.approx(expected, rel=roundings * eps(dtype), abs=0)
 
 
@@ -184,7 +184,7 @@ def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> list[fl
 
 
 def loss_near(expected, layers: int = 4, steps: int = 1):
-    """pytest.approx for fp32 losses of a model of so many layers, after `steps` steps.
+    """pytest.approx for fp32 losses of a model with `layers` layers, after `steps` steps.
 
     A step's gradient has the relative error of the model's rounding, and so has the step: errors of steps add up.
     """
@@ -249,17 +249,17 @@ def assert_chosen(found: list[int], scores: Tensor, error: Tensor) -> None:
 
 
 def sampling_error(deviation: float, draws: int) -> float:
-    """Error of the mean of so many independent draws with this standard deviation."""
+    """Error of the mean of `draws` independent draws with this standard deviation."""
     return SIGMAS * deviation / math.sqrt(draws)
 
 
 def share_error(share: float, draws: int) -> float:
-    """Error of a fraction that was counted on so many independent draws."""
+    """Error of a fraction that was counted on `draws` independent draws."""
     return sampling_error(math.sqrt(share * (1 - share)), draws)
 
 
 def printed(digits: int) -> float:
-    """Half a unit of the last digit of a number that is published with so many decimals, and its rounding."""
+    """Half a unit of the last digit of a number that is published with `digits` decimals, and its rounding."""
     return (0.5 + eps(torch.float32)) * 10.0**-digits
 
 
