@@ -1,7 +1,7 @@
-"""IPCV by definition, to hold the tower's passes against: one row at a time, dense masks, nothing left out.
+"""A naive IPCV, against which the tower's passes are checked: one row at a time, dense masks, nothing left out.
 
-The plain tower is run twice: once to see what its blocks are called with, and once with their outputs put in place of
-its own, so that the order of windows, the merger and the taps are transformers' own work. Gradients flow.
+The plain tower runs twice: once to record what its blocks are called with, and once with the naive outputs in place of
+its own, so that window order, merger and taps are transformers' own work. Gradients flow.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ def features(output):
 
 
 def run(model, inputs, kind="image"):
-    """The tower, called by itself."""
+    """Runs the tower by itself."""
     pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
     return model.model.visual(pixels.to(model.model.visual.dtype), grid_thw=inputs[f"{kind}_grid_thw"])
 
 
 def naive(visual, pixels, grid, method, pools):
-    """The tower's output, by a method's settings. pools: how many patches compete, one after the other."""
+    """The tower's output under a method's settings. pools: the sizes of the runs of patches that compete, in order."""
     return with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, pools))
 
 
 def with_blocks(visual, pixels, grid, made):
-    """The output of a tower whose blocks give made(calls), from (hidden states, other arguments) of each block."""
+    """The output of a tower whose blocks give made([(hidden states, other arguments) of each block])."""
     calls: list = []
     hooks = [
         block.register_forward_pre_hook(lambda _m, args, kwargs: calls.append((args[0], kwargs)), with_kwargs=True)
@@ -74,7 +74,7 @@ def with_blocks(visual, pixels, grid, made):
 
 
 def _blocks(visual, calls, method, pools):
-    """What each block gives."""
+    """The output of each block."""
     state, before, out, first = calls[0][0], None, [], method.prune_block
     kept = leaving = start = None
     for number, (block, (_, given)) in enumerate(zip(visual.blocks, calls)):
@@ -96,12 +96,12 @@ def _blocks(visual, calls, method, pools):
 
 
 def segments_of(borders):
-    """[L] the segment of each row."""
+    """[L] index of each row's segment."""
     return torch.tensor([n for n in range(len(borders) - 1) for _ in range(borders[n + 1] - borders[n])])
 
 
 def _chosen(before, state, method, pools):
-    """The rows that stay, and of each pool those that leave with their neighbours [R, k]."""
+    """The rows that stay, and for each pool (the rows that leave [R], their nearest kept rows [R, k])."""
     kept, leaving, at = [], [], 0
     for size in pools:
         rows = list(range(at, at + size))
@@ -132,7 +132,7 @@ def heads_of(block, state, table):
 
 
 def attention(block, state, table, asking, asked, segments):
-    """[n, C] what attention adds to the rows that ask."""
+    """[n, C] what attention adds to the rows `asking`, which attend to the rows `asked`."""
     query, key, value = heads_of(block, state, table)
     scores = torch.einsum("shd,thd->hst", query[asking], key[asked]) * block.attn.scaling
     apart = segments[asking][:, None] != segments[asked][None, :]

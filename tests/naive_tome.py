@@ -1,6 +1,6 @@
-"""Joining cells in a tower by definition: one frame, one pair at a time, dense masks, nothing left out. Gradients flow.
+"""A naive merge of cells in a tower, as an oracle: one frame and one pair at a time, dense masks. Gradients flow.
 
-As in naive_ipcv.py what the blocks make is put in place of the plain tower's own outputs.
+As in naive_ipcv.py, the naive outputs of the blocks take the place of the plain tower's own.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from naive_ipcv import attention, heads_of, segments_of, with_blocks
 
 
 def naive(visual, pixels, grid, method, frames):
-    """The tower's output by a method's settings, and of each cell (in the order of the tower) the one that its group
-    goes on at. frames: how many cells each frame has."""
+    """(The tower's output under a method's settings, for each cell in the tower's order the cell at which its group
+    continues). frames: how many cells each frame has."""
     stands: list[int] = []
     output = with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, frames, stands))
     return output, stands
 
 
 def _blocks(visual, calls, method, frames, stands):
-    """What each block gives."""
+    """The output of each block."""
     state, out = calls[0][0], []
     joins = sorted(block % len(visual.blocks) for block in method.merge_blocks)
-    members = {cell: [cell] for cell in range(sum(frames))}  # by the cell that a group goes on at
+    members = {cell: [cell] for cell in range(sum(frames))}  # keyed by the cell at which a group continues
     for number, (block, (_, given)) in enumerate(zip(visual.blocks, calls)):
         table, segments = given["position_embeddings"], segments_of(given["cu_seqlens"].tolist())
         rows = torch.tensor([4 * cell + patch for cell in members for patch in range(4)])
@@ -47,7 +47,7 @@ def _blocks(visual, calls, method, frames, stands):
 
 
 def matched(sizes, keys, left):
-    """{the cell that a group goes on at: the cells of it}, once `left` are left of these."""
+    """{the cell at which a group continues: the cells of the group}, once `left` groups remain."""
     groups = {cell: [cell] for cell in sizes}
     while len(groups) > left:
         means = {cell: _mean(keys, own, sizes) for cell, own in groups.items()}

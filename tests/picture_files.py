@@ -1,4 +1,4 @@
-"""Files of pictures, written here bit by bit where Pillow would choose for itself, and what they show, by numpy."""
+"""Picture files, written bit by bit where Pillow would make its own choices, and the pixels they show, by numpy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def numbers(*shape: int, seed: int = 0, most: int = 255) -> np.ndarray:
 
 
 def png(values: np.ndarray, kind: int, depth: int = 8, before: tuple = (), behind: tuple = ()) -> bytes:
-    """A PNG file of values [H, W] or [H, W, samples], with chunks (name, data) before and behind its pixels."""
+    """A PNG file of values [H, W] or [H, W, samples], with chunks (name, data) before and after its pixels."""
     height, width = values.shape[:2]
     rows = values.reshape(height, width * SAMPLES[kind])
     if depth == 16:
@@ -59,11 +59,11 @@ def _png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
 def tiff(
     pixels: bytes, bits: int, photometric: int, samples: int = 1, kind: int = 1, planar: int = 1, more: tuple = ()
 ) -> bytes:
-    """A little-endian TIFF file of W x H pixels in one strip, or with planar 2 one for each sample.
+    """A little-endian TIFF file of W x H pixels, in one strip or (planar 2) in one strip for each sample.
 
     Args:
-        photometric: 0 where white is 0, 1 where black is, 2 for RGB. kind: of the numbers, 1 whole, 3 floating point.
-        more: (tag, value) of further ones.
+        photometric: 0 if 0 means white, 1 if 0 means black, 2 for RGB. kind: 1 for whole, 3 for floating-point numbers.
+        more: further (tag, value) pairs.
     """
     strips = samples if planar == 2 else 1
     each, tags = len(pixels) // strips, {}
@@ -89,7 +89,7 @@ def tiff(
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as a file, by Pillow."""
+    """The picture as a file that Pillow writes."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -112,7 +112,7 @@ def grey(values: np.ndarray) -> np.ndarray:
 
 
 def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
-    """How pixels [H, W, 3] that are stored so are shown, by the table of EXIF's orientations."""
+    """How pixels [H, W, 3] that are stored with this orientation are shown, by EXIF's table."""
     turns: dict[int, Callable] = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -127,14 +127,14 @@ def upright(stored: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def swapped_profile() -> bytes:
-    """An ICC profile that calls red what sRGB calls green, and the other way round."""
+    """An ICC profile in which sRGB's red and green are swapped."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = data.replace(b"rXYZ", b"----").replace(b"gXYZ", b"rXYZ").replace(b"----", b"gXYZ")
     return data.replace("sRGB".encode("utf-16-be"), "tRGB".encode("utf-16-be"))
 
 
 def ways(data: bytes, path: Path) -> Iterator[tuple[str, Any]]:
-    """(how, what is given): one file in every way that a picture may be given."""
+    """(how, value) for every way in which one file may be given as a picture."""
     path.write_bytes(data)
     yield "str", str(path)
     yield "pathlib", path
@@ -190,13 +190,13 @@ def two_frames(kind: str, **options) -> bytes:
 
 
 def keyed(values: np.ndarray, key: np.ndarray | int, shown: np.ndarray) -> np.ndarray:
-    """What is shown where the values are not the key colour; else white."""
+    """What is shown: white where the values equal the key colour, `shown` elsewhere."""
     same = (values == key).reshape(H, W, -1).all(-1)
     return np.where(same[..., None], 255, shown)
 
 
 def hard(values: np.ndarray) -> np.ndarray:
-    """RGBA whose alpha is 0 or 255."""
+    """RGBA values whose alpha is set to 0 or 255."""
     return np.concatenate([values[..., :3], np.where(values[..., 3:] > 127, 255, 0)], axis=-1)
 
 
@@ -285,13 +285,13 @@ FILES = {
     ),
     "a damaged profile": (saved(image(RGB, "RGB"), "PNG", icc_profile=b"no profile"), RGB),
 }  # fmt: skip
-ROUNDED = {  # Pillow stores colours of 8 bits, its fixed-point conversions are off by one
+ROUNDED = {  # Pillow keeps colours in 8 bits, and its fixed-point conversions are off by one
     "another profile": 2, "another profile with alpha": 2, "another profile and a palette": 2, "CMYK TIFF": 1,
 }  # fmt: skip
 
 
 def check(given, expected: np.ndarray, tolerance: int = 0) -> None:
-    """The picture shows what is expected, and its size was known before."""
+    """Checks that the picture shows what is expected, and that its size is known before it is loaded."""
     size = image_size(given)
     shown = load_image(given)
     assert shown.mode == "RGB"

@@ -26,7 +26,7 @@ PRESETS = {
     "keep_one cascade": CompressionConfig.preset("keep_one", layers=[2]),
     "chatunivi cascade": CompressionConfig.preset("chatunivi", layers=[0, 1], ratio=[0.5, 0.4]),
 }
-# Those whose parts others have, too, are slow.
+# Presets whose parts other presets have, too, are slow.
 _LESS = ("ppe score last", "two ratios", "cascade from 0", "keep_one cascade")
 PRESET_CASES = [
     pytest.param(config, id=name, marks=pytest.mark.slow if name in _LESS else ()) for name, config in PRESETS.items()
@@ -36,7 +36,7 @@ MIXED = [
     Prompt([5], seed=2),
     Prompt([1, ("image", (1, 1, 1)), ("image", (1, 3, 3)), 4], seed=3),
 ]
-# What plain transformers can number, too: a start token before every span, and text between spans.
+# Prompts that plain transformers can number, too: a start token before every span, and text between spans.
 APART = [
     Prompt([2, "start", ("image", (1, 4, 5)), 3, "start", ("video", (2, 4, 4)), 2], seed=1),
     MIXED[1],
@@ -63,7 +63,7 @@ def kept_logits(model, *prompts, side="left", pad_to=0):
 
 
 def check_cache(model, inputs, new_tokens=3):
-    """Decoding with the cache gives the ids of decoding without, and the logits up to rounding; the run with it."""
+    """Checks that the cache changes no id, and logits only by rounding; returns the run with the cache."""
     settings = {"max_new_tokens": new_tokens, **GREEDY, "return_dict_in_generate": True, "output_logits": True}
     cached, plain = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
     true = exact(model, lambda: model.generate(**inputs, **settings, use_cache=False))
@@ -73,10 +73,10 @@ def check_cache(model, inputs, new_tokens=3):
 
 
 def check_alone(model, fused, prompts, rows, pad_to):
-    """A prompt's logits hang on nothing but the prompt: not on padding, mates, their order, or fused operators.
+    """Checks that logits depend on the prompt alone: not on padding, other prompts, their order, or fused operators.
 
     Args:
-        rows: kept_logits, or what is like it. pad_to: longer than the longest prompt.
+        rows: kept_logits, or a function like it. pad_to: a length above that of the longest prompt.
 
     Returns:
         The logits of each prompt alone.
@@ -93,7 +93,7 @@ def check_alone(model, fused, prompts, rows, pad_to):
 
 
 def with_types(inputs):
-    """What plain transformers needs to number the prompt, from 5.3 on."""
+    """Adds what plain transformers needs to number the prompt, from 5.3 on."""
     if "mm_token_type_ids" not in inspect.signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
         return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     ids = inputs["input_ids"]
@@ -101,7 +101,7 @@ def with_types(inputs):
 
 
 def check_labels(model):
-    """A compressed model's labels stand at the text that they were given for, and its loss is theirs."""
+    """Checks that a compressed model's labels stay with the text they were given for, and that its loss uses them."""
     inputs = batch(*MIXED, side="right")
     labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)
     out = model(**inputs, labels=labels)
@@ -115,7 +115,7 @@ def check_labels(model):
 
 @torch.no_grad()
 def check_slope(model, inputs, labels, weight, direction, slope, step=2e-3):
-    """The loss rises along `direction` (a unit vector beside `weight`) by what autograd says."""
+    """Checks that the loss rises along `direction` (a unit vector like `weight`) by `slope`, which autograd gave."""
 
     def difference(size):
         losses = []

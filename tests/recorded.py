@@ -1,4 +1,4 @@
-"""What the published codes chose: recorded runs of them on small structured inputs, in tests/data/methods.
+"""What the published codes chose on small structured inputs: their recorded runs, in tests/data/methods.
 
 One file per method. Its metadata names the source (repository, commit, lines) and holds the settings of each case.
 Tensors are named `case.name`; integers were stored as int32 and come back as int64.
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent / "data" / "methods"
 
 
 def cases(method: str) -> dict[str, tuple[dict, dict[str, torch.Tensor]]]:
-    """Of each recorded case of a method its settings and its tensors."""
+    """{case: (settings, tensors)} of a method's recorded cases."""
     with safe_open(FOLDER / f"{method}.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["cases"])
         found = {case: (values, {}) for case, values in settings.items()}
@@ -27,6 +27,6 @@ def cases(method: str) -> dict[str, tuple[dict, dict[str, torch.Tensor]]]:
 
 
 def case_names(method: str) -> list[str]:
-    """For pytest.mark.parametrize: the cases, without their tensors."""
+    """The names of a method's cases, for pytest.mark.parametrize; reads no tensors."""
     with safe_open(FOLDER / f"{method}.safetensors", "pt") as file:
         return sorted(json.loads(file.metadata()["cases"]))

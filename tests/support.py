@@ -48,8 +48,8 @@ _FAMILIES = {
         },
     ),
 }  # fmt: skip
-FAMILIES = tuple(_FAMILIES)  # whose layers all attend; Qwen3.5 has tests of its own
-# For many tests of one kind: Qwen2-VL's decoder is Qwen2.5-VL's.
+FAMILIES = tuple(_FAMILIES)  # families whose layers all attend; Qwen3.5 has tests of its own
+# For many tests of one kind: Qwen2-VL is slow, because its decoder is Qwen2.5-VL's.
 QUICK_FAMILIES = tuple(pytest.param(name, marks=pytest.mark.slow) if name == "qwen2_vl" else name for name in FAMILIES)
 _FAMILIES["qwen3_5"] = (
     Qwen3_5Config, Qwen3_5ForConditionalGeneration,
@@ -68,8 +68,8 @@ _LINEAR = {  # three linear layers around one that attends, and one after them
 
 
 def random_model(seed: int = 0, family: str = "qwen2_5_vl", tower: dict | None = None, **text):
-    """head_dim 64 with M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest): K may be 1, 2, 4.
-    Qwen3.5 turns half of a head, in sections [6, 5, 5].
+    """A model with head_dim 64 and M-RoPE sections [8, 12, 12] ([16, 8, 8] for Qwen3-VL, whose t is longest), so that K
+    may be 1, 2 or 4. Qwen3.5 rotates half of a head, in sections [6, 5, 5].
 
     tower, text: other settings of the vision and the text config.
     """
@@ -103,8 +103,8 @@ def _random_model(seed: int, family: str, tower: dict | None, text: dict):
 
 
 def slow_to_forget(model) -> None:
-    """Linear attention's states decay slowly. As transformers initialises them, sums of the logarithms of decays are so
-    large that where padding has chunks of tokens begin rounds what is left."""
+    """Makes the states of linear attention decay slowly. As transformers initialises them, sums of log decays are so
+    large that results are rounded differently where padding shifts the chunks of tokens."""
     for name, parameter in model.named_parameters():
         if name.endswith("A_log"):
             torch.nn.init.uniform_(parameter, -5, -2)
@@ -112,8 +112,8 @@ def slow_to_forget(model) -> None:
 
 @dataclass
 class Prompt:
-    """One sample: parts are numbers (so many text tokens), "start" (the token by which older transformers finds images)
-    or (kind, (t, h, w) in tokens); of kind "frames" is a video whose frames stand apart, a text token before each."""
+    """One sample. A part is a number (of text tokens), "start" (the token by which older transformers finds images) or
+    (kind, (t, h, w) in tokens); "frames" is a video whose frames stand apart, each after a text token."""
 
     parts: list
     seed: int = 0

@@ -28,7 +28,7 @@ from ppe_npu.backends.device import ascend_cores, exact_matmul
 
 
 def python(*arguments, **variables):
-    """Runs Python in a process of its own, which finds the emulator by the variables that this one has."""
+    """Runs Python in a child process, which finds the emulator by the environment variables of this one."""
     environ = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environ, timeout=120)
 
@@ -48,7 +48,7 @@ print(json.dumps([torch.npu.get_device_name(1), torch.npu.device_count(), proper
 
 
 def test_chip_memory_and_number_of_devices_can_be_chosen(tmp_path):
-    """In a child process, with nothing but the environment; it also leaves behind what it ran."""
+    """In a child process, by nothing but the environment; the process also leaves a record of what it ran."""
     chosen = {environment.SOC: "Ascend950PR_9599", environment.MEMORY_GB: "1.5", environment.DEVICES: "2"}
     done = python("-c", ASK, **chosen, **{environment.CALLS: str(tmp_path / "calls")})
     assert done.returncode == 0, done.stderr
@@ -59,12 +59,12 @@ def test_chip_memory_and_number_of_devices_can_be_chosen(tmp_path):
 
 
 def test_torch_npu_counts_the_cores_that_kernels_are_planned_for():
-    """By the names that are asked for: 0 is what a release says that does not count them."""
+    """Asks by the names that torch_npu uses; a release that does not count the cores says 0."""
     assert ascend_cores(torch.device("npu")) == ("Ascend910B1", 24, 48)
 
 
 def test_torch_npu_before_torch_is_said():
-    """It is not torch that is imported first then, so nobody calls the emulator's entry point."""
+    """If torch is not imported first, nothing calls the emulator's entry point."""
     done = python("-c", "import torch_npu, torch; torch.ones(2, device='npu') + 1")
     assert "import torch before torch_npu" in done.stderr
 
@@ -73,7 +73,7 @@ def test_device_memory_is_no_host_memory():
     tensor = torch.arange(6.0).reshape(2, 3).npu()
     assert tensor.device == torch.device("npu:0")
     assert tensor.cpu().tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
-    assert torch.empty(2**24, device="npu").isnan().all()  # what nobody wrote does not look like zeros
+    assert torch.empty(2**24, device="npu").isnan().all()  # memory that was never written does not look like zeros
     torch.npu.reset_peak_memory_stats()
     before = torch.npu.max_memory_allocated()
     torch.zeros(2**20, device="npu")
@@ -147,7 +147,7 @@ def test_fp32_convolutions_are_in_hf32_until_somebody_turns_it_off(monkeypatch):
         assert error() == 0
     monkeypatch.setenv(environment.HF32, "0")
     assert error() == 0
-    assert error(torch.bfloat16) == in_bf16  # of fp32 alone
+    assert error(torch.bfloat16) == in_bf16  # only fp32 is affected
 
 
 def test_casts_of_torch_npu():
@@ -274,7 +274,7 @@ def test_tensors_are_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_collectives(processes):
-    """torchrun, with the environment as it is; what it runs compares everything itself."""
+    """torchrun in the current environment; the script that it runs compares everything itself."""
     script = Path(ascend_emulator.__file__).with_name("collectives.py")
     run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script))
     done = python(*run, **{environment.DEVICES: ""})

@@ -1,4 +1,4 @@
-"""The build of the Ascend emulator: what it reads from the wheel, and what it says where it cannot be built. No NPU."""
+"""The build of the Ascend emulator: what it reads from the wheel, and its messages where it cannot be built. No NPU."""
 
 import importlib.metadata
 import importlib.util
@@ -39,7 +39,7 @@ def test_torch_and_torch_npu_are_of_one_release(monkeypatch, torch, npu, fits):
 
 @pytest.mark.skipif(not shutil.which("gcc") or not shutil.which("nm"), reason="needs gcc and nm")
 def test_stubs_are_made_of_what_the_libraries_say(tmp_path):
-    """A library that wants three functions: one is written, one may just succeed, one has to refuse."""
+    """A library that needs three functions: one is written, one may simply succeed, one has to refuse."""
     declared = "int aclWritten(void); int aclSucceeds(void); int aclRefuses(void); int printf();\n"
     used = "int all(void) { return printf() + aclWritten() + aclSucceeds() + aclRefuses(); }\n"
     (tmp_path / "npu.c").write_text(declared + used)
@@ -66,7 +66,7 @@ def test_operators_are_named_by_the_wheel_and_refuse(tmp_path):
 
 
 def test_paths_that_are_set_stay_behind_the_emulators(monkeypatch, tmp_path):
-    """Except those of other builds, which a longer-lived shell may still have."""
+    """Except for those of other builds, which a long-lived shell may still have set."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "old" / "python"), "/elsewhere"]))
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     variables = environment.variables(tmp_path / "new")

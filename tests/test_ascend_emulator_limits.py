@@ -1,6 +1,6 @@
 """Every limit that the documents state and torch_npu's C++ leaves to CANN is an error on the emulator.
 
-Sources stand in tests/ascend_emulator/limits.py. On a real machine CANN complains, or computes nonsense.
+tests/ascend_emulator/limits.py names the sources. On a real machine CANN complains, or computes nonsense.
 """
 
 import ascend_emulator

@@ -1,7 +1,7 @@
 """The emulated fused operators against plain PyTorch in fp64, and the documented limits.
 
 Runs on the emulator only: see tests/ascend_emulator/README.md. It shows that the emulation computes what the documents
-define; of an Ascend's own numbers it shows nothing.
+define, and nothing about a real Ascend's numbers.
 """
 
 import ascend_emulator
@@ -16,9 +16,8 @@ if not ascend_emulator.active():
 
 import torch_npu
 
-# Relative RMS errors: a few roundings of the result, for inputs that are exact in the dtype.
-# Relative RMS errors. In 16 bits sums are fp32: a result and what it hangs on are rounded once each, by half an eps. In
-# fp32 the sums are of up to 16 numbers.
+# Relative RMS errors, for inputs that are exact in the dtype. In 16 bits, sums are fp32, and a result and the values
+# that it depends on are rounded once each, by half an eps. In fp32, sums have up to 16 terms.
 TOLERANCE = {torch.float32: 16 * eps(torch.float32), **{half: eps(half) for half in (torch.bfloat16, torch.float16)}}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 UNLIMITED = 2147483647
@@ -37,7 +36,7 @@ def differentiate(function, inputs):
 
 
 def agree(fused, plain, inputs, dtype):
-    """fused(*inputs) on the device in `dtype`, and its gradients, are those of plain(*inputs) in fp64."""
+    """fused(*inputs) on the device in `dtype`, and its gradients, equal those of plain(*inputs) in fp64."""
     rounded = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
     ours = differentiate(fused, [tensor.npu() for tensor in rounded])
     exact = differentiate(plain, [tensor.double() if tensor.is_floating_point() else tensor for tensor in rounded])
@@ -147,7 +146,7 @@ def test_attention_by_its_defaults_is_full_and_unscaled():
 
 @pytest.mark.parametrize(("mode", "precise"), [(1, 0), (1, 2), (3, 0)])
 def test_rows_that_see_nothing(mode, precise):
-    """They average all values; or are zero, where that is asked for (torch_npu's SDPA does) and in mode 3."""
+    """They average all values; they are zero in mode 3, and where that is asked for (as torch_npu's SDPA does)."""
     mask = blocked(3, 6, 4)  # the first two queries come before all keys
 
     def fused(*tensors):
@@ -199,7 +198,7 @@ def test_sdpa_of_torch_is_the_third_version(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_attention_for_inference(dtype):
-    """A decoding step over caches of which 7 and 13 keys are valid, by each of the three operators; and a prompt."""
+    """A decoding step over caches with 7 and 13 valid keys, by each of the three operators; and a prompt."""
     query, key, value = (randn(2, n, s, 16, seed=i).to(dtype) for i, (n, s) in enumerate(((4, 1), (2, 13), (2, 13))))
     valid = torch.arange(13) < torch.tensor([7, 13])[:, None, None, None]
     exact = plain_attention(~valid, 0.25)(query.double(), key.double(), value.double())

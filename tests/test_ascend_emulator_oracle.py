@@ -1,4 +1,4 @@
-"""A wrong emulation is found out: by its comparisons, by the parity suite, and by what torch_npu itself announces."""
+"""A wrong emulation is detected: by comparisons, by the parity suite, and by what torch_npu itself declares."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def test_the_oracle_knows_shape_and_dtype(monkeypatch, wrong):
     ],
 )
 def test_the_oracle_checks_arguments(heads, layout, options, said):
-    """These are torch_npu's words: the emulation would have been called after them."""
+    """These are torch_npu's own messages, raised before the emulation would be called."""
     with pytest.raises(RuntimeError, match=said):
         torch_npu.npu_fusion_attention(*[torch.randn(1, 2, 4, 8).npu()] * 3, heads, layout, **options)
 

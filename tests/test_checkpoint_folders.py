@@ -1,4 +1,4 @@
-"""Folders of models that are damaged, or no models: one line that names the folder, before anything is built."""
+"""Damaged model folders, and folders that are no models: one line that names the folder, before anything is built."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ppe_npu.errors import InputError
 
 
 def load(folder):
-    """What every command does before it works."""
+    """Loads a folder as every command does before it works."""
     check_compression(folder, CompressionConfig.preset("keep_one"))
     load_processor(folder)
     load_model(folder)
@@ -144,11 +144,11 @@ def test_a_config_of_more_than_the_weights_hold_builds_no_model(folder, monkeypa
 
 
 def test_weights_that_are_not_there_are_named(folder):
-    """A download that broke off, and a clone by git without its large files."""
+    """An interrupted download, and a clone by git without its large files."""
     index = folder / "model.safetensors.index.json"
     names = [f"model-0000{number}-of-00005.safetensors" for number in range(1, 6)]
     index.write_text(json.dumps({"weight_map": {f"w{name}": name for name in names}}))
-    load(folder)  # the one file is read, whatever stands beside it
+    load(folder)  # the one file is read, whatever lies beside it
     (folder / "model.safetensors").rename(folder / names[0])
     with pytest.raises(InputError, match=rf"lacks 4 of 5 weight files .* \('{names[1]}', .*, \.\.\.\): download"):
         load(folder)
@@ -157,7 +157,7 @@ def test_weights_that_are_not_there_are_named(folder):
         (folder / name).write_bytes(b"")
     with pytest.raises(InputError, match=f"{names[1]} is a pointer of Git LFS, not the weights: run `git lfs pull`"):
         load(folder)
-    (folder / names[0]).rename(folder / "model.safetensors")  # which is read in place of what an index names
+    (folder / names[0]).rename(folder / "model.safetensors")  # it is read instead of the files that an index names
     load(folder)
     (folder / "model.safetensors").unlink()
     index = json.dumps({"weight_map": {"lm_head.weight": "a" * 5000}})
@@ -167,7 +167,7 @@ def test_weights_that_are_not_there_are_named(folder):
 
 
 def test_weights_that_may_not_be_read_are_named(folder, monkeypatch):
-    """Transformers says that they are not there."""
+    """transformers would say that they are not there."""
     access, closed = os.access, folder / "model.safetensors"
     monkeypatch.setattr("os.access", lambda path, mode: path != closed and access(path, mode))
     with pytest.raises(
@@ -187,7 +187,7 @@ def test_a_pickle_that_git_left_a_pointer_of_is_named(folder, name):
 
 
 def test_an_added_word_that_the_processor_replaces_needs_no_row(folder):
-    """InternVL3's <video>: frames take its place before the model sees it. An ordinary word is one that it sees."""
+    """Frames replace InternVL3's <video> before the model sees it; an ordinary word is one that the model sees."""
     processor = load_processor(folder)
     rows = len(processor.tokenizer)
     processor.tokenizer.add_tokens(["<theirs>"])
@@ -241,7 +241,7 @@ def test_a_pipe_or_a_device_in_a_checkpoint_is_not_waited_for(folder, name):
 
 
 def test_a_whole_checkpoint_is_loaded(folder):
-    """Whatever other programs leave beside it."""
+    """Other programs may leave files beside it."""
     os.mkfifo(folder / "a.sock")
     load(folder)
 

@@ -32,7 +32,7 @@ def test_a_device_that_is_not_there_is_said_first(run, tiny_folder, command, wri
     [("train", "--output"), ("train", "--model"), ("train", "--data"), ("eval", "--model"), ("data", "--out")],
 )
 def test_an_empty_text_is_not_the_default(run, tiny_folder, tmp_path, monkeypatch, flags):
-    """As of a variable that is not set: a run of another model, into another folder, would begin."""
+    """For example from an unset variable: a run of another model, or into another folder, would begin."""
     monkeypatch.chdir(tmp_path)
     command, flag = flags
     needed = ["--model", tiny_folder, "--data", "none.jsonl"] if command == "data" else []
@@ -79,7 +79,7 @@ def test_train_and_eval_without_arguments(run, tmp_path, monkeypatch):
         assert code == 0, err
     code, out, err = run("eval")
     assert code == 0, err
-    assert out.index("| dense |") < out.index("| ppe k=4 0.45 |")  # of whose score every share is told
+    assert out.index("| dense |") < out.index("| ppe k=4 0.45 |")  # the others' scores are given as shares of its score
     assert "compression dpc_knn-ppe-k4-nearest-raster-0.45 is the one in" in err
     assert (tmp_path / "runs" / "eval" / "report.md").is_file()
 
@@ -226,8 +226,8 @@ def test_the_embedded_run_takes_the_options_that_are_given(run, tmp_path, monkey
 
 
 def test_every_options_help_says_what_it_is_and_what_it_is_by_default():
-    """Words beside "(default: ...)", and the default itself, where there is one that is not a switch's; and each
-    command's help what the command does."""
+    """Each option's help has words beside "(default: ...)", and states its default unless that is a switch's; each
+    command's help says what the command does."""
     commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
     wordless, unsaid = [], []
     for name, parser in commands.choices.items():
@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(run, tiny_folder, tmp_path)
 
 @pytest.mark.slow
 def test_a_torch_npu_without_cann_is_said_whatever_the_device(tmp_path):
-    """Torch imports what has such an entry point, and does not survive its failure."""
+    """torch imports packages with such an entry point, and does not survive if that fails."""
     info = tmp_path / "torch_npu-2.13.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch_npu\nVersion: 2.13.0\n")
@@ -289,7 +289,7 @@ NAMES = [("x\udcff", "utf-8", r"x\udcff"), ("é→", "ascii", r"\xe9\u2192")]
 
 @pytest.mark.parametrize(("name", "encoding", "spelt"), NAMES)
 def test_what_the_terminal_cannot_show_is_spelt_out(tmp_path, monkeypatch, name, encoding, spelt):
-    """A file's name that is no text, or signs that its encoding has no bytes for."""
+    """A file name that is not text, or characters that the encoding lacks."""
     (tmp_path / "a.jsonl").write_text(json.dumps({"query": "q", "response": "a"}) + "\n")
     output = tmp_path / f"{name}.jsonl"
     with open(tmp_path / "out", "w", encoding=encoding) as out:

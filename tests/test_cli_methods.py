@@ -1,4 +1,4 @@
-"""Methods on the command line: what there is, and any of them wherever a compression is named."""
+"""Methods on the command line: the list of methods, and any of them wherever a compression is named."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_any_method_with_its_fields_trains_answers_and_is_reported(run, tiny_fol
         assert f"| {row} |" in report
     shown = tmp_path / "groups.png"
     looked = ["--model", final, "--image", write_image("a.png"), "--max-new-tokens", 1, "--device", "cpu"]
-    code, out, err = run("describe", *looked, "--show", shown)  # by the checkpoint's own
+    code, out, err = run("describe", *looked, "--show", shown)  # with the checkpoint's own compression
     assert code == 0, err
     assert "36 before, 9 after" in out
     assert shown.is_file()

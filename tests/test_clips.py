@@ -155,7 +155,7 @@ def test_clips_and_folders_that_hold_nothing(write_clip, frames, tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.0, 20), (0.2, 20), (0.25, 30), (1.0, 60), (1.3, 70), (4.75, 210), (60.0, 210)],  # behind the end: the last
+    [(0.0, 20), (0.2, 20), (0.25, 30), (1.0, 60), (1.3, 70), (4.75, 210), (60.0, 210)],  # after the end: the last
 )
 def test_a_frame_is_the_one_that_is_shown_then(write_clip, seconds, shown):
     path = write_clip("c.mp4", frames=20, fps=4)
@@ -185,7 +185,7 @@ def test_frames_of_no_video(tmp_path):
 
 
 def test_a_clip_of_few_frames_shows_some_of_them_again(tmp_path):
-    """Four frames in eight equal parts, as MVBench's notebook takes 16 of clips that have fewer; 10 a second."""
+    """Four frames in eight equal parts, as MVBench's notebook takes 16 of clips that have fewer; 10 per second."""
     path = write_video(tmp_path / "short.mp4", frames=30)
     clip = VideoSampling(nframes=8, middles=True, start=1.2, end=1.5)
     assert numbers(load_video(path, clip)) == [12 + round(n * 3 / 8) for n in range(8)]

@@ -1,4 +1,4 @@
-"""Every guard of ppe_npu.compat works and is still needed: where a break has gone, its test says what to delete."""
+"""Every guard of ppe_npu.compat works and is still needed; where it is not, its test says what to delete."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_guards_of_caches_are_still_needed(since, gone):
 
 
 class OwnCache:
-    """As transformers has one beside Qwen3.5 until 5.4."""
+    """A cache of its own, like transformers' one for Qwen3.5 until 5.4."""
 
     def __init__(self, config):
         self.key_cache = self.value_cache = [None] * len(config.layer_types)

@@ -62,7 +62,7 @@ def test_released_keys():
 
 
 def test_one_setting_has_one_form():
-    """Lists and tuples, one ratio in a list, layers in any order, and a before_llm that says what holds anyway."""
+    """Lists and tuples, one ratio in a list, layers in any order, and a before_llm that states the default."""
     assert CompressionConfig(ratio=[0.5], before_llm=True) == CompressionConfig(ratio=0.5)
     assert CompressionConfig(layers=[7, 3], before_llm=False) == CompressionConfig(layers=(3, 7))
     assert CompressionConfig(layers=(), before_llm=None).merges_before_llm
@@ -203,7 +203,7 @@ def test_lists_of_ratios_that_grow_a_prompt_are_refused(ratio, kept):
 )
 @pytest.mark.ci
 def test_no_setting_keeps_more_than_came_in(ratios, tokens, layers):
-    """However the ratios round, however often a cascade takes them; a frame has at least as many tokens as ratios."""
+    """However ratios round, and however often a cascade repeats them; a frame has at least as many tokens as ratios."""
     total, share = 0, 1
     for ratio in ratios:
         share *= ratio

@@ -42,7 +42,7 @@ json.dump(said, open("said.json", "w"))
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. line: of the page, of the fence above it."""
+    """A code block. line: the number of the page's line with its opening fence."""
 
     recipe: str
     language: str
@@ -56,7 +56,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced code blocks of a page with the headings that they stand under."""
+    """The fenced code blocks of a page, each with the heading above it."""
     found, heading, opened = [], "", None
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if line.startswith("```"):
@@ -73,8 +73,8 @@ def blocks(page: Path) -> list[Block]:
 
 
 def apply(diff: str, root: Path) -> None:
-    """Put a diff's new lines in the place of its old ones, which must stand in the file exactly once; lines that begin
-    with a space are both."""
+    """Replaces a diff's old lines, which must occur in the file exactly once, by its new ones; lines that begin with a
+    space are both."""
     head, *lines = diff.splitlines()
     path = root / head.removeprefix("--- ")
     old, new = ("".join(line[1:] + "\n" for line in lines if line[0] in (sign, " ")) for sign in "-+")
@@ -86,7 +86,7 @@ def apply(diff: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The packages, and what lies beside the recipes' tests, with every file written and every diff applied."""
+    """A copy of the packages and of what the recipes' tests need, with every file written and every diff applied."""
     copy = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "tests" / "models", copy / "tests" / "models", ignore=shutil.ignore_patterns("__pycache__"))
     for file in (*(ROOT / "tests").glob("*.py"), ROOT / "setup.cfg"):
@@ -110,7 +110,7 @@ def environment(copy: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def followed(copy) -> dict[str, str]:
-    """{recipe: the traceback of what failed, or ""}."""
+    """{recipe: the traceback of its failure, or ""}."""
     to_run: dict[str, list] = {recipe: [] for recipe in RECIPES}
     for block in blocks(ROOT / "CONTRIBUTING.md"):
         if not block.path and block.language != "diff":
@@ -134,7 +134,7 @@ def test_a_recipe_works_as_it_stands(followed, recipe):
 @supported
 @pytest.mark.slow
 def test_the_laws_hold_for_the_family_that_the_recipe_adds(copy):
-    """Those of every family, on the tiny model that the recipe's diff gives tests/families.py."""
+    """The laws of every family hold for the tiny model that the recipe's diff adds to tests/families.py."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "deepseek_vl"]
     done = subprocess.run(
         [*command, "tests/models/test_every_family.py"],

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 
 def cut(path: str) -> str:
-    """The beginning of a file, as a download that broke off leaves it."""
+    """Writes the beginning of a file beside it, like an interrupted download; returns its path."""
     data = Path(path).read_bytes()
     broken = Path(path).with_name("broken" + Path(path).suffix)
     broken.write_bytes(data[: len(data) // 3])

@@ -1,5 +1,5 @@
-"""Every command that writes, on a disk without room: one line that names the file, nothing lost, nothing half, and the
-same command ends well once there is room."""
+"""Every command that writes, on a full disk: one line names the file, nothing is lost or half written, and the same
+command ends well once there is room."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def state(folder: Path) -> dict[str, str]:
 
 
 def check(seeds: Path, place: Path, command: str, **full) -> str:
-    """The law of one failure; gives the line that was said, "" if nothing failed."""
+    """Checks the law for one failure; returns the line that was printed, or an empty text if nothing failed."""
     where = fresh(seeds, place)
     code, said, _ = run_full(COMMANDS[command], where, **full)
     if code == 0:
@@ -106,7 +106,7 @@ def test_the_file_without_room_is_named(seeds, tmp_path, command, full, words):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_disk_that_is_full_from_any_moment_on(seeds, tmp_path, command):
-    """Up to 40 moments of each command, evenly; and files that may not outgrow some sizes."""
+    """The disk is full from one of up to 40 evenly spread moments on; and files may not outgrow some sizes."""
     code, said, made = run_full(COMMANDS[command], fresh(seeds, tmp_path / "at"))
     assert code == 0, said
     moments = sorted({1 + number * made // 40 for number in range(40)} & set(range(1, made + 1)))

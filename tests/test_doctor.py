@@ -1,4 +1,4 @@
-"""ppe-npu doctor, --json and completion: what a machine has, numbers for programs, and a shell's script."""
+"""ppe-npu doctor, --json and completion: what a machine has, numbers for programs, and a shell script."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_completion(run, monkeypatch):
 
 
 def test_small_commands_import_no_torch():
-    """A shell that evaluates the completion waits for it; doctor must speak where torch is broken."""
+    """A shell waits for the completion that it evaluates, and doctor must work where torch is broken."""
     asked = "import sys; from ppe_npu.cli import completion, doctor, output, parser; completion._names()"
     found = f"{asked}; print(*{{'torch', 'transformers'}} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", found], capture_output=True, text=True).stdout == "\n"

@@ -1,8 +1,8 @@
-"""Every block of code in docs/ and the README does what the page says: Python runs, fenced or indented, commands run or
-are at least ones that the program takes, make's targets are there.
+"""Every code block in docs/ and README.md does what the page says: Python runs, fenced or indented; commands run, or
+are at least accepted by the program; make's targets exist.
 
-The name of a checkpoint on the hub stands for a tiny model here, and PATH for its folder; files that pages name (a
-photo, a clip, a run with an adapter) are made beside. CONTRIBUTING's blocks are followed by test_contributing.
+A tiny model takes the place of a checkpoint on the hub, and its folder that of PATH; files that pages name (a photo, a
+clip, a run with an adapter) are made here. test_contributing.py follows the blocks of CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ppe_npu.config import CompressionConfig
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HUB = "Qwen/Qwen2.5-VL-3B-Instruct"
-# What a page takes for granted before its first block: the reader's own values.
+# What a page assumes before its first block: the reader's own values.
 GIVEN = {
     "architecture.md": "import torch\nfrom dataclasses import dataclass\n"
     "from ppe_npu.methods.base import Method, register, share\nfrom ppe_npu.methods.grouping import Grouping\n"
@@ -49,7 +49,7 @@ GIVEN = {
     "README.md": "from types import SimpleNamespace\nfrom accelerate import Accelerator\n"
     "trainer = SimpleNamespace(accelerator=Accelerator(cpu=True))\n",
 }
-# How blocks of Python begin that are not run here, and why.
+# The beginnings of Python blocks that are not run here, and why.
 ELSEWHERE = {
     "from llamafactory": "tests/frameworks runs it in an environment that has LLaMA-Factory",
     "from swift": "tests/frameworks runs it in an environment that has ms-swift",
@@ -124,7 +124,7 @@ def lines_of(program: str) -> list[tuple[str, str]]:
 
 
 COMMANDS = lines_of("ppe-npu")
-# Commands whose words are there to be run on the desk; the others name data or devices that no desk has.
+# Commands for which the desk has everything; the others name data or devices that no desk has.
 RUN = ("ppe-npu doctor", "ppe-npu describe", "ppe-npu merge-lora", "ppe-npu methods", "ppe-npu convert")
 
 
@@ -134,7 +134,7 @@ def runnable(command: str) -> bool:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, tiny_folder):
-    """A folder with all that the pages name."""
+    """A folder with everything that the pages name."""
     from fixtures import encode_clip
     from PIL import Image
 
@@ -155,7 +155,7 @@ def desk(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="module")
 def followed(desk, tiny_folder) -> dict[str, str]:
-    """{page:line: the traceback of what failed}."""
+    """{page:line: the traceback of a block that failed}."""
     given = [(f"{page}:given", code.replace(HUB, tiny_folder), page) for page, code in GIVEN.items()]
     asked = [(name, code.replace(HUB, tiny_folder), page) for name, code, page in python_blocks()]
     for number, (name, command) in enumerate(COMMANDS):

@@ -24,7 +24,7 @@ socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
 
 
 def links(text: str) -> list[str]:
-    """Targets of the Markdown links and pictures of a page, without what stands in code."""
+    """Targets of the Markdown links and pictures of a page, outside of code."""
     text = re.sub(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", "", text, flags=re.M | re.S)
     return re.findall(r"\]\(([^)\s]+)\)", text)
 

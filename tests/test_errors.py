@@ -1,4 +1,4 @@
-"""What the user can mend is one line and an exit code; a fault of ours keeps its traceback, and asks for a report."""
+"""What the user can fix is one line and an exit code; a fault of ours keeps its traceback, and asks for a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ppe_npu.errors import InputError, TrainingError, first_line
 from ppe_npu.utils.optional import optional
 from ppe_npu.utils.reading import UnreadableError, read_json, read_text
 
-COMMAND = "ppe_npu.cli.parity.run_parity"  # any would do
+COMMAND = "ppe_npu.cli.parity.run_parity"  # any command would do
 
 
 def raising(error):
@@ -105,7 +105,7 @@ def test_errors_of_a_workers_process_are_told_apart_too(run, monkeypatch, tmp_pa
 
 
 class Broken:
-    """A standard output that takes nothing."""
+    """A standard output to which nothing can be written."""
 
     def __init__(self, number, file):
         self.number, self.file = number, file

@@ -1,4 +1,4 @@
-"""Foreign text, where it is printed: it reads as it is, and is no markup and no command to a terminal."""
+"""Foreign text reads as it is where it is printed, and acts neither as markup nor as a command to a terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_no_markup_is_left_of_any_text(text):
 
 
 def check(shown: str) -> None:
-    """No HTML, no link, no end of a cell or line, no start of a block, and every mark escaped."""
+    """No HTML, no link, no end of a cell or line, no start of a block, and every mark is escaped."""
     assert not re.search("[<>\\[\\]\n\r\x1b]", shown)
     assert not re.search(r"&(?!(lt|gt|amp|#91|#93);)", shown)
     bare = re.sub(r"\\[\\`*_|~$#.)+=-]", "x", shown)

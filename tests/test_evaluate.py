@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("undrawn_report")
 
 
 class Again(Layout):
-    """The embedded benchmark under another name, with a length of answers and a metric of its own."""
+    """The embedded benchmark under another name, with its own length of answers and its own metric."""
 
     name, max_new_tokens, headline = "again", 1, "length"
 
@@ -200,7 +200,7 @@ def test_report_refuses(run, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(asked, tmp_path):
-    """As torchrun starts them, but without its agent, which would take seconds: only the variables matter."""
+    """Started with torchrun's variables, but without its agent, which would take seconds."""
     command = [sys.executable, "-m", "ppe_npu.cli", *map(str, asked), "--compression", "dense", "keep_one"]
     facts = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
     both = [
@@ -219,7 +219,7 @@ def test_two_processes_share_the_work(asked, tmp_path):
         folder = tmp_path / "out" / "layout" / label
         assert sorted(row["index"] for row in rows(folder)) == list(range(12))
     assert said[0][0].startswith("| method, under protocol checkpoint (max_new_tokens 2) | layout |")
-    assert said[1] == ("", "")  # one process speaks
+    assert said[1] == ("", "")  # only one process prints
 
 
 def test_a_process_takes_its_own_device(monkeypatch):

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there: through errors, kills and full disks, which are told in one line."""
+"""Files and folders are whole or absent after errors, kills and full disks, which are reported in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ppe_npu.training import output
 
 
 def child(function, *arguments) -> int | None:
-    """Run in a process of its own; its exit code, negative of a signal."""
+    """Runs a function in a process of its own; returns its exit code, which is negative for a signal."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
     process.start()
     process.join()
@@ -86,7 +86,7 @@ def copy(folder):
     ],
 )
 def test_a_file_that_grows_too_large_is_named_whoever_writes_it(tmp_path, write, named):
-    """The system's word for a limit, a quota and a full disk come the same way: as an error of a write."""
+    """A limit, a quota and a full disk all show as an error of a write."""
     code = child(limited, 2000, lambda: write(tmp_path), "it exceeds the file size limit): raise the limit", named)
     assert code == 0
     assert not any(name.endswith(".md.tmp") for name in names(tmp_path)), "nothing half written takes up room"
@@ -138,7 +138,7 @@ def test_errors_that_are_no_writers_pass_as_they_are(tmp_path):
             raise raised
         assert error.value is raised
     with pytest.raises(FileNotFoundError), writing(tmp_path / "model"):
-        os.stat("/somewhere/else.png")  # read for it, not written
+        os.stat("/somewhere/else.png")  # a file that is read, not written
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path, way):
 
 
 def test_a_device_is_no_place_for_a_folder(tmp_path, way):
-    """Root may rename over /dev/null, for every program of the machine."""
+    """Root may rename over /dev/null, which would break every program on the machine."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     for place in (tmp_path / "pipe", tmp_path / "link"):
@@ -179,7 +179,7 @@ def test_a_device_is_no_place_for_a_folder(tmp_path, way):
 
 
 def test_folders_and_names_are_on_the_disk_before_the_old_ones_are_gone(tmp_path, way, monkeypatch):
-    """A power cut: whatever is renamed was synced before, and the rename is synced before anything is removed."""
+    """Safe in a power cut: a file is synced before it is renamed, and the rename before anything is removed."""
     fill(tmp_path / "final", "old")
     done, remove, sync = [], files.remove, files.os.fsync
     monkeypatch.setattr(files, "remove", lambda path: (done.append("remove") if path.exists() else None, remove(path)))
@@ -192,7 +192,7 @@ def test_folders_and_names_are_on_the_disk_before_the_old_ones_are_gone(tmp_path
 
 
 def die_at(path, call: int, fallback: bool) -> None:
-    """Fill the folder again, killed before a rename, an exchange or a removal."""
+    """Fills the folder again, but is killed before a rename, an exchange or a removal."""
     if fallback:
         files._exchange = lambda one, other: False
     calls = 0
@@ -276,7 +276,7 @@ def test_a_lock_is_one_processs_and_a_killed_one_leaves_none(tmp_path):
 
 
 def without_flock(lock, monkeypatch):
-    """As filelock finds a file system without flock: newer releases fall back to a file, older ones raise."""
+    """Like a file system without flock: newer releases of filelock fall back to a file, older ones raise."""
     if lock is SoftFileLock:
         monkeypatch.setattr("filelock.FileLock", SoftFileLock)
         monkeypatch.setattr(sharing, "FileLock", SoftFileLock)
@@ -304,7 +304,7 @@ def test_a_folder_without_locks_is_refused_by_whoever_needs_one(tmp_path, monkey
 
 
 def test_json_with_half_a_character_is_written_and_read_again(tmp_path):
-    """A file's name with bytes that are no text comes so from the system."""
+    """The system gives a file name with bytes that are not text in this form."""
     value = {"model": os.fsdecode(b"runs/\xff"), "é": ["中", "\ud800"]}
     file = write_json(tmp_path / "a.json", value)
     assert json.loads(file.read_text(encoding="utf-8")) == value

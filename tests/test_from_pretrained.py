@@ -1,4 +1,4 @@
-"""A folder that says how it is compressed: one call of ours compresses it, plain transformers reads a dense model."""
+"""A folder that records its compression: one call of ours loads it compressed, plain transformers loads it dense."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_pipeline_answers_as_generate_does(folder, kind):
 
 
 def small(sections, folder):
-    """A checkpoint of the tiny model whose rotary sections are these, random weights."""
+    """A checkpoint of the tiny model with these rotary sections and random weights."""
     from ppe_npu.demo import tiny
 
     model = tiny.build_model(0)

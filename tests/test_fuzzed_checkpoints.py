@@ -1,5 +1,5 @@
-"""A checkpoint's folder in which anything was changed: one line that names it, or a model that answers. What it says
-of generate() changes no answer."""
+"""A randomly damaged checkpoint folder: one line that names it, or a model that answers. Damaged generation settings
+change no answer, except by another end token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def answer(folder: Path) -> list[str]:
-    """What `ppe-npu describe` does, of an adapter, too."""
+    """Answers as `ppe-npu describe` does, also with an adapter."""
     found = Checkpoint.of(folder)
     check_compression(found.model, CONFIG)
     processor = load_processor(found.processor, model=found.model)
@@ -41,7 +41,7 @@ def answer(folder: Path) -> list[str]:
 
 
 def check(whole: Path, place: Path, names: list[str], number: int) -> list[str] | None:
-    """The answers of a folder with one change; None where it is refused."""
+    """The answers of a folder with one change; None if it is refused."""
     draw = dice(whole.name, number)
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(whole, place, copy_function=os.link)
@@ -61,7 +61,7 @@ def check(whole: Path, place: Path, names: list[str], number: int) -> list[str] 
 
 
 def check_many(whole: Path, place: Path, numbers: range) -> None:
-    """The law of changes of one file each."""
+    """Checks the law for changes of one file each."""
     names = [path.name for path in whole.iterdir()]
     assert both([check(whole, place, names, number) is None for number in numbers])
 
@@ -102,7 +102,7 @@ def test_damaged_generation_settings_are_named_or_change_no_answer(tiny_folder, 
     ],
 )
 def test_words_and_placeholders_that_the_model_beside_a_processor_lacks(tiny_folder, tmp_path, file, change, words):
-    """They ended in the embedding, or as features without tokens, without a word about the folder."""
+    """Such folders once failed in the embedding, or with features without tokens, in errors that did not name them."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     found = json.loads((folder / file).read_text())
     change(found)
@@ -113,7 +113,7 @@ def test_words_and_placeholders_that_the_model_beside_a_processor_lacks(tiny_fol
 
 @pytest.mark.slow
 def test_whatever_is_asked_of_generate_is_refused_or_works(tiny_folder):
-    """Each setting with numbers, lists and texts of all kinds: an answer, or one line before and during generate()."""
+    """Each setting, with numbers, lists and texts of all kinds: an answer, or one line before or during generate()."""
     model, processor = compress(load_model(tiny_folder), CONFIG), load_processor(tiny_folder)
     content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "shape red"}]
     inputs = build_inputs(processor, [[{"role": "user", "content": content}]])

@@ -65,7 +65,7 @@ VALUES = (
     ),
     *("do_sample=true", "no_such=1", "layout", "docvqa", "mine.py:Mine", "mine.py:", ":", "vlmevalkit", "9" * 30, "16"),
 )
-ENDLESS = {"epochs", "max_steps", "max_new_tokens", "cost_rounds"}  # which do as much as is asked for
+ENDLESS = {"epochs", "max_steps", "max_new_tokens", "cost_rounds"}  # options whose work grows with their value
 SHORT = ("-1", "0", "1", "2", "0.5", "nan", "inf", "x", "", "1e400")
 TINY = ["--model", "model", "--device", "cpu"]
 RUNS = {
@@ -91,7 +91,7 @@ DRAWN = [command for command in RUNS for _ in range(WEIGHTS.get(command, 1))]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_folder):
-    """What the commands read, in one folder."""
+    """Everything that the commands read, in one folder."""
     folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(tiny_folder, folder / "model")
     write_noise_records(folder, records=3, most_words=5).rename(folder / "records.json")
@@ -108,7 +108,7 @@ def whole(tmp_path_factory, tiny_folder):
 
 
 def options(command: str) -> list[Any]:
-    """A command's options, as argparse has them."""
+    """A command's options, as argparse represents them."""
     commands = next(action for action in build_parser()._actions if action.choices and action.nargs == "A...")
     return [action for action in commands.choices[command]._actions if action.dest != "help"]
 
@@ -138,7 +138,7 @@ def changed(command: str, draw: random.Random) -> list[str]:
 
 
 def check(run: Any, whole: Path, place: Path, number: int) -> int:
-    """The law of one command line; its exit code."""
+    """Checks the law for one command line; returns its exit code."""
     draw = dice("command", number)
     command = DRAWN[number % len(DRAWN)]
     words = [command, *changed(command, draw)]
@@ -164,7 +164,7 @@ def check(run: Any, whole: Path, place: Path, number: int) -> int:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """What takes long, or would not come back, is left out; what is said before it is not."""
+    """Leaves out what takes long or would not return, but not the messages before it."""
     from ppe_npu.backends import parity
     from ppe_npu.demo import motion, pipeline
     from ppe_npu.parity import bundle, end_to_end

@@ -1,4 +1,4 @@
-"""Files of pictures of every kind with any bytes changed: the same pixels however they are given, or one line."""
+"""Picture files of every kind with any bytes changed: the same pixels however they are given, or one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WHOLE = {name: data for name, (data, _) in FILES.items()} | {
 
 
 def mutated(data: bytes, draw: random.Random) -> bytes:
-    """Some bytes are others, some of them in the header, or a part is missing; of a PNG the checksums may be right."""
+    """Changes some bytes, often in the header, or removes a part; a PNG may get matching checksums."""
     changed = bytearray(data)
     if draw.random() < 0.25:
         first, last = sorted(draw.randrange(len(data)) for _ in range(2))
@@ -44,7 +44,7 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG file whose chunks, as far as they can be followed, have the checksums of their content."""
+    """A PNG file whose chunks, as far as they can be followed, get the checksums of their content."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         (length,) = struct.unpack_from(">I", out, at)
@@ -72,11 +72,11 @@ def seen(given: Any) -> tuple[tuple[int, int], bytes] | None:
 
 
 def check(name: str, path: Path, seed: int) -> bool:
-    """The law of one file; whether it is shown."""
+    """Checks the law for one file; returns whether it is shown."""
     data = mutated(WHOLE[name], dice(seed, name))
     path.write_bytes(data)
     with warnings.catch_warnings(), bounded((name, seed)):
-        warnings.simplefilter("ignore")  # Pillow's own, of what it mended
+        warnings.simplefilter("ignore")  # Pillow's own, about what it repaired
         shown = seen(data)
         assert seen(path) == shown, (name, seed)
         assert seen({"bytes": data, "path": None}) == shown, (name, seed)

@@ -28,7 +28,7 @@ from ppe_npu.training.adapters import Adapter
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.recipes import load_recipe
 
-TIMES = 10  # mappings of one draw of hypothesis: they are bounded together
+TIMES = 10  # mappings in one draw of hypothesis, which share one time limit
 MUTATIONS = settings(max_examples=15, derandomize=True, deadline=None)
 MANY = settings(MUTATIONS, max_examples=2000, derandomize=False)
 DICE = st.integers(0, 2**40).map(random.Random)  # hypothesis' own draws of mappings take ten times as long
@@ -43,7 +43,7 @@ PLAIN = [
     *({}, {1: 2}, {"a": 1}, {"fps": "2"}, {"nframes": 2.5}, {"k": 2}, {"rank": 8}, {None: None}, {"fps": []}),
 ]  # fmt: skip
 JUNK = [*PLAIN, b"x", (1, 2), {1, 2}, object(), DEEP, 1j, range(3), 0.25, 3, 16]
-METHODS = published()  # whichever toys other tests have registered
+METHODS = published()  # without the toys that other tests register
 STRANGE = ["", "kk", "a b", 1, 1.5, None, True, b"k", (1,), "k" * 300]
 FRAME = {"model": "m", "data": "d.json", "output": "o"}
 CLASSES = {
@@ -60,7 +60,7 @@ PLAINS = {name: to_plain(make(frame)) for name, (_, frame, make) in CLASSES.item
 
 
 def mapping(name, dice):
-    """A few of a class' keys with junk behind them, now and then with a key that it does not have."""
+    """A few of a class's keys with junk as values, sometimes with a key that the class does not have."""
     cls, frame, _ = CLASSES[name]
     keys = dice.sample(list(cls.__dataclass_fields__), dice.choice([1, 1, 2, 3]))
     strange = [dice.choice(STRANGE)] if dice.random() < 0.1 else []
@@ -72,7 +72,7 @@ def junk_or(right, dice):
 
 
 def check(name, values):
-    """The law of one mapping; returns whether it was taken."""
+    """Checks the law for one mapping; returns whether it was accepted."""
     cls, _, make = CLASSES[name]
     try:
         made = make(values)
@@ -173,7 +173,7 @@ def test_other_junk_in_a_methods_field(dice):
 
 @pytest.mark.parametrize("text", ['{"method": "flashvid", "expansion": 1e308}', '{"method": "pact", "ratio": null}'])
 def test_extremes_that_a_method_takes(text):
-    """A share of infinitely many tokens; a number of tokens that the features decide."""
+    """A share that gives infinitely many tokens, and a number of tokens that the features decide."""
     config = CompressionConfig(steps=[json.loads(text)])
     assert config.span_tokens(2, 16) == 32
     assert config.label
@@ -261,7 +261,7 @@ FILES = {
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """What train() was given; nothing is loaded."""
+    """The configs that train() was given; nothing is loaded."""
     given: list = []
     result = SimpleNamespace(steps=0, seconds=0.0, final="nowhere", skipped=0)
     monkeypatch.setattr("ppe_npu.training.trainer.train", lambda config, **_: given.append(config) or result)
@@ -318,7 +318,7 @@ def test_a_recipe_with_a_mark_and_anchors_is_taken(run, untrained, tmp_path):
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.ci
 def test_damaged_recipes(run, untrained, tmp_path, count):
-    """Values of junk, and bytes that were changed: settings, or one line; every fifth through the command line."""
+    """Junk values and changed bytes: settings, or one line; every fifth file goes through the command line."""
     dice, file = mutations.dice("recipes"), tmp_path / "r.yaml"
     keys = [key for key in TrainConfig.__dataclass_fields__ if key not in FRAME]
     values = [value for value in PLAIN if not isinstance(value, str) or "\ud800" not in value]

@@ -1,4 +1,4 @@
-"""The mark `half`: which cases are left out, and that pytest's cases are told apart by their parameters."""
+"""The mark `half`: which cases are left out, and that pytest's cases are distinguished by their parameters."""
 
 import itertools
 
@@ -7,7 +7,7 @@ from halves import left_out, mark_slow
 
 
 class Item:
-    """As much of a collected test as the hook looks at; made by pytest's own parametrization it would be collected."""
+    """The part of a collected test that the hook reads; one made by pytest's parametrization would be collected."""
 
     def __init__(self, name: str, values: tuple, *marks: str):
         self.nodeid, self.marks = f"{name}[{'-'.join(values)}]", {"half", *marks}

@@ -239,7 +239,7 @@ def test_other_malformed_messages_are_refused(tiny_processor):
 
 @pytest.mark.parametrize("wrong", ["x", 3, {"fps": 1}, object()], ids=["text", "number", "mapping", "object"])
 def test_arguments_of_another_kind_are_named(tiny_processor, write_image, wrong):
-    """Whatever the conversation holds; what is wrong with them is not the messages' fault."""
+    """This holds whatever the conversation contains; the error does not blame the messages."""
     for messages in (ask("count", image=write_image("a.png")), [{"role": "user", "content": "row"}]):
         for name in ("sampling", "cache", "add_generation_prompt"):
             with pytest.raises(InputError, match=f"^{name} is ") as error:

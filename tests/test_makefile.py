@@ -1,4 +1,4 @@
-"""What make does on a machine whose environment is not made yet; nothing is made here."""
+"""What make would do on a machine without an environment; nothing is built here."""
 
 import argparse
 import configparser
@@ -44,7 +44,7 @@ def plan(tmp_path):
 
 
 def made(commands: str) -> list[str]:
-    """The environments that these commands make, in order."""
+    """The environments that these commands create, in order."""
     return re.findall(r"scripts/environment\.py (.*)", commands)
 
 
@@ -66,7 +66,7 @@ def test_with_cann_torch_npu_is_installed_once_beside_the_rest(plan, tmp_path, v
     assert made(commands) == [".venv", ".venv --add-torch-npu"]
     assert commands.rstrip().endswith("ppe-npu train --device npu")
     (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv" / ".ready").touch()  # of a `make test` before
+    (tmp_path / ".venv" / ".ready").touch()  # left by an earlier `make test`
     assert made(plan("train", "DEVICE=npu", **cann)[1]) == [".venv --add-torch-npu"]
     (tmp_path / ".venv" / ".torch_npu").touch()
     assert made(plan("train", "DEVICE=npu", **cann)[1]) == []
@@ -103,8 +103,8 @@ def test_each_target_makes_the_environments_that_it_needs(plan, goal, folders):
 
 @pytest.mark.parametrize("folder", environment.NAMES)
 def test_every_environment_holds_torch_where_it_is_pinned(folder):
-    """The release is named in each command that could pull another one; only test-newest asks for the newest, and
-    test-lent's stands in its list."""
+    """The torch release is named in each command that could install another one; only test-newest asks for the newest,
+    and test-lent's release is in its list."""
     if folder == ".venv-lent":
         assert "torch==2.11.0" in (ROOT / "scripts" / "lent.txt").read_text().splitlines()
         return
@@ -208,7 +208,7 @@ def test_the_makefile_fits_on_two_screens():
 
 
 def test_triton_ascend_stands_beside_no_other_triton():
-    """It is the same package by another name: whichever is installed later spoils the other."""
+    """Both are the same package under two names: whichever is installed later breaks the other."""
     commands = [" ".join(command) for command in environment.commands(".venv-ascend")]
     gone, ours = (
         next(i for i, text in enumerate(commands) if words in text) for words in ("uninstall", "triton-ascend")

@@ -18,7 +18,7 @@ from ppe_npu.data.videos import VideoHeader, load_video, video_header
 
 @pytest.fixture
 def clip(tmp_path):
-    """clip(name) -> path of a clip of noise, 24 frames of 64x64 at 12 a second: damage in it is seen."""
+    """clip(name) -> path of a clip of noise, 24 frames of 64x64 at 12 per second, in which damage is visible."""
 
     def write(name: str, **options: str) -> Path:
         import av

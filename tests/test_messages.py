@@ -1,4 +1,4 @@
-"""The structure of messages: every form that transformers takes comes to the same inputs, all else ends in one line."""
+"""The structure of messages: every form that transformers takes gives the same inputs, all else ends in one line."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def places(value: Any, depth: int = 0) -> list[tuple[Any, Any]]:
 
 
 def mutate(value: Any, data: st.DataObject, others: st.SearchStrategy) -> Any:
-    """The value with something in it replaced, taken away, added or nested."""
+    """The value with something in it replaced, removed, added or nested."""
     found = places(value)
     action = data.draw(st.sampled_from(["replace", "replace", "delete", "add", "nest", "all"]))
     if not found or action == "all":

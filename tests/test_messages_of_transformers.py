@@ -1,4 +1,4 @@
-"""Conversations in any of transformers' own forms: the inputs are those that its apply_chat_template makes."""
+"""Conversations in any of transformers' own forms give the inputs that its apply_chat_template makes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SAID = ["row red", "count", "  a ", "", "\n", "é中", "{{ 1 }}", "<b>"]
 
 
 def written(part: dict[str, Any], dice: random.Random) -> Any:
-    """The same mapping as another kind of one."""
+    """The same mapping in a class drawn at random."""
     return dice.choice([dict, collections.OrderedDict, type("Own", (dict,), {})])(part)
 
 
 def random_part(paths: list[str], dice: random.Random) -> tuple[Any, dict[str, Any]]:
-    """A part in any form, and with its picture opened: transformers' own reader of files needs a library."""
+    """(a part in any form, that part with its picture opened): transformers' own reader of files needs a library."""
     path = dice.choice(paths)
     opened = Image.open(path)
     forms = [
@@ -46,7 +46,7 @@ def random_part(paths: list[str], dice: random.Random) -> tuple[Any, dict[str, A
 
 
 def random_conversation(paths: list[str], dice: random.Random) -> tuple[list[Any], list[Any]]:
-    """As random_part: as it may be given, and as transformers takes it everywhere."""
+    """(a conversation in any form, the same one as transformers accepts it everywhere)."""
     both = [({"role": "system", "content": "red"},) * 2] if dice.random() < 0.3 else []
     for _ in range(dice.randint(1, 3)):
         parts = [random_part(paths, dice) for _ in range(dice.randint(1, 4))]

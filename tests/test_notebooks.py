@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-SMALLER = {"IMAGES, STEPS = 1024, 200": "IMAGES, STEPS = 32, 2"}  # what it comes to is another test's
+SMALLER = {"IMAGES, STEPS = 1024, 200": "IMAGES, STEPS = 32, 2"}  # other tests check the results
 
 
 def cells(path: Path, kind: str = "code") -> list[str]:

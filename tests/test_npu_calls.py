@@ -1,6 +1,6 @@
 """Every operator of torch_npu that backends/npu can call is called, by whole models of every family, and by eval.
 
-Runs on the emulator only: make test-npu. What it shows, and what not: tests/ascend_emulator/README.md.
+Runs on the emulator only: make test-npu. tests/ascend_emulator/README.md says what that shows, and what not.
 """
 
 import ast
@@ -63,7 +63,7 @@ def gradients_of(model, inputs, labels):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_learns_and_answers_as_on_the_cpu(family):
-    """fp32: the CPU's loss, gradients and ids. bf16: its loss to a percent, and decoding by the inference operator."""
+    """fp32: the CPU's loss, gradients and ids. bf16: a loss near the CPU's, and decoding by the inference operator."""
     inputs, config = inputs_for(family), PRESETS["cascade"]
     labels, asked = labels_of(inputs), {"max_new_tokens": 3, **GREEDY}
     cpu = compress(fuse(random_model(0, family)), config)

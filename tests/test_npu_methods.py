@@ -1,6 +1,6 @@
-"""Every method on an Ascend device: alone, and where it looks into the layers of a whole model.
+"""Every method on an Ascend device: alone, and, if it looks into the layers of a model, in a whole model.
 
-Runs on the emulator only: make test-npu. What it shows, and what not: tests/ascend_emulator/README.md.
+Runs on the emulator only: make test-npu. tests/ascend_emulator/README.md says what that shows, and what not.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from ppe_npu.methods.listing import default, grouping
 from ppe_npu.models.fused import fuse
 
 DEVICE = "npu"
-INSIDE = [name for name in grouping() if default(name).layers]  # they stand at layers alone
+INSIDE = [name for name in grouping() if default(name).layers]  # methods that run only at layers
 
 
 @pytest.mark.parametrize("name", grouping())
 def test_a_method_makes_the_groups_that_it_makes_on_the_cpu(name):
-    """The emulator computes as the CPU does: what differs is a call that the device takes otherwise."""
+    """The emulator computes as the CPU does, so a difference shows a call that the device takes differently."""
     method = default(name)
     parts = views.parts_of(method)
     sizes = views.sizes_of(method)

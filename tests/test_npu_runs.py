@@ -1,6 +1,6 @@
 """Whole runs on an emulated Ascend device: training, evaluation and several processes, and which operators they call.
 
-Runs on the emulator only: make test-npu. What it shows, and what not: tests/ascend_emulator/README.md.
+Runs on the emulator only: make test-npu. tests/ascend_emulator/README.md says what that shows, and what not.
 """
 
 import json
@@ -35,7 +35,7 @@ def files(tmp_path_factory):
 
 
 def run(*arguments, processes=1, **variables):
-    """`ppe-npu ...`, by torchrun, on a port that is free, if there are several processes."""
+    """Runs `ppe-npu ...`, for several processes by torchrun on a free port."""
     command = [sys.executable, "-m", "ppe_npu.cli", *map(str, arguments)]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
@@ -53,7 +53,7 @@ def counted(calls: Path) -> Counter:
 
 
 def train(files, output, *arguments, device="npu", steps=5, **options):
-    """Losses of a run. In fp32 convolutions keep all of it: torch_npu's default of HF32 would move them by 4e-5."""
+    """Losses of a run. Convolutions are in full fp32: torch_npu's default, HF32, would change losses by 4e-5."""
     data = ("--model", files / "model", "--data", files / "train.json", "--device", device, "--output", output)
     settings = ("--compression", "ppe", "--k", "4", "--learning-rate", "1e-5", "--logging-steps", "1")
     done = run("train", *data, *settings, "--max-steps", steps, *arguments, **options)
@@ -91,7 +91,7 @@ def test_training_calls_the_fused_operators_and_learns_as_the_cpu_does(files, tm
 
 
 def test_the_fused_optimizer_is_refused_as_long_as_it_misses_cleared_gradients(files, tmp_path):
-    """NpuFusedAdamW keeps gradients in a buffer of its own; model.zero_grad(), which the Trainer calls, cuts them off.
+    """NpuFusedAdamW keeps gradients in a buffer of its own, which model.zero_grad(), as the Trainer calls it, detaches.
 
     When the two agree, delete the refusal in training/trainer.py.
     """
@@ -173,5 +173,5 @@ def test_evaluation_and_an_answer_on_the_device(files, tmp_path):
         calls.unlink(missing_ok=True)
     assert answers[0] == answers[1]
     layers, name = 2, "npu_fused_infer_attention_score"
-    # Of the tokens of an answer the first comes from the prompt; in fp32 the operator is not for the others either.
+    # The first token of an answer comes from the prompt; in fp32 the other tokens do not use the operator either.
     assert [ran[name] for ran in operators] == [0, 0, layers * 3]

@@ -1,7 +1,7 @@
-"""What the vLLM plug-in brings of its own, on an emulated Ascend device: items, digits, rows, rotation.
+"""The vLLM plug-in's own parts on an emulated Ascend device: items, digits, rows, rotation.
 
-Runs on the emulator only: make test-npu. vllm-ascend itself cannot be installed beside it; docs/serving.md says what of
-the plug-in is not shown there.
+Runs on the emulator only: make test-npu. vllm-ascend itself cannot be installed beside it; docs/serving.md says which
+parts of the plug-in are not shown there.
 """
 
 import ascend_emulator
@@ -34,7 +34,7 @@ def test_items_and_their_rows_are_those_of_the_cpu(dtype):
     expected, found = (merge_items(made, IMAGE, features.to(device), grids) for device in ("cpu", "npu"))
     for cpu, npu in zip(expected, found):
         assert_near(npu.features.cpu(), cpu.features, OPERATORS)
-        joined = with_rows(npu.features, npu.rows + 250)  # beyond what bf16 counts
+        joined = with_rows(npu.features, npu.rows + 250)  # more than bf16 counts exactly
         own, rows = split_rows(joined, 24)
         assert_equal(rows.cpu(), cpu.rows + 250, "rows")
         assert_equal(own.cpu(), npu.features.cpu(), "features")

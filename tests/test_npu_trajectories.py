@@ -1,6 +1,6 @@
-"""Twenty steps of learning on an Ascend device, beside plain PyTorch in fp64 on the CPU.
+"""Twenty steps of learning on an Ascend device, compared with plain PyTorch in fp64 on the CPU.
 
-Runs on the emulator only: make test-npu. What it shows, and what not: tests/ascend_emulator/README.md.
+Runs on the emulator only: make test-npu. tests/ascend_emulator/README.md says what that shows, and what not.
 """
 
 import ascend_emulator

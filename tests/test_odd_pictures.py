@@ -1,4 +1,4 @@
-"""What is no picture, damaged or very large: one line each, nothing started, little memory. And in prompts."""
+"""Files that are no pictures, damaged or very large: one line each, no program started, little memory; prompts, too."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_damaged_ones_end_in_one_line_however_they_are_given(tmp_path, kind):
         broken.append(whole[:at] + generator.bytes(8) + whole[at + 8 :])
     refused = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own, of what it mended
+        warnings.simplefilter("ignore")  # Pillow's own, about what it repaired
         for data in broken:
             (tmp_path / "a").write_bytes(data)
             for given in (tmp_path / "a", data, {"bytes": data}):
@@ -122,7 +122,7 @@ def test_damaged_ones_end_in_one_line_however_they_are_given(tmp_path, kind):
 def test_a_gigantic_picture_is_refused_by_its_header_with_what_helps(tmp_path, monkeypatch, side, megapixels):
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     data = empty_png(side, 8)
-    data = data[:16] + side.to_bytes(4, "big") * 2 + data[24:]  # says so much, and breaks off: nothing is decoded
+    data = data[:16] + side.to_bytes(4, "big") * 2 + data[24:]  # claims this size, but ends early: nothing is decoded
     data = data.replace(data[29:33], zlib.crc32(data[12:29]).to_bytes(4, "big"), 1)
     words = rf"{megapixels} megapixels \({side}x{side}\), more than can be read: make it smaller than 178 megapixels"
     with warnings.catch_warnings():

@@ -23,8 +23,8 @@ STATEMENTS = (
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> list[set[str]]:
-    """What each statement loads, one after the other in one process, where all that must not be loaded could be: empty
-    packages stand for vendors'."""
+    """The top-level packages that each statement loads, one after the other in one process in which empty modules stand
+    in for all packages that must not be loaded."""
     folder = tmp_path_factory.mktemp("vendors")
     for name in (*VENDORS, "vllm"):
         (folder / f"{name}.py").write_text("")
@@ -61,7 +61,7 @@ def test_nothing_but_the_plug_ins_own_files_imports_vllm(loaded):
 
 
 def test_nothing_but_the_package_goes_by_its_name():
-    """Its path once held the repository's root, so that ppe_npu.tests could be imported."""
+    """Its path once contained the repository's root, so that ppe_npu.tests could be imported."""
     import ppe_npu
 
     root = Path(__file__).parents[1]

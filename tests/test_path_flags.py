@@ -1,5 +1,5 @@
-"""Every option that takes a path, whatever command it is of: what stands there is looked at before anything long, and
-nothing of somebody else's is written over."""
+"""Every option of every command that takes a path: the path is checked before any long work, and no file of others is
+overwritten."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ PPE = CompressionConfig.preset("ppe")
 
 
 def options() -> list[tuple[str, argparse.Action]]:
-    """(command, option) of every one that takes a path."""
+    """(command, option) for every option that takes a path."""
     commands = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
     return [(name, action) for name, parser in commands.items() for action in parser._actions if action.dest in _PATHS]
 
 
 def taken(action: argparse.Action, text: str) -> str:
-    """A path as the command gets it."""
+    """The path as the command gets it."""
     several = action.nargs == "+" or isinstance(action, argparse._AppendAction)
     args = argparse.Namespace(**{action.dest: [text] if several else text})
     cli._check_paths(args)
@@ -49,7 +49,7 @@ def taken(action: argparse.Action, text: str) -> str:
 
 
 def test_home_is_home_for_every_option(tmp_path, monkeypatch):
-    """A shell leaves it to the command in --output=~/run."""
+    """In --output=~/run, a shell leaves the tilde to the command."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert {taken(action, "~/run") for _, action in options()} == {str(tmp_path / "run")}
     assert {taken(action, "./~") for _, action in options()} == {"./~"}
@@ -97,7 +97,7 @@ def test_what_is_written_through_a_link_goes_where_it_leads(run, tmp_path, there
 
 
 def test_a_folder_behind_a_link_is_filled_where_it_is(tmp_path):
-    """Its run knows it by the name that it was given: the link may lead elsewhere later."""
+    """Its run knows the folder by the name that was given, because the link may lead elsewhere later."""
     (tmp_path / "far").mkdir()
     (tmp_path / "run").symlink_to("far")
     (tmp_path / "blob").write_text("as git-annex keeps it")
@@ -110,7 +110,7 @@ def test_a_folder_behind_a_link_is_filled_where_it_is(tmp_path):
 
 @pytest.fixture
 def closed(tmp_path):
-    """Places for a file that cannot be one, without the ending."""
+    """Paths, without an ending, at which there can be no file."""
     (tmp_path / "file").write_text("mine")
     for ending in (".png", ".md", ".json"):
         os.mkfifo(tmp_path / f"pipe{ending}")
@@ -160,7 +160,7 @@ def test_the_pictures_of_other_protocols_are_looked_at_too(tmp_path):
         check_place(tmp_path / "r.md")
     (tmp_path / "r-2.png").rename(tmp_path / "r-x.png")
     (tmp_path / "s-2.png").mkdir()
-    check_place(tmp_path / "r.md")  # it has no pictures of these names
+    check_place(tmp_path / "r.md")  # a report has no pictures of these names
 
 
 def test_a_report_takes_an_earlier_reports_place(tmp_path):
@@ -179,7 +179,7 @@ def test_what_an_evaluation_left_of_its_report_is_its_own(tmp_path):
 
 
 def test_two_processes_of_one_number_may_look_at_once(tmp_path, monkeypatch):
-    """As in two containers, in each of which the program is process 1."""
+    """As in two containers, in both of which the program is process 1."""
     mkdir = Path.mkdir
 
     def at_once(self, *args, **options):
@@ -206,7 +206,7 @@ def test_a_demo_takes_no_other_files_place(tmp_path, left):
     ["data/images/base-00000.png", "data/clips/train-00000.mov", "seed0/start/config.json", "seed1/ppe/made_from.json"],
 )
 def test_a_demo_that_was_stopped_goes_on(tmp_path, left):
-    """Between any two of its files; and it minds no file that it does not touch."""
+    """It may have been stopped between any two of its files; other files do not matter."""
     for name in (left, "data/base.jsonl", "report.md", "log.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
@@ -234,7 +234,7 @@ ASKED = {"model": "m", "data": "d.json", "output": "o"}
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_path_of_a_recipe_is_looked_at_as_an_option_is(tmp_path, monkeypatch, key):
-    """Its folder may not be entered; what the command line names in its place does not matter."""
+    """A path that may not be accessed is refused by TrainConfig, not by load_recipe: a flag may still replace it."""
     flags = {option.dest for command, option in options() if command == "train" and option.choices is None}
     assert {*KEYS, "config"} == {*flags, "compression"}
     closed, stat = str(tmp_path / "closed"), os.stat
@@ -253,7 +253,7 @@ def test_every_path_of_a_recipe_is_looked_at_as_an_option_is(tmp_path, monkeypat
 
 @pytest.mark.parametrize("key", KEYS)
 def test_an_empty_path_is_none_where_none_is_needed(key):
-    """As of a variable that is not set, and in recipes of earlier editions."""
+    """For example from an unset variable, or in a recipe of an earlier version."""
     if {field.name: field.default for field in dataclasses.fields(TrainConfig)}[key] is None:
         assert getattr(TrainConfig(**ASKED | {key: ""}), key) is None
     else:
@@ -262,7 +262,7 @@ def test_an_empty_path_is_none_where_none_is_needed(key):
 
 
 def test_a_name_that_is_no_file_is_not_looked_for(tmp_path, monkeypatch):
-    """Where the working folder may not be entered, nothing in it can be."""
+    """In a working folder that may not be entered, nothing can be looked for."""
 
     def refusing(path, *args, **named):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -301,7 +301,7 @@ def test_a_recipe_writes_to_no_address():
 
 
 def test_what_may_not_be_read_is_said_by_every_option(tmp_path, monkeypatch):
-    """A superuser may read everything: the answer of the system is made here."""
+    """A superuser may read everything, so the system's answer is simulated."""
     (tmp_path / "file.png").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     closed = [tmp_path / "file.png", tmp_path / "folder"]
@@ -313,7 +313,7 @@ def test_what_may_not_be_read_is_said_by_every_option(tmp_path, monkeypatch):
                 InputError, match=rf"{action.dest.replace('_', '-')} .* \(Permission denied\): name another"
             ):
                 taken(action, str(place))
-        if written:  # another file takes its place
+        if written:  # a new file replaces it
             assert taken(action, str(closed[0])) == str(closed[0])
     for read, path in ((load_image, closed[0]), (load_video, closed[0]), (load_video, closed[1])):
         with pytest.raises(InputError, match="permission denied"):

@@ -45,7 +45,7 @@ ADDRESSES = [
 
 @pytest.fixture
 def odd(tmp_path):
-    """{what: (path, words of its message)}: things that can be opened, and never should be."""
+    """{kind: (path, words of its message)}: things that can be opened but never should be."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "to pipe").symlink_to(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
@@ -104,7 +104,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(odd, monkeypatch, kind):
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize(("path", "words"), ADDRESSES, ids=[address[:24] for address, _ in ADDRESSES])
 def test_an_address_is_refused_in_its_own_words(kind, path, words):
-    joined = path.startswith(("http", "s3", "file"))  # of these a pathlib.Path is known, too: it has one slash
+    joined = path.startswith(("http", "s3", "file"))  # these are known as a Path, too, which keeps one slash
     for given in (path, Path(path)) if joined else (path,):
         for read in READERS[kind]:
             with pytest.raises(InputError, match=words) as error:

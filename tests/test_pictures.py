@@ -65,7 +65,7 @@ def test_every_orientation_is_turned_however_it_is_given(tmp_path, kind, orienta
         data = saved(stored, "MPO", exif=tag, save_all=True, append_images=[stored.copy()], quality=95)
     else:
         data = saved(stored, kind, exif=tag, **({"lossless": True} if kind == "WEBP" else {"quality": 95}))
-    # What a lossy format stored is asked of Pillow, by a file that is not turned.
+    # Pillow tells what a lossy format stored, from a file without an orientation.
     lossy = kind in ("JPEG", "MPO", "AVIF")
     pixels = np.asarray(Image.open(io.BytesIO(saved(stored, kind, quality=95))).convert("RGB")) if lossy else RGB
     for how, given in ways(data, tmp_path / "picture"):
@@ -88,27 +88,27 @@ def test_a_plain_tiff_that_pillow_opened_is_the_file(tmp_path, mode, orientation
 
 @pytest.mark.parametrize("most", [200, 300, 60_000])
 def test_a_picture_of_16_bits_is_as_dark_in_every_format(tmp_path, most):
-    """Pillow hands grey PNM over as 32-bit numbers, by whose size alone they cannot be told from 8-bit ones."""
+    """Pillow gives grey PNM as 32-bit numbers, whose values alone do not tell them from 8-bit ones."""
     values = numbers(H, W, seed=most, most=most)
     plain = b"P2 %d %d 65535 " % (W, H) + " ".join(map(str, values.flatten())).encode()
     files = {"P5": b"P5 %d %d 65535 " % (W, H) + big(values), "P2": plain, "PNG": png(values, 0, 16)}
     for kind, data in files.items():
         for way, given in ways(data, tmp_path / kind):
-            if way != "copied":  # Pillow's copy does not know what it was
+            if way != "copied":  # Pillow's copy does not know what format it had
                 assert np.array_equal(np.array(load_image(given)), grey(values // 256)), (kind, way)
 
 
 @pytest.mark.parametrize("key", [(0, 0, 200), (513, 770, 255), (0, 0, 0)])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_clear_colour_of_16_bits_is_meant_in_all_of_them(tmp_path, key, orientation):
-    """Pillow hands on the upper 8 of each, which other colours share."""
+    """Pillow passes on only the upper 8 bits of each value, which other colours share."""
     values = DEEP_RGB.copy()
     values[0, :4] = key, np.array(key) ^ 1, np.array(key) * 256 % 65536, np.array(key) + 255
     data = png(values, COLOUR, 16, [(b"tRNS", big(np.array(key))), (b"eXIf", exif(orientation).tobytes()[6:])])
     shown = values // 256
     shown[(values == key).all(-1)] = 255
     for way, given in ways(data, tmp_path / "a.png"):
-        if way not in ("copied", "opened and read"):  # what Pillow has read holds the upper ones alone
+        if way not in ("copied", "opened and read"):  # Pillow has kept only the upper bits
             check(given, upright(shown, orientation)), way
 
 
@@ -129,10 +129,10 @@ TIFFS = {  # file, and what it shows
 
 @pytest.mark.parametrize("name", TIFFS)
 def test_a_scan_of_many_bits_is_as_bright_as_its_file_says(tmp_path, name):
-    """Pillow hands more than 8 bits over as they are stored: inverted where white is 0, and 12 of 16 bits as black."""
+    """Pillow passes more than 8 bits on as stored: inverted where white is 0, and 12 of 16 bits as nearly black."""
     data, shown = TIFFS[name]
     for way, given in ways(data, tmp_path / "scan"):
-        if way != "copied":  # Pillow's copy does not know what it was
+        if way != "copied":  # Pillow's copy does not know what format it had
             assert np.array_equal(np.array(load_image(given)), grey(shown)), way
 
 
@@ -153,7 +153,7 @@ def test_planes_of_many_bits_which_pillow_misreads_are_refused(tmp_path):
 
 @pytest.mark.parametrize("more", [((254, 1), (330, 8)), ((254, 3), (330, 8)), ((50706, 1),)], ids=str)
 def test_a_thumbnail_is_not_taken_for_the_photograph(more):
-    """Raw photographs are TIFF files, whose first picture is a small one to look at; a small one alone is a picture."""
+    """Raw photographs are TIFF files whose first picture is a thumbnail; a thumbnail alone is a picture."""
     pixels = RGB.astype("u1").tobytes()
     for kind in (0, 1):
         assert np.array_equal(load_image(tiff(pixels, 8, 2, 3, more=((254, kind),))), RGB)
@@ -205,7 +205,7 @@ def test_pictures_that_only_pillow_holds():
     turned.getexif()[0x0112] = 6
     check(turned, upright(RGB, 6))
     odd = Image.new("L", (2, 2))
-    odd._mode = "BGR;15"  # which older Pillows had
+    odd._mode = "BGR;15"  # a mode of older Pillow releases
     with pytest.raises(InputError, match="mode BGR;15, which are not supported"):
         load_image(odd)
 
@@ -220,7 +220,7 @@ def test_lab_is_brought_to_srgb():
 
 @pytest.mark.parametrize("ink", [(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), (0, 60, 0, 90)])
 def test_a_cmyk_jpeg_is_not_inverted(tmp_path, ink):
-    """Adobe writes inks inverted, and says so by its marker."""
+    """Adobe writes inverted inks, and marks such files."""
     expected = np.array([(255 - part) * (255 - ink[3]) / 255 for part in ink[:3]])
     for _, given in ways(saved(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100), tmp_path / "a.jpg"):
         check(given, np.broadcast_to(np.rint(expected).astype(int), (16, 16, 3)), tolerance=4)
@@ -252,7 +252,7 @@ def test_more_of_arrays_and_tensors():
     check(DEEP.astype(np.uint16), grey(DEEP // 256))
     check(np.ones((H, W), np.uint8).view(np.matrix), np.ones((H, W, 3)))
     check(torch.from_numpy(RGB / 255).to(torch.float64).requires_grad_(), RGB)
-    exact = torch.from_numpy(RGB // 2 * 2).to(torch.bfloat16)  # 8 bits of a number are kept
+    exact = torch.from_numpy(RGB // 2 * 2).to(torch.bfloat16)  # its numbers keep 8 bits
     check(exact, exact.float().numpy().astype(int))
     square = numbers(3, 5, 3, seed=9)
     check(square.astype(np.uint8), square)

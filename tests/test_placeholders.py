@@ -1,4 +1,4 @@
-"""What a placeholder becomes: for every family what transformers' own processor writes, Qwen3-VL's seconds included."""
+"""For every family, placeholders become what transformers' own processor writes, including Qwen3-VL's seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppe_npu.data.inputs import InputError, PixelCache, Video, VideoSampling, bu
 from ppe_npu.data.placeholders import expand, image_ids, video_ids
 
 SAMPLINGS = [VideoSampling(nframes=5), VideoSampling(nframes=99), VideoSampling(fps=1.5), VideoSampling()]
-old = Version(transformers.__version__) < Version("5.10")  # takes the marks around a Qwen3-VL video away
+old = Version(transformers.__version__) < Version("5.10")  # removes the marks around a Qwen3-VL video
 
 
 def ask(*items):
@@ -43,7 +43,7 @@ def theirs(processor, conversations, images=(), videos=(), metadata=(), text=Non
 def check_equal(ours, expected):
     assert set(ours) == set(expected) | {"mm_token_type_ids"}  # which processors before transformers 5.3 do not make
     for key, value in expected.items():
-        if key == "second_per_grid_ts":  # of fp64 and fp32
+        if key == "second_per_grid_ts":  # computed in fp64 and in fp32
             assert_near(ours[key], torch.as_tensor(value), roundings=2)
         else:
             assert_equal(ours[key], torch.as_tensor(value), key)

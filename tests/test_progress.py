@@ -1,4 +1,4 @@
-"""How far work is: a bar in a terminal, whole lines where there is none."""
+"""Progress of work: a bar in a terminal, whole lines elsewhere."""
 
 import io
 
@@ -15,7 +15,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """clock(seconds): so many pass."""
+    """clock(seconds) lets so much time pass."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
 

@@ -43,7 +43,7 @@ def frames(tensors, kind, name):
 
 
 def compressed(tensors, config, kind):
-    """The recorded prompt through the engine, with one-hot text embeddings so that text places can be told."""
+    """The recorded prompt through the engine, with one-hot text embeddings so that text places can be recognised."""
     compression = Compression(config, VISION, CHANNELS, decoder_layers=1)
     ids = tensors[f"{kind}.input_ids"]
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
@@ -65,7 +65,7 @@ def test_groups_and_means(recorded, kind):
     tensors, configs = recorded
     config = CompressionConfig.from_released(configs["ppe"])
     recordings = [frames(tensors, kind, name) for name in ("x", "labels", "merged")]
-    # Of both a mean: at most of all tokens of a frame.
+    # Both sides are means, of at most all tokens of a frame.
     off = {"roundings": 2 * max(map(len, recordings[0])), "size": max(x.abs().max() for x in recordings[0])}
     for x, labels, merged in zip(*recordings):
         (method,) = config.methods
@@ -110,6 +110,6 @@ def test_logits_and_generated_ids(recorded_model, path):
     assert_rounds_alike(reference, logits, true, layers=text + vision)
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     new = ids[0, inputs["input_ids"].shape[1] :]
-    # Chat-UniVi's recorded steps stand at positions inside the prompt, a fault: only the first token compares.
+    # Chat-UniVi's recorded steps have positions inside the prompt, which is a fault: compare only the first token.
     count = 1 if config.positions == "renumber" else len(new)
     assert torch.equal(new[:count], expected["generated_ids"][:count])

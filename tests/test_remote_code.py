@@ -1,5 +1,5 @@
-"""A folder whose files ask for Python of their own, through every command that reads a model: one line that names the
-file, before anything else is done, and nothing of it is run."""
+"""A folder whose files ask for Python code of their own: every command that reads a model names the file in one line
+before it does anything else, and runs none of that code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKING = {
 
 @pytest.fixture(params=ASKING)
 def asking(request, tiny_folder, tmp_path, monkeypatch):
-    """(folder, the file that asks, what would be there if code of it had run); nobody answers a question."""
+    """(folder, the file that asks, a file that exists if code has run); a question on the terminal fails the test."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
     file, ran = folder / request.param, tmp_path / "ran"
     old = json.loads(file.read_text()) if file.is_file() else {}
@@ -43,7 +43,7 @@ def asking(request, tiny_folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def packages(monkeypatch):
-    """vLLM and Gradio seem to be there."""
+    """Makes vLLM and Gradio appear to be installed."""
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: there("json") if name == "vllm" else there(name))
     monkeypatch.setattr("ppe_npu.cli.explore.optional", lambda *_: None)
@@ -52,7 +52,7 @@ def packages(monkeypatch):
 
 @pytest.fixture
 def commands(tmp_path, write_image):
-    """Every command that reads a model, but for the model."""
+    """Every command that reads a model, without the model's path at its end."""
     image = write_image("a.png")
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
     data = tmp_path / "d.json"

@@ -1,4 +1,4 @@
-"""Standard streams that are closed or that nobody reads any more, and a working directory that was taken away."""
+"""Standard streams that are closed or no longer read, and a working directory that was deleted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ppe_npu.training.args import TrainConfig
 
 
 def ended(code: str, **closed) -> subprocess.CompletedProcess:
-    """A process of its own that runs the code, and the exit code that main() gave it."""
+    """Runs the code in a process of its own, which ends with the exit code that main() gave."""
     return subprocess.run([sys.executable, "-c", code], timeout=60, **closed)
 
 
@@ -28,7 +28,7 @@ MAIN = "import os, sys; from ppe_npu import cli; "
 
 @pytest.mark.parametrize("streams", [(1,), (2,), (0, 1, 2)], ids=str)
 def test_closed_streams_take_nothing_from_a_command(tmp_path, streams):
-    """What is opened meanwhile has other numbers: torch's libraries print to 1 and 2."""
+    """Files that the command opens get other descriptors, because torch's libraries print to 1 and 2."""
     inner = (
         "cli._run = lambda args: os.write(os.open('file', os.O_WRONLY | os.O_CREAT), b'data') and print('said') or 0"
     )
@@ -53,7 +53,7 @@ class Unread:
 
 
 def test_a_pipe_that_nobody_reads_ends_train_as_any_command(monkeypatch, tmp_path):
-    """It adds the names of flags to what it says of settings."""
+    """`train` adds the names of flags to errors about settings, and must not take this for one."""
     monkeypatch.setattr("ppe_npu.training.trainer.train", lambda *_, **__: print("step 1"))
     with open(tmp_path / "out", "w") as file:
         monkeypatch.setattr("sys.stdout", Unread(file))
@@ -94,7 +94,7 @@ def test_a_rank_of_no_process_is_named_and_nothing_is_begun(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("said", [{"LOCAL_RANK": "3"}, {"LOCAL_RANK": "3", "WORLD_SIZE": "1"}, {"LOCAL_RANK": "-1"}])
 def test_a_process_alone_may_have_any_rank_on_its_machine(monkeypatch, said):
-    """As where a scheduler starts several evaluations that have nothing to do with each other."""
+    """For example where a scheduler starts several unrelated evaluations."""
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     assert device.process_rank() == 0
@@ -112,13 +112,13 @@ def test_a_group_of_processes_that_cannot_be_started_is_named(monkeypatch, error
         start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=2)
     with pytest.raises(error, match="taken\n"):
         start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=1)
-    monkeypatch.setenv("LOCAL_RANK", "0")  # by which accelerate starts one of a single process
+    monkeypatch.setenv("LOCAL_RANK", "0")  # with it, accelerate starts a group even for one process
     with pytest.raises(InputError, match=words.format(1)):
         start.start_group(TrainConfig("m", ["d"], "o"), None, 1, processes=1)
 
 
 def test_a_working_directory_that_was_deleted_is_named(tmp_path, monkeypatch, capfd):
-    """Before torch is imported, whose libraries do not find each other there."""
+    """Before torch is imported, whose libraries cannot find each other there."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

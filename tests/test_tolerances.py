@@ -1,4 +1,4 @@
-"""What is allowed is enough for rounding, and too little for a fault."""
+"""Tolerances are wide enough for rounding, and too narrow for a fault."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A checkpoint's files ask for nothing but tensors: no code is run, nobody is asked, no pickle is opened unasked."""
+"""A checkpoint gives nothing but tensors: no code is run, no question is asked, no pickle is opened unless allowed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CODE = "from pathlib import Path\nPath(__file__).with_name('ran').write_text('x'
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path, monkeypatch):
-    """A checkpoint that a test may change; nobody answers a question."""
+    """A checkpoint that a test may change; a question on the terminal fails the test."""
 
     def ask(*_):
         pytest.fail("somebody was asked on the terminal")
@@ -73,7 +73,7 @@ def test_code_of_a_checkpoint_is_not_run(folder, name, run, write_image, monkeyp
 
 @pytest.mark.parametrize("name", ["processor", "config", "tokenizer"])
 def test_transformers_is_told_so_too(folder, name, monkeypatch):
-    """Of an id on the hub the files are transformers' to find: there is no folder to look into."""
+    """For an id on the hub, transformers finds the files itself: there is no folder to look into."""
     file, values = ASKING[name]
     change(folder / file, **values)
     (folder / "evil.py").write_text(CODE)
@@ -84,7 +84,7 @@ def test_transformers_is_told_so_too(folder, name, monkeypatch):
 
 
 def pickled(folder: Path, what=None) -> None:
-    """The weights as pytorch_model.bin alone."""
+    """Replaces the weights by pytorch_model.bin."""
     torch.save(what or load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 

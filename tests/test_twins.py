@@ -1,4 +1,4 @@
-"""What tests/twins.py hands out: the model that was asked for, of which no other copy knows."""
+"""tests/twins.py returns the model that was asked for, and no two copies share anything."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "qwen3_vl_moe", "qw
 
 
 class Made(torch.nn.Module):
-    """Tied weights, a frozen one, buffers that are saved and that are not, a plain attribute and one that is shared."""
+    """Has tied weights, a frozen one, buffers that are saved or not, a plain attribute and a shared one."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ def test_copies_are_what_was_made_and_share_nothing():
 
 
 def test_random_numbers_go_on_as_after_a_model_that_is_made(monkeypatch):
-    """Those of other devices, too, which manual_seed seeds."""
+    """This includes the numbers of other devices, which manual_seed seeds."""
     Made()
     wanted = torch.rand(4)
     seeds, seed = [], torch.manual_seed

@@ -1,4 +1,4 @@
-"""What is no video file, or a damaged one: refused in one line, soon, and with nothing else opened."""
+"""Files that are no videos, or damaged ones: refused in one line, soon, and with nothing else opened."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READERS = (video_header, load_video, lambda path: VideoFrame(str(path), 0.0).loa
 
 
 def refusals(path) -> set[str]:
-    """What every way to read a file says of it, in one line, after little work."""
+    """The errors of all ways to read a file: one line each, after little work."""
     said = set()
     for read in READERS:
         started = time.process_time()
@@ -160,7 +160,7 @@ def test_of_a_recording_that_broke_off_all_is_read_that_is_there(tmp_path, name,
 
 
 def test_more_than_a_damaged_end_is_refused(tmp_path):
-    """Zeros over a quarter of the packets' bytes, at the end, as of a download that was cut off and made whole."""
+    """Zeros over the last quarter of the bytes, like a download that was cut off and padded to its full size."""
     whole = bytearray(Path(write_video(tmp_path / "a.mp4", container_options={"movflags": "faststart"})).read_bytes())
     whole[-len(whole) // 4 :] = bytes(-(-len(whole) // 4))
     (tmp_path / "a.mp4").write_bytes(whole)
@@ -196,7 +196,7 @@ def test_frames_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypa
 
 
 def test_threads_lose_nothing_before_a_damaged_packet(tmp_path, monkeypatch):
-    """Of the frames around it each decoder makes what it can."""
+    """From the frames around it, each decoder makes what it can."""
     whole = Path(write_video(tmp_path / "a.h264")).read_bytes()
     (tmp_path / "a.h264").write_bytes(whole[: int(len(whole) * 0.97)])
     threaded = load_video(tmp_path / "a.h264", VideoSampling(nframes=40), multiple=1)
@@ -208,8 +208,8 @@ def test_threads_lose_nothing_before_a_damaged_packet(tmp_path, monkeypatch):
 
 @pytest.mark.ci
 def test_who_listens_to_ffmpeg_by_python_does_not_make_a_reader_wait_for_ever(tmp_path):
-    """As older torchvision does at its import. A frame's thread that had something to say waited for Python's lock, and
-    who closed the file held it: in 150 short reads of this file one never ended."""
+    """Older torchvision listens from its import on. A frame's thread with a message waited for Python's lock, which the
+    thread that closed the file held: one of 150 short reads of this file never ended."""
     import av
 
     path = Path(write_video(tmp_path / "a.mkv", "libx265", keys=12))
@@ -249,7 +249,7 @@ def test_nothing_is_printed(tmp_path, capfd):
 def test_a_read_ends_when_its_time_is_over(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4")
     index = video_index(path)
-    now = iter(range(0, 10**9, 5))  # every look at the clock five seconds later
+    now = iter(range(0, 10**9, 5))  # each look at the clock is five seconds later
     monkeypatch.setattr(containers.time, "monotonic", lambda: next(now))
     with pytest.raises(InputError, match=r"a\.mp4 cannot be read within 24 s: convert it"):  # 40 frames give 4
         load_video(path, VideoSampling(nframes=40))
@@ -313,7 +313,7 @@ KINDS = {
 
 
 def _read_mutations(folder: Path, rounds: int) -> None:
-    """Files with some bytes changed, most of them in their headers, or a part left out: frames, or one InputError."""
+    """Reads files with some bytes changed, mostly in headers, or a part left out: frames, or one InputError."""
     random = np.random.default_rng(draws.SEED)
     whole = [Path(write_video(folder / name, codec)).read_bytes() for name, codec in KINDS.items()]
     outcomes, said = {True: 0, False: 0}, set()

@@ -1,4 +1,4 @@
-"""Times that containers keep coarsely: one for two frames in MPEG-PS, whole frames in AVI, hundredths in GIF."""
+"""Containers that store times coarsely: one for two frames in MPEG-PS, whole frames in AVI, hundredths in GIF."""
 
 import av
 import numpy as np
@@ -25,7 +25,7 @@ def test_two_frames_that_begin_in_one_pack_are_two(tmp_path, name):
     [("a.avi", "mpeg4", 60), ("a.h264", "libx264", 25), ("a.mp4", "libx264", 60), ("a.gif", "gif", 50)],
 )
 def test_a_frame_is_shown_until_the_next_begins(tmp_path, name, codec, rate):
-    """Frames may begin half a tick late where a tick is less than a frame; where it is one, no time was rounded."""
+    """Where a tick is shorter than a frame, frames may begin half a tick late; where it is a frame, times are exact."""
     path = write_video(tmp_path / name, codec, 20, rate)
     for place in (0, 7, 18):
         for part in (0.0, 0.4, 0.7):

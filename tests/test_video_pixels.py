@@ -1,4 +1,4 @@
-"""What is seen of a frame of a video: upright, of any format of pixels, in the colours that its file states."""
+"""How a video's frames are shown: upright, from any pixel format, in the colours that the file states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppe_npu.data.videos import VideoFrame, load_video, video_header
 
 # -- upright -----------------------------------------------------------------------------------------------------------
 
-TURNS = {  # (a, b, c, d) of the display matrix -> what is seen of the stored pixels
+TURNS = {  # (a, b, c, d) of the display matrix -> the pixels that are shown
     (1, 0, 0, 1): lambda pixels: pixels,
     (0, 1, -1, 0): lambda pixels: np.rot90(pixels, -1),
     (-1, 0, 0, -1): lambda pixels: np.rot90(pixels, 2),
@@ -28,7 +28,7 @@ TURNS = {  # (a, b, c, d) of the display matrix -> what is seen of the stored pi
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_frames_are_upright(tmp_path, turn):
-    """Of each of the eight ways to hold a camera; four blocks of unequal shade tell them apart."""
+    """In all eight ways to hold a camera; four blocks of different shades tell them apart."""
 
     def draw(number: int) -> np.ndarray:
         shades = np.array([[40, 90], [140, 200]]) + number
@@ -78,7 +78,7 @@ MATRICES = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 7: (0.212, 0.087), 6: (0.2
 
 
 def stated(matrix: int, whole: bool) -> tuple[list[int], float]:
-    """RED in YUV of 8 bits by a matrix of ITU-T H.273, and how far rounding there may move a colour."""
+    """RED as 8-bit YUV by a matrix of ITU-T H.273, and how far rounding may move a colour."""
     (kr, kb), (red, green, blue) = MATRICES[matrix], (value / 255 for value in RED)
     luma = kr * red + (1 - kr - kb) * green + kb * blue
     differences = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
@@ -91,7 +91,7 @@ def stated(matrix: int, whole: bool) -> tuple[list[int], float]:
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "ffv1"), ("a.mp4", "libx264")])
 def test_colours_are_those_of_the_matrix_and_range_that_a_file_states(tmp_path, name, codec, matrix, whole):
-    """Videos of HD state BT.709; read by BT.601's matrix a green was 20 too dark."""
+    """HD videos state BT.709; when they were read with BT.601's matrix, a green was 20 too dark."""
     import av
 
     values, farthest = stated(matrix, whole)
@@ -126,7 +126,7 @@ def test_transparency_is_laid_on_white(tmp_path):
 
 @pytest.mark.parametrize(("width", "height"), [(24, 24), (40, 32), (854, 480)])
 def test_transparency_beside_yuv_of_any_width(tmp_path, width, height):
-    """FFmpeg writes packed RGBA of it beyond the end of rows of these widths, and the process may end."""
+    """For these widths FFmpeg writes packed RGBA beyond the end of rows, which may crash the process."""
     import av
 
     with av.open(str(tmp_path / "a.mkv"), "w") as file:

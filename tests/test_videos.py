@@ -17,7 +17,7 @@ FRAMES = 40
 ALL = VideoSampling(nframes=FRAMES)
 OPEN = {"x264-params": "open-gop=1:bframes=3:b-adapt=0"}
 OPEN_HEVC = {"x265-params": "log-level=none:open-gop=1:keyint=10:min-keyint=10:scenecut=0"}
-HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16"}  # frames that no one sees
+HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16"}  # makes frames that are never shown
 CONTAINERS = {  # file name -> codec, options
     "a.mp4": ("libx264", {}), "open.mp4": ("libx264", OPEN), "hevc.mp4": ("libx265", OPEN_HEVC),
     "a.mov": ("libx264", {}), "a.mkv": ("libx264", {}), "ffv1.mkv": ("ffv1", {}),
@@ -31,7 +31,7 @@ CONTAINERS = {  # file name -> codec, options
     "vp9.webm": ("libvpx-vp9", HIDDEN), "a.wmv": ("wmv2", {}), "a.nut": ("ffv1", {}),
     "a.gif": ("gif", {}), "a.apng": ("apng", {}),
 }  # fmt: skip
-RATE = 25  # the one that a raw stream without a stated rate is taken to have
+RATE = 25  # the rate that a raw stream has if it states none
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def sample(folder):
 @pytest.mark.parametrize("name", CONTAINERS)
 @pytest.mark.half
 def test_every_container_gives_the_same_frames(sample, monkeypatch, name, far):
-    """Of the whole, of late clips and at single times; with far = 1 wherever a seek can help there is one."""
+    """In the whole, in late clips and at single times; with far = 1, seeks are made wherever one can help."""
     monkeypatch.setattr(decoding, "_FAR", far)
     path = sample(name)
     header = video_header(path)
@@ -70,7 +70,7 @@ def test_every_container_gives_the_same_frames(sample, monkeypatch, name, far):
     for rule in (ALL, VideoSampling(fps=10), VideoSampling(nframes=6, middles=True)):
         planned, read = planned_video(header, path, rule, 2), load_video(path, rule)
         assert (planned.indices, planned.fps, planned.frames.shape) == (read.indices, read.fps, read.frames.shape)
-    for first in (3, 12, 19, 20, 21, 33):  # before, at and behind key frames
+    for first in (3, 12, 19, 20, 21, 33):  # before, at and after key frames
         clip = VideoSampling(nframes=4, start=first / RATE, end=(first + 5) / RATE)
         assert numbers(load_video(path, clip)) == [first, first + 2, first + 3, first + 5]
     shown = [number_of(np.asarray(VideoFrame(path, (place + 0.5) / RATE).load())) for place in (0, 9, 18, 31, 39, 80)]
@@ -95,7 +95,7 @@ def test_what_lies_between_wanted_frames_is_passed_over(folder, monkeypatch):
 
 @pytest.mark.parametrize("landing", ["behind", "refused", "renumbered"])
 def test_a_seek_that_lands_elsewhere_is_not_believed(sample, monkeypatch, landing):
-    """As in containers that have no index: behind the wanted frame, nowhere, or with numbers begun anew."""
+    """As in containers without an index: behind the wanted frame, nowhere, or with numbers that start again."""
     seek = decoding.OpenVideo.seek
 
     def mislead(self, ticks: int) -> bool:
@@ -120,7 +120,7 @@ def test_a_seek_that_lands_elsewhere_is_not_believed(sample, monkeypatch, landin
 
 # -- other times -------------------------------------------------------------------------------------------------------
 
-# 20 frames in the first second, then one a second: as of a screen, in milliseconds.
+# 20 frames in the first second, then one per second, in milliseconds: like a recording of a screen.
 UNEVEN = [*range(0, 1000, 50), *range(1000, 21000, 1000)]
 LOSSLESS = {"a.mp4": "libx264", "a.mkv": "libx264", "a.ts": "libx264", "a.flv": "libx264", "a.webm": "libvpx",
             "b.mp4": "mpeg4", "b.mkv": "ffv1"}  # fmt: skip
@@ -174,7 +174,7 @@ def test_time_begins_with_the_first_frame(tmp_path, name, shift):
 
 
 def test_joined_streams_are_one(tmp_path):
-    """The second begins its times anew: frames are numbered by their order."""
+    """The second stream's times start again, so frames are numbered by their order."""
     first = write_video(tmp_path / "first.ts")
     second = write_video(tmp_path / "second.ts", first=FRAMES, times=[111 * number for number in range(FRAMES)])
     (tmp_path / "joined.ts").write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
@@ -184,7 +184,7 @@ def test_joined_streams_are_one(tmp_path):
 
 
 def test_frames_that_nobody_sees_do_not_count(tmp_path):
-    """VP8's are packets of their own, with show_frame = 0."""
+    """VP8 stores them as packets of their own, with show_frame = 0."""
     import av
 
     with av.open(write_video(tmp_path / "a.webm", "libvpx")) as old, av.open(str(tmp_path / "b.webm"), "w") as new:
@@ -206,7 +206,7 @@ def test_frames_that_nobody_sees_do_not_count(tmp_path):
 
 @pytest.fixture
 def cut(tmp_path):
-    """cut(hidden) -> 40 frames at 10 per second, of which an edit list hides the first ones, as `ffmpeg -c copy`
+    """cut(hidden) -> path of 40 frames at 10 per second; an edit list hides the first `hidden`, as `ffmpeg -c copy`
     cuts."""
 
     def write(hidden: int) -> str:
@@ -232,7 +232,7 @@ def test_frames_that_an_edit_list_hides_do_not_count(cut, hidden):
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
 @pytest.mark.parametrize("begin", [1, 4, 13])
 def test_a_recording_that_begins_amid_a_group_begins_with_its_first_key_frame(tmp_path, codec, begin):
-    """Its first packets can be decoded by nobody."""
+    """Its first packets cannot be decoded without what came before them."""
     import av
 
     options = {"libx264": OPEN, "libx265": OPEN_HEVC}.get(codec)

@@ -7,7 +7,7 @@ from support import FAMILIES, Prompt, batch, random_model
 from ppe_npu import CompressionConfig
 from ppe_npu.models.fused import fuse
 
-TOWERS = {  # of windows of 2 x 2 tokens, and of blocks with and without these
+TOWERS = {  # windows of 2 x 2 tokens, in blocks with and without them
     "qwen2_5_vl": {"depth": 3, "fullatt_block_indexes": [1], "window_size": 16},
 }
 MODELS = {family: random_model(family=family, tower=TOWERS.get(family)) for family in (*FAMILIES, "qwen3_5")}
@@ -30,7 +30,7 @@ def config_of(steps, positions="ppe", **settings):
 
 
 def painted(parts, seed, tiles=3):
-    """A prompt whose pictures are made of a few tiles, each with a little noise that a threshold overlooks."""
+    """A prompt whose pictures consist of a few tiles, each with a little noise that a threshold ignores."""
     prompt, generator = Prompt(parts, seed=seed), torch.Generator().manual_seed(seed)
     colours = torch.randn(tiles, 4, 3, 1, 16, generator=generator)
     for number, pixels in enumerate(prompt.pixels["image"]):

@@ -1,9 +1,9 @@
-"""How far apart two results may be: the one place that tests take a tolerance from, each with its reason.
+"""How far apart two results may be: the only place from which tests take a tolerance, each with its reason.
 
 Nothing here is tuned. A bound follows from eps of the dtype (the distance from 1 to the next number), how many
-roundings one number goes through and how large the numbers are; from what plain PyTorch is off by against fp64 in the
-same computation; from how many random draws a share was counted on; or from what a format throws away. What is claimed
-to be the same bit by bit goes through `assert_equal`. scripts/check_house.py refuses tolerances anywhere else.
+roundings one number goes through and how large the numbers are; from the error of plain PyTorch against fp64 in the
+same computation; from how many random draws a fraction was counted on; or from what a format throws away. What must
+be equal bit by bit goes through `assert_equal`. scripts/check_house.py refuses tolerances anywhere else.
 """
 
 import math
@@ -17,13 +17,13 @@ from torch import Tensor
 # Operators that follow each other in a layer, each of which rounds its results: two norms, four products, rotary,
 # softmax, weighted values, activation, two sums.
 OPERATORS = 12
-# found may be 2 plain errors from exact, and plain is 1 from it: so far are they apart at most.
+# `found` may be 2 plain errors from exact, and `plain` is 1 from it, so this is how far apart they may be.
 APART = 3
 SIGMAS = 6  # a fair draw is further from its mean than that once in 500 million tests
 
 
 def eps(*values: Tensor | torch.dtype) -> float:
-    """Of the coarsest dtype among these."""
+    """eps of the coarsest dtype among these."""
     return max(torch.finfo(value if isinstance(value, torch.dtype) else value.dtype).eps for value in values)
 
 
@@ -31,15 +31,15 @@ def eps(*values: Tensor | torch.dtype) -> float:
 
 
 def assert_equal(found, expected, what: str = "") -> None:
-    """Bit by bit, NaN being NaN, on one device."""
+    """Checks equality bit by bit, with NaN equal to NaN, on one device."""
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")
 
 
 def assert_near(found: Tensor, expected: Tensor, roundings: float, size: float | Tensor | None = None) -> None:
-    """Every number of `found` went through so many roundings, of numbers of this size.
+    """Checks that every number of `found` is off by at most `roundings` roundings of numbers of this size.
 
-    A sum of n terms is rounded n times, and `size` is then the sum of what its terms are without their signs; without
-    `size` it is the largest number of `expected`. eps is that of the coarser dtype.
+    A sum of n terms is rounded n times, and its `size` is then the sum of its terms' magnitudes; without `size` it is
+    the largest magnitude in `expected`. eps is that of the coarser dtype.
     """
     size = expected.abs().max() if size is None and expected.numel() else size
     limit = roundings * eps(found, expected) * torch.as_tensor(0.0 if size is None else size, dtype=torch.float64)
@@ -50,14 +50,14 @@ def assert_near(found: Tensor, expected: Tensor, roundings: float, size: float |
 
 
 def near(expected, roundings: float, dtype: torch.dtype = torch.float64):
-    """pytest.approx for numbers (a list, a dict) that went through so many roundings in this dtype."""
+    """pytest.approx for numbers (a list, a dict) that went through `roundings` roundings in this dtype."""
     return pytest.approx(expected, rel=roundings * eps(dtype), abs=0)
 
 
 def attention_roundings(query: Tensor, key: Tensor, scale: float | None = None) -> float:
     """Roundings of a weighted value, for `assert_near` with the largest value as size.
 
-    A score is a sum of D terms, at most |q| |k| large; what it is off by, its weight is off by relatively, in the
+    A score is a sum of D terms, at most |q| |k| large; its absolute error is the relative error of its weight, in the
     numerator and in the sum; the output sums S weighted values. exp, the division and the scale add a few.
     """
     width, keys = key.shape[-1], key.shape[-2]
@@ -66,8 +66,8 @@ def attention_roundings(query: Tensor, key: Tensor, scale: float | None = None) 
 
 
 def angle_roundings(largest: float) -> float:
-    """Of cos and sin (size 1) at angles position x frequency up to `largest`: half a rounding of the frequency and half
-    a one of the product are as much larger, and cos itself takes two."""
+    """Roundings of cos and sin (size 1) of angles position x frequency up to `largest`: the frequency and the product
+    are each rounded by half an eps of the angle, and cos itself takes two."""
     return largest + 2
 
 
@@ -75,17 +75,17 @@ def angle_roundings(largest: float) -> float:
 
 
 def depth_error(layers: int, dtype: torch.dtype = torch.float32) -> float:
-    """Relative error of a model of so many layers, if the roundings of its operators add up like random numbers.
+    """Relative error of a model with this many layers, if its operators' roundings add up like random numbers.
 
-    It is the least that is allowed, for where plain PyTorch is nearer to fp64 by chance.
+    It is the least that is allowed, because plain PyTorch may be nearer to fp64 by chance.
     """
     return eps(dtype) * math.sqrt(OPERATORS * layers)
 
 
 def exact(model: torch.nn.Module, run: Callable):
-    """What `run()` gives with the model's weights in fp64, which are fp32 again afterwards, bit by bit.
+    """The result of `run()` with the model's weights in fp64; afterwards they are fp32 again, bit by bit.
 
-    transformers takes norms and vision rope in fp32 even then: what plain PyTorch is off by is counted from there.
+    transformers takes norms and vision rope in fp32 even then, so plain PyTorch's error is measured from there.
     """
     model.double()
     try:
@@ -99,7 +99,7 @@ def rms(values: Tensor) -> float:
 
 
 def plain_error(plain, exact, layers: int = 4, dtype: torch.dtype = torch.float32) -> float:
-    """RMS of what plain PyTorch is off by, the largest among these tensors; at least that of the model's depth."""
+    """RMS error of plain PyTorch, the largest among these tensors; at least that of a model of this depth."""
     pairs = list(zip(_tensors(plain), _tensors(exact), strict=True))
     size = max(rms(true) for _, true in pairs)
     found = max(rms(one.double() - true.double()) for one, true in pairs)
@@ -108,8 +108,8 @@ def plain_error(plain, exact, layers: int = 4, dtype: torch.dtype = torch.float3
 
 
 def _assert_rounding(found: float, size: float, layers: int, dtype: torch.dtype) -> None:
-    """fp32 is never off by what one rounding to bf16 is: then what is compared with exact is another computation (and
-    `exact` that of what is tested, say, whose faults it would share)."""
+    """Checks that an error in fp32 is below one rounding to bf16. Otherwise the result and `exact` are two computations
+    (`exact` may be that of the code under test, say, whose faults it would share)."""
     most = eps(torch.bfloat16) / 2 if dtype == torch.float32 else depth_error(layers, dtype)
     assert found <= most * size, f"{found:.2e} from exact, of {size:.2e}: these are two computations"
 
@@ -148,7 +148,7 @@ def _tensors(values) -> Iterable[Tensor]:
 
 
 def assert_recorded(found, recorded, model: torch.nn.Module, run: Callable) -> None:
-    """`found`, of `run()`, is what another machine recorded, each as far from exact as its order of adding takes it.
+    """`found`, the result of `run()`, is what another machine recorded, up to the error of another order of adding.
 
     Each is a tensor or a list of tensors.
     """
@@ -160,11 +160,11 @@ def assert_recorded(found, recorded, model: torch.nn.Module, run: Callable) -> N
 
 
 def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> list[float]:
-    """What fp32 sums move each tensor of `run()` by (RMS), whatever a machine's order of adding: measured in fp64, with
-    weights that are off as the widest sum of the model is.
+    """RMS error of each tensor of `run()` from fp32 sums in any order of adding: measured in fp64, with weights that
+    are off by the error of the model's widest sum.
 
-    Each of its n additions rounds by up to half an eps, sqrt(n / 12) eps in all (RMS). The largest of a few draws, for
-    prompts of which few places are delicate.
+    Each of its n additions rounds by up to half an eps, sqrt(n / 12) eps in all (RMS). This is the largest of a few
+    draws, meant for prompts in which few places are delicate.
     """
     kept = {name: weight.clone() for name, weight in model.state_dict().items()}
     terms = max(module.in_features for module in model.modules() if isinstance(module, torch.nn.Linear))
@@ -184,56 +184,56 @@ def sums_error(model: torch.nn.Module, run: Callable, draws: int = 3) -> list[fl
 
 
 def loss_near(expected, layers: int = 4, steps: int = 1):
-    """pytest.approx for fp32 losses of a model of so many layers, after each of so many steps.
+    """pytest.approx for fp32 losses of a model with `layers` layers, after `steps` steps.
 
-    A step's gradient is off by the model's rounding, relatively, and so is what it moves: errors of steps add up.
+    A step's gradient has the relative error of the model's rounding, and so has the step: errors of steps add up.
     """
     return pytest.approx(expected, rel=APART * depth_error(layers) * steps, abs=0)
 
 
 def divergence_error(logits: Tensor, layers: int = 4, dtype: torch.dtype = torch.float32) -> float:
-    """Of a divergence between two models' answers: a mean of differences of logs, each off as its logits are."""
+    """Error of a divergence between two models' answers: a mean of differences of logs, each off as its logits are."""
     return 2 * APART * depth_error(layers, dtype) * logits.detach().abs().max().item()
 
 
 def moved_apart(rates: Iterable[float], weight: float = 1.0) -> float:
-    """How far two runs of Adam may take one weight apart that differ by rounding alone.
+    """How far apart two runs of Adam that differ only by rounding may take one weight.
 
-    Where a gradient is rounding, its sign is, too: of each step, which is of the rate's size, both may go another way.
-    Each step rounds the weight itself, once.
+    A gradient that is only rounding has a sign that is, too: each step is as large as the rate, and the two may step in
+    opposite directions. Each step rounds the weight itself, once.
     """
     rates = list(rates)
     return 2 * sum(rates) + len(rates) * eps(torch.float32) * weight
 
 
 def drift_error(path: float, steps: int, weight: float, layers: int) -> float:
-    """How far (RMS) gradient descent in fp32 is from exact weights of size `weight` (RMS) after so many steps, which
-    were `path` long together.
+    """How far (RMS) gradient descent in fp32 is from exact weights of size `weight` (RMS) after `steps` steps, whose
+    lengths add up to `path`.
 
-    Each step's gradient passed so many layers and is off by their rounding, relatively: all are, the same way at worst.
-    Each step rounds the weights, by half an eps at most and in either direction.
+    Each step's gradient passed so many layers and has the relative error of their rounding, at worst in the same
+    direction each time. Each step rounds the weights, by half an eps at most and in either direction.
     """
     return APART * depth_error(layers) * path + math.sqrt(steps) * eps(torch.float32) / 2 * weight
 
 
 def learnt_error(drift: float, words: Tensor, layers: int) -> float:
-    """Of log-probabilities (RMS) of a model whose weights are off by `drift`, relatively: these are to its products
-    what a rounding is."""
+    """Error (RMS) of log-probabilities of a model whose weights have the relative error `drift`, which acts on its
+    products like a rounding."""
     return APART * (depth_error(layers) + drift * math.sqrt(OPERATORS * layers)) * rms(words)
 
 
 def slope_error(wide: float, narrow: float, value: float, step: float, layers: int = 4) -> float:
-    """Of the central difference `narrow` over `step`, with that over twice the step, of numbers of this value.
+    """Error of the central difference `narrow` over `step`, given `wide` over twice the step, of numbers like `value`.
 
-    The series' next term is a third of what the two differ by (allowed whole, for those after it), and each of the two
-    values is rounded in fp32.
+    The series' next term is a third of the difference of the two (all of it is allowed, for later terms), and each of
+    the two values is rounded in fp32.
     """
     return abs(wide - narrow) + depth_error(layers) * abs(value) / step
 
 
 def assert_chosen(found: list[int], scores: Tensor, error: Tensor) -> None:
-    """The `len(found)` best by exact scores [N], each of which is off by up to `error` [N] where it was found: who is
-    clearly above the cutoff is among them, who is clearly below is not, and no one twice."""
+    """Checks that these are the `len(found)` best by exact scores [N], each off by up to `error` [N] where it was used:
+    tokens clearly above the cutoff are found, tokens clearly below are not, and none is found twice."""
     count = len(found)
     assert len(set(found)) == count, f"chosen twice: {sorted(found)}"
     order = scores.argsort(descending=True)
@@ -249,22 +249,22 @@ def assert_chosen(found: list[int], scores: Tensor, error: Tensor) -> None:
 
 
 def sampling_error(deviation: float, draws: int) -> float:
-    """Of the mean of so many independent draws with this standard deviation."""
+    """Error of the mean of `draws` independent draws with this standard deviation."""
     return SIGMAS * deviation / math.sqrt(draws)
 
 
 def share_error(share: float, draws: int) -> float:
-    """Of a share that was counted on so many independent draws."""
+    """Error of a fraction that was counted on `draws` independent draws."""
     return sampling_error(math.sqrt(share * (1 - share)), draws)
 
 
 def printed(digits: int) -> float:
-    """Half a unit of the last digit of a number that is published with so many behind the point, and its rounding."""
+    """Half a unit of the last digit of a number that is published with `digits` decimals, and its rounding."""
     return (0.5 + eps(torch.float32)) * 10.0**-digits
 
 
 def codec_error(quantizer: int = 23 + 6) -> float:
-    """Of the brightness (0 to 255) of a flat frame in H.264: half a step of its quantizer in four times the mean of a
-    block, and one of the 219 levels of video range, there and back. A step is 1 at 4 and doubles every 6; x264's
-    default is 23, and up to 6 more for frames that no others hang on."""
+    """Error of the brightness (0 to 255) of a flat H.264 frame: half a step of its quantizer in four times the mean of
+    a block, and one of the 219 levels of video range, there and back. A step is 1 at 4 and doubles every 6; x264's
+    default is 23, and up to 6 more for frames on which no others depend."""
     return 2 ** ((quantizer - 4) / 6) / 2 / 4 + 2 * 255 / 219

@@ -1,4 +1,4 @@
-"""Laws of every method inside the vision tower: who attends, who looks on, checkpoints, and what the report tells."""
+"""Laws of every method inside the vision tower: attention, methods that only look, checkpoints, and the report."""
 
 import threading
 
@@ -14,7 +14,7 @@ from ppe_npu.models.fused import fuse
 
 
 def check_attending(model, family, method, kind):
-    """It does not hang on how the tower attends ("eager", "fused"), or on who is shown all that its blocks give."""
+    """Features depend neither on how the tower attends ("eager", "fused") nor on returning all states ("shown")."""
     inputs = given(family)
     compress(model, config(method))
     with torch.no_grad():
@@ -31,7 +31,7 @@ def check_attending(model, family, method, kind):
 
 
 def check_looking(model, inputs, method, blocks):
-    """What looks into a block sees all patches, and changes nothing by looking."""
+    """A method that looks into a block sees all patches, and does not change the features."""
     compress(model, config(method))
     with torch.no_grad():
         plain, true = features(run(model, inputs)), exact(model, lambda: features(run(model, inputs)))
@@ -59,13 +59,13 @@ def check_checkpoints(model, inputs, method, reentrant):
 
 
 def check_work(model, inputs, method, apart=0):
-    """The report tells as many operations of the tower as torch counts products in its blocks, and of the decoder.
+    """The report gives as many operations for the tower and for the decoder as torch counts.
 
     Args:
-        apart: operations by which the method itself chooses, which torch counts and the report does not.
+        apart: operations with which the method itself chooses; torch counts them, and the report does not.
 
     Returns:
-        what the report tells of the tower.
+        the report's part about the tower.
     """
     counter = FlopCounterMode(display=False)
     compress(fuse(model), config(method))
@@ -73,7 +73,7 @@ def check_work(model, inputs, method, apart=0):
         logits(model, inputs)
     report = model.compression.report
     told = report.in_tower
-    # Attention goes by pairs: torch does not count it on a CPU, and the batched products are a method's comparisons.
+    # torch does not count attention on a CPU, so it is added by pairs; batched products are a method's comparisons.
     products = {
         name: sum(flops for kind, flops in kinds.items() if "bmm" not in str(kind))
         for name, kinds in counter.flop_counts.items()
@@ -90,8 +90,8 @@ def check_work(model, inputs, method, apart=0):
 
 @torch.no_grad()
 def check_nesting(module, first, other):
-    """A tower may run in the middle of a pass. module: of the tower; first, other: each runs it on inputs of its own,
-    and gives tensors."""
+    """A tower may run in the middle of another pass. module: a part of the tower; first, other: functions that run the
+    tower on inputs of their own and return tensors."""
     expected, inner_expected, inner = first(), other(), []
 
     def another(*_) -> None:
@@ -108,7 +108,7 @@ def check_nesting(module, first, other):
 
 @torch.no_grad()
 def check_threads(*runs):
-    """Each runs a tower on inputs of its own, and gives tensors."""
+    """Runs of a tower, each on inputs of its own, return the same tensors when they run in threads at once."""
     expected, found, start = [own() for own in runs], {}, threading.Barrier(len(runs))
 
     @torch.no_grad()

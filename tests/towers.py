@@ -1,4 +1,4 @@
-"""Methods that note what they are shown of a vision tower's blocks, and a naive attention to hold that against."""
+"""Methods that record what they see of a vision tower's blocks, and a naive attention to compare that with."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def config(*methods, **settings):
 
 
 def looked(model, inputs, method=None, **settings):
-    """Of every frame the (keys [N, D], saliency [N] or [B, N]) that a method was shown, in the order of the prompt."""
+    """The (keys [N, D], saliency [N] or [B, N]) of every frame that a method was shown, in the order of the prompt."""
     VIEWS.clear()
     compress(model, config(method or Looks(), **settings))
     with torch.no_grad():
@@ -97,10 +97,10 @@ def shown():
 
 
 def naive(model, inputs, blocks, whole=True):
-    """The same by definition, one frame, head and query at a time, in the precision of the model's weights.
+    """The same by definition: one frame, head and query at a time, in the precision of the model's weights.
 
-    Which rows of the tower a token's patches are is found by its features: the merger gives one row for each token in
-    the order of the tower, and the tower's output has them in the order of the prompt.
+    The tower's rows of a token's patches are found by its features: the merger gives one row for each token in the
+    order of the tower, and the tower's output has them in the order of the prompt.
     """
     visual, caught, made = model.model.visual, {}, []
     pixels = [inputs[name] for name in ("pixel_values", "pixel_values_videos") if name in inputs]
@@ -130,7 +130,7 @@ def naive(model, inputs, blocks, whole=True):
 
 
 def naives(model, inputs, blocks=(1, 2)):
-    """`naive`, flat, of an untouched model as it is and in fp64: what is shown is held against both."""
+    """`naive`, flattened, of an untouched model as it is and in fp64: what a method was shown is compared with both."""
     return flat(naive(model, inputs, blocks)), flat(exact(model, lambda: naive(model, inputs, blocks)))
 
 
@@ -161,7 +161,7 @@ def _turned(heads, cos, sin):
 
 
 def by_size(frames):
-    """Frames in an order that does not hang on how cells were gathered: by size, then by the largest score."""
+    """Frames in an order that does not depend on how cells were gathered: by size, then by the first score."""
     return sorted(frames, key=lambda frame: (frame[1].shape[-1], round(float(frame[1].flatten()[0]), 4)))
 
 

@@ -1,4 +1,4 @@
-"""Methods of the tests' own: each is what a new method's file would hold."""
+"""Methods for the tests: each is what the file of a new method would contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppe_npu.methods.view import View
 @register("toy_largest")
 @dataclass(frozen=True)
 class Largest(Method):
-    """Keeps the tokens of largest norm; the others lend their positions, or their features, too, or go."""
+    """Keeps the tokens of largest norm; the others lend their positions, lend their features, too, or are dropped."""
 
     ratio: float = share(0.5)
     dropped: str = "lend"
@@ -30,7 +30,7 @@ class Largest(Method):
 @register("toy_largest_of_video")
 @dataclass(frozen=True)
 class LargestOfVideo(Largest):
-    """The same where all frames of a video compete."""
+    """Does the same with all frames of a video competing."""
 
     scope = "span"
 
@@ -62,7 +62,7 @@ class Corner(Method):
 @register("toy_pixels")
 @dataclass(frozen=True)
 class Pixels(Method):
-    """Stands at the pixels alone; every other cell of a picture leans on the one before it."""
+    """Runs at the pixels only; every other cell of a picture leans on the one before it."""
 
     ratio: float = share(0.5)
     places = ("pixels",)
@@ -96,7 +96,7 @@ class Late(Method):
 @register("toy_late_of_video")
 @dataclass(frozen=True)
 class LateOfVideo(Late):
-    """The same where all frames of a video compete."""
+    """Does the same with all frames of a video competing."""
 
     scope = "span"
 
@@ -104,7 +104,7 @@ class LateOfVideo(Late):
 @register("toy_rows")
 @dataclass(frozen=True)
 class Rows(Largest):
-    """Looks at a decoder layer's attention; stands at layers alone."""
+    """Looks at a decoder layer's attention, and runs only at layers."""
 
     needs = frozenset({"layer_row"})
     places = ("layer",)
@@ -113,7 +113,7 @@ class Rows(Largest):
 @register("toy_looker")
 @dataclass(frozen=True)
 class Looker(Method):
-    """Keeps what it was shown (of the layer before, if so asked for), and as many of the first tokens as it shall."""
+    """Records what it is shown (of the layer before, if asked), and keeps as many of the first tokens as it must."""
 
     ratio: float = share(1.0)
     looks: tuple[str, ...] = tuple(need for need in NEEDS if not need.startswith(("pixels", "tokens", "tower")))

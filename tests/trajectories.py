@@ -1,7 +1,7 @@
-"""Twenty steps of a tiny model that learns, by any device's operators: what tests hold beside plain PyTorch in fp64.
+"""Twenty steps of a tiny model that learns, with any device's operators; tests compare them with plain fp64 PyTorch.
 
-tests/data/trajectories.json has the losses and ids of each device and version that has run them, beside the bound:
-PPE_RECORD=1 with the tests adds those of this one, and takes the place of what it recorded before.
+tests/data/trajectories.json has the losses and ids of each device and version that has run them, with the bound: the
+tests add those of this machine if PPE_RECORD=1, and replace what it recorded before.
 """
 
 import copy
@@ -28,11 +28,11 @@ NEW_TOKENS = 6
 
 @dataclass(frozen=True)
 class Trajectory:
-    """On the CPU in fp64.
+    """The results of such a run, on the CPU in fp64.
 
     Args:
-        losses: [STEPS + 1] before each step of gradient descent and after the last. words, weights: at the same times
-            log-probabilities [text, vocab] and all parameters [P]. ids: what is said in the end.
+        losses: [STEPS + 1], before each step of gradient descent and after the last. words, weights: at those times,
+          log-probabilities [text, vocab] and all parameters [P]. ids: the answer after the last step.
     """
 
     losses: list[float]
@@ -42,7 +42,7 @@ class Trajectory:
 
 
 def walk(setting: str, device: str = "cpu", dtype: torch.dtype = torch.float32, fused: bool = True) -> Trajectory:
-    """fused: by ppe_npu.backends, or as transformers does it."""
+    """Runs the steps. fused: with the operators of ppe_npu.backends; otherwise as transformers computes."""
     model = copy.deepcopy(build_model()).to(device, dtype)
     compress(fuse(model) if fused else model, SETTINGS[setting])
     inputs = {
@@ -69,8 +69,8 @@ def walk(setting: str, device: str = "cpu", dtype: torch.dtype = torch.float32, 
 
 
 def apart(found: Trajectory, exact: Trajectory) -> dict[str, int]:
-    """Of losses, words and weights the first step after which they are further from fp64 than steps of rounding take
-    them; nothing for those that never are."""
+    """{name: the first step after which it is further from fp64 than rounding explains}, for those of "losses", "words"
+    and "weights" that ever are."""
     out: dict[str, int] = {}
     path = 0.0
     for step in range(STEPS + 1):
@@ -94,8 +94,8 @@ def recorded() -> list[dict]:
 
 
 def compare(setting: str, device: str, found: Trajectory, exact: Trajectory) -> None:
-    """What every device and version has recorded is what is exact here, but for rounding, and says the same words; so
-    does what was found, which is recorded where that is asked for."""
+    """Checks that the recordings of all devices and versions, and `found`, equal `exact` up to rounding, with the same
+    ids; records `found` if that is asked for."""
     bound = [abs(loss) * APART * depth_error(DEPTH) * (step + 1) for step, loss in enumerate(exact.losses)]
     if os.environ.get("PPE_RECORD") == "1":
         _record(setting, device, found, bound)

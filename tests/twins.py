@@ -1,4 +1,4 @@
-"""Models that are made once and handed out as copies: random weights take ten times as long as their copies do."""
+"""Models that are built once and handed out as copies, because random weights take ten times as long as a copy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MADE: dict[Any, Twins] = {}
 
 
 class _Pickler(pickle.Pickler):
-    """Of everything but tensors, which it numbers."""
+    """Pickles everything but tensors, which it numbers."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file)
@@ -44,7 +44,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Twins:
-    """What a function makes, again and again, with torch's random numbers going on as they do after it."""
+    """Copies of what a function makes; torch's random numbers go on as they do after the function."""
 
     def __init__(self, make: Callable[[], Any]):
         file = io.BytesIO()
@@ -60,10 +60,10 @@ class Twins:
 
 
 def twin(key: Any, make: Callable[[], Any]) -> Any:
-    """A copy of what was made for this key.
+    """A copy of what `make` made for this key.
 
     Args:
-        make: draws from torch's generator alone, which it seeds itself.
+        make: draws only from torch's generator, which it seeds itself.
     """
     if key not in _MADE:
         _MADE[key] = Twins(make)

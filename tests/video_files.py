@@ -1,5 +1,5 @@
-"""Videos that tests write: every frame carries its number in eight black or white columns, so that which frames were
-read can be told without the code under test, after any codec."""
+"""Videos that tests write. Every frame carries its number in eight black or white columns, so that the frames that were
+read can be recognised without the code under test, after any codec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p", "apng": "rgb24", "ffv1": "yuv444p"
 
 
 def numbered(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """uint8 [height, width, 3]."""
+    """uint8 [height, width, 3] frame that carries this number."""
     bits = [(number >> place & 1) * 180 + 40 for place in range(8)]
     return np.broadcast_to(np.repeat(bits, width // 8)[None, :, None], (height, width, 3)).astype(np.uint8)
 
@@ -28,7 +28,7 @@ def number_of(frame) -> int:
 
 
 def numbers(video) -> list[int]:
-    """Of a Video's frames."""
+    """The numbers that a Video's frames carry."""
     return [number_of(frame.numpy()) for frame in video.frames]
 
 
@@ -47,7 +47,7 @@ def write_video(
     container_options: dict[str, str] | None = None,
     draw=numbered,
 ) -> str:
-    """A file of numbered frames, from `first` on; `times` are their presentation times in units of `base`."""
+    """Writes a file of numbered frames, from `first` on; `times` are their presentation times in units of `base`."""
     import av
 
     with av.open(str(path), "w", format=format, container_options=container_options or {}) as file:
@@ -74,7 +74,7 @@ def copy_packets(
     shift: int = 0,
     container_options: dict[str, str] | None = None,
 ) -> str:
-    """The wanted packets of a file in another, not encoded again; their times shifted by ticks of the source."""
+    """Copies the wanted packets of a file without encoding them again, with times shifted by ticks of the source."""
     import av
 
     with av.open(source) as old, av.open(str(target), "w", container_options=container_options or {}) as new:

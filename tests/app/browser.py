@@ -56,7 +56,7 @@ def wait(ready: Callable[[], Any], what: str) -> Any:
 
 
 def addresses(browser: Any) -> set[str]:
-    """What the pages in this browser have asked for since this was last called."""
+    """The URLs that pages in this browser have requested since the last call."""
     logged = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [one["params"] for one in logged if one["method"] == "Network.requestWillBeSent"]
     return {one["request"]["url"] for one in asked if not one["documentURL"].startswith("chrome")}

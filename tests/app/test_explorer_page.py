@@ -17,7 +17,7 @@ from PIL import Image
 pytest.importorskip("gradio", reason="Gradio is not installed: make test-app has it")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-# What a screen reader is told of each part that can be used. Gradio's own buttons inside of parts are left to it.
+# The label of each usable part for a screen reader. Gradio labels its own buttons inside of parts.
 NAMELESS = """
 return [...document.querySelectorAll("input, textarea, select, button, a[href]")].filter(
     e => e.offsetParent !== null && !(e.labels && e.labels.length) && !e.getAttribute("aria-label") &&
@@ -27,7 +27,7 @@ return [...document.querySelectorAll("input, textarea, select, button, a[href]")
 
 @pytest.fixture(scope="module")
 def address(tiny_folder):
-    """The explorer's page, from the command line, on a port of its own."""
+    """The address of the explorer's page, started from the command line on a free port."""
     code = "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); print(s.getsockname()[1])"
     port = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     command = [sys.executable, "-m", "ppe_npu.cli", "explore", "--model", tiny_folder, "--port", port]
@@ -53,7 +53,7 @@ def chromium(tmp_path_factory):
 
 
 class Screen:
-    """The page, as somebody who looks at it uses it."""
+    """The page as a person uses it."""
 
     def __init__(self, browser, address):
         self.browser = browser
@@ -73,7 +73,7 @@ class Screen:
         return next(one for one in self.browser.find_elements("xpath", path) if one.is_displayed())
 
     def settled(self):
-        """The link is what Python said, made whole in the browser; the message is that of a finished change."""
+        """Whether the link is the one from Python, completed in the browser, and the message that of a done change."""
         return self.link().startswith("http") and self.text("message")
 
     def link(self):
@@ -86,7 +86,7 @@ class Screen:
         return [cell.text for cell in line.find_elements("css selector", "td")]
 
     def type(self, label, text):
-        """By the keyboard alone."""
+        """Types with the keyboard alone."""
         from selenium.webdriver import Keys
 
         box = self.labelled(label)

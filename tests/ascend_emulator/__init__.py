@@ -1,4 +1,4 @@
-"""An Ascend device that is none: the real torch_npu, on a machine with neither an NPU nor CANN. See README.md.
+"""A simulated Ascend device: the real torch_npu, on a machine with neither an NPU nor CANN. See README.md.
 
     environment.py     the variables that put a process, and its children, on the emulator
     build.py           compiles stubs/ (CANN's libraries) and *.cpp (aten operators) for the wheel that is installed

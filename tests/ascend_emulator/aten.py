@@ -40,8 +40,8 @@ NATIVE = (
 
 # What the tables of native operators exclude (Ascend/pytorch, docs/zh/api/native_api, release 2.12; A2 and A3 devices).
 # Only what they exclude outright and in every release. unique_consecutive, which the vision tower of transformers'
-# Qwen2.5-VL calls in every forward pass, is excluded in 2.12 and supported in 2.7.1: it is let pass here, and whether a
-# device has it is not shown.
+# Qwen2.5-VL calls in every forward pass, is excluded in 2.12 and supported in 2.7.1: it is allowed here, and whether
+# a device has it is not shown.
 UNSUPPORTED = ("aten::scatter_reduce", "aten::scatter_reduce_")
 NO_FLOAT64 = (
     "aten::mm",
@@ -59,7 +59,7 @@ NO_FLOAT64 = (
 )
 REFUSED_VALUES = {"aten::topk": "sorted=0"}  # argument=value that it must not have
 
-# Under torch.npu.conv.allow_hf32, which is on unless somebody turns it off, CANN may take their fp32 inputs as HF32.
+# Under torch.npu.conv.allow_hf32, which is on by default, CANN may take their fp32 inputs as HF32.
 CONVOLUTIONS = ("convolution", "convolution_backward")
 HF32_DROPPED_BITS = 12  # of fp32's 23 bits of mantissa; 11 stay
 
@@ -77,7 +77,7 @@ def install() -> None:
     _kept.append(library)
 
 
-_kept: list = []  # what a library registers goes when it goes
+_kept: list = []  # keeps libraries alive, because their registrations end with them
 
 
 def _in_hf32(torch: Any, name: str) -> Callable:
@@ -94,7 +94,7 @@ def _in_hf32(torch: Any, name: str) -> Callable:
 
 
 def _rounded(torch: Any, value: Any) -> Any:
-    """To the nearest number with HF32's mantissa: half a step is added, and what it lacks is cut off."""
+    """Rounds to the nearest number with HF32's mantissa: adds half a step, and cuts off what HF32 lacks."""
     if not isinstance(value, torch.Tensor) or value.dtype is not torch.float32:
         return value
     step = 1 << HF32_DROPPED_BITS

@@ -29,7 +29,7 @@ STUBS = HERE / "stubs"
 RUNTIME = [STUBS / name for name in ("runtime.c", "memory.c", "streams.c")]
 HCCL = [STUBS / name for name in ("hccl.cpp", "communicator.cpp")]
 EXTENSION = [HERE / name for name in ("aten_fallback.cpp", "extension.cpp")]
-# Libraries that torch_npu is linked against for functions that all stand in libascendcl.so here.
+# Libraries that torch_npu is linked against for functions that are all in libascendcl.so here.
 EMPTY = ("acl_op_compiler", "acl_tdt_channel", "atb", "ge_runner", "graph")
 
 
@@ -78,7 +78,7 @@ def build(root: Path | None = None) -> Path:
         The folder of this build: lib/, python/ and cann/.
 
     Raises:
-        BuildError: a wheel or a compiler is missing, or does not do.
+        BuildError: a wheel or a compiler is missing, or does not work.
     """
     wheels = Wheels.find()
     root = Path(root or Path(sys.prefix) / "ascend-emulator").resolve()
@@ -102,7 +102,7 @@ def _fingerprint() -> str:
 
 
 def _publish(scratch: Path, folder: Path) -> None:
-    # A rename is atomic: nobody sees half a build, and of two at the same time, the second is dropped.
+    # A rename is atomic: no process sees half a build, and of two at the same time, the second is dropped.
     ready = scratch / "ready"
     try:
         ready.rename(folder)

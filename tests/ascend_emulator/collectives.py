@@ -23,7 +23,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
 
 
 def collectives(rank: int, size: int) -> None:
-    """Against what every rank can work out by itself: rank r holds 1 + r, or r * 10 + i at index i."""
+    """Compares with what every rank can work out by itself: rank r holds 1 + r, or r * 10 + i at index i."""
     ones = sum(range(1, size + 1))
     for dtype in DTYPES:
         for length in (3, 600_001):  # the second goes through shared memory in several slices
@@ -53,7 +53,7 @@ def collectives(rank: int, size: int) -> None:
 
 
 def uneven(rank: int, size: int) -> None:
-    """Rank r sends r + 1 elements to everybody; and a ring of sends; and a group of two."""
+    """Rank r sends r + 1 elements to every rank; and a ring of sends; and a group of two."""
     output = torch.empty(sum(range(1, size + 1)), device="npu")
     source = torch.full(((rank + 1) * size,), float(rank), device="npu")
     dist.all_to_all_single(output, source, [r + 1 for r in range(size)], [rank + 1] * size)
@@ -80,7 +80,7 @@ def uneven(rank: int, size: int) -> None:
 
 
 def fp64_is_refused() -> None:
-    """By torch_npu itself, on chips before Ascend950: this is what ZeRO-3's gradient norm runs into."""
+    """torch_npu itself refuses it on chips before Ascend950; ZeRO-3's gradient norm runs into this."""
     with pytest.raises(RuntimeError, match="Unsupported data type"):
         dist.all_reduce(torch.ones(2, dtype=torch.float64, device="npu"))
 

@@ -35,7 +35,7 @@ def aten() -> dict[str, int]:
 
 
 def reset() -> None:
-    """Starts all counts anew."""
+    """Resets all counts."""
     import torch
 
     _npu.clear()

@@ -30,7 +30,7 @@ def require(condition: bool, operator: str, rule: str) -> None:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, layout: str) -> None:
-    """Limits of npu_fusion_attention on what it attends with. `layout` is one of BSH, SBH, BSND, BNSD, TND."""
+    """Limits of npu_fusion_attention on its tensors. `layout` is one of BSH, SBH, BSND, BNSD, TND."""
     name = "npu_fusion_attention"
     require(query.dtype in DTYPES, name, f"takes fp16, bf16 and fp32, not {query.dtype}")
     require(query.dtype == key.dtype == value.dtype, name, "query, key and value share a dtype")

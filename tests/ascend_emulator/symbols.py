@@ -1,7 +1,7 @@
-"""Which functions of CANN the installed torch_npu wants, and C sources that define them.
+"""The functions of CANN that the installed torch_npu needs, and C sources that define them.
 
 Names are read from the wheel itself, so another version of it needs no list to be edited, unless it looks up at run
-time a function that only has to succeed: those stand in stubs/optional_symbols.txt.
+time a function that only has to succeed: stubs/optional_symbols.txt lists those.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ def runtime_stubs(wanted_symbols: set[str], sources: Iterable[Path], optional: P
 
 
 def operator_names(library: Path) -> list[str]:
-    """All aclnn functions that the wheel knows by name."""
+    """All aclnn functions whose names the wheel contains."""
     found = re.findall(rb"(?<=\0)aclnn[A-Z][A-Za-z0-9]*(?=\0)", library.read_bytes())
     return sorted({name.decode() for name in found})
 

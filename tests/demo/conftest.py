@@ -1,4 +1,4 @@
-"""The demo in seconds."""
+"""A demo that takes seconds."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ from ppe_npu.evaluation import interleaving
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The pipeline with recipes of 2 steps and 2 scenes, in this process; gives the arguments of a run."""
+    """Shrinks the pipeline to recipes of 2 steps and 2 scenes, in this process; returns the arguments of a run."""
     for name in ("BASE", "TUNE"):
         recipe = dataclasses.replace(getattr(pipeline, name), images=4, max_steps=2, batch_size=2, warmup_steps=1)
         monkeypatch.setattr(pipeline, name, recipe)

@@ -12,7 +12,7 @@ from ppe_npu.methods.base import published
 
 @pytest.mark.slow
 def test_named_methods_are_asked_and_tuned_and_put_into_a_table(small, tmp_path, monkeypatch):
-    """One that looks into the vision tower, with a field, at one share."""
+    """A method with a field that looks into the vision tower, at one share."""
     monkeypatch.setattr(methods, "RATIOS", (0.25,))
     monkeypatch.setattr(methods, "TUNE", pipeline.TUNE)
     monkeypatch.setattr(methods, "EVAL", pipeline.EVAL)

@@ -32,7 +32,7 @@ def made(count, seed=0):
 
 
 def test_the_answers_are_what_the_pixels_do():
-    """Told from the pixels alone: what is not in a frame as in the first."""
+    """Derived from the pixels alone: from what differs between a frame and the first one."""
     side, half = clips.SQUARES, clips.SQUARES // 2
     for clip in made(200):
         corners = clip.pixels(2)[:, ::2, ::2, 0]
@@ -63,7 +63,7 @@ def test_every_answer_comes_about_as_often_as_the_others():
 
 
 def test_no_frame_alone_holds_an_answer():
-    """Whatever is seen in a frame, a clip as likely, of other answers, has the same frame there."""
+    """Whatever a frame shows, equally likely clips with other answers show the same in that frame."""
     clip, others = made(1)[0], made(20, seed=1)
     for other in others:
         for frame in range(clips.FRAMES):
@@ -112,7 +112,7 @@ def test_the_report_says_ahead_only_where_intervals_do_not_touch():
 
 
 def test_the_report_says_who_has_learned_anything():
-    """A question's chance is one of its answers; that of all of them hangs on how often each was asked."""
+    """A question's chance is one in its number of answers; over all, it depends on how often each was asked."""
     idle, apt = result(motion.FRAMEWISE, 0, 0.2, 0.3), result("PVC", 0, 0.3, 0.5)
     said = motion.findings([idle, apt])
     assert f"on which {motion.FRAMEWISE} is above chance: towards 0, times 0, changed 0, all 0." in said
@@ -218,7 +218,7 @@ def test_json_is_the_file_of_results_and_nothing_else(run, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("motion", [True, False])
 def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
-    """Their data, models and results have the same names: each would go on from the other's."""
+    """Their data, models and results have the same names, so each would continue from the other's."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / f"{'base' if motion else 'train'}.recipe.json").write_text("[1]")
     result = run("demo", *(["--motion"] if motion else []), "--output", tmp_path, "--device", "cpu")
@@ -228,7 +228,7 @@ def test_one_folder_does_not_hold_both_demos(run, tmp_path, motion):
 
 @pytest.mark.parametrize("place", ["seed0/base/thesis.tex", "report.md", "data/test.jsonl"])
 def test_a_demo_takes_no_folder_that_holds_something_else(run, tmp_path, monkeypatch, place):
-    """It would write over it, or drop it."""
+    """It would overwrite or drop it."""
     monkeypatch.setattr("ppe_npu.demo.pipeline.main", lambda args: pytest.fail("it began"))
     write_text(tmp_path / place, "mine")
     refused(run("demo", "--output", tmp_path), tmp_path, "but no demo: name a new folder")

@@ -1,4 +1,4 @@
-"""The tiny model is a Qwen2.5-VL to everything that meets it: processor, chat template, generate, save and load."""
+"""The tiny model works like any Qwen2.5-VL with the processor, chat template, generate, save and load."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def mmbench(folder: Path) -> None:
     rows = [
         row(0, "What is it?", ["a red ball", "a cat", "a tree"], "B", first, hint="Look closely."),
         row(2, "Which word?", ["exit", "enter"], "A", "0"),  # its picture is that of row 0
-        row(1_000_000, "What is it?", ["a cat", "a tree", "a red ball"], "A", "0"),  # a turn that the file holds itself
+        row(1_000_000, "What is it?", ["a cat", "a tree", "a red ball"], "A", "0"),  # a circular copy in the file
     ]
     table(folder / "MMBench_DEV_EN.tsv", rows, "\t")
     table(folder / "mmbench_dev_cn_20231003.tsv", [row(0, "图里是什么？", ["红球", "猫"], "B", first)], "\t")
@@ -258,7 +258,7 @@ def mvbench_data(folder: Path) -> None:
         frames = task == "episodic_reasoning"
         name = "castle_s01e01" if frames else f"{task}.{'webm' if task == 'action_antonym' else 'mp4'}"
         row = {"video": name, "question": "What happens?", "candidates": ["It moves.", "It stays.", "Both"]}
-        bounds = {"start": 1.0, "end": 3.0}  # whole videos have none that count
+        bounds = {"start": 1.0, "end": 3.0}  # ignored for whole videos
         dump(folder / "json" / f"{task}.json", [{**row, "answer": "It stays.", **bounds}])
         if frames:
             for number in range(1, 13):

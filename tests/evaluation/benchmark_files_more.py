@@ -1,4 +1,4 @@
-"""Tiny data sets in their published layouts, continued: those that papers on compression report and no judge scores."""
+"""Tiny data sets in their published layouts, continued: those that papers on compression report and need no judge."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def charxiv(folder: Path) -> None:
 
 @writes("ocrbench_v2")
 def ocrbench_v2(folder: Path) -> None:
-    """A question of three kinds in each language; what a kind does not need is empty, as published."""
+    """Questions of three kinds in each language; fields that a kind does not need are empty, as published."""
     empty = {"dataset_name": "x", "eval": "None", "bbox": None, "bbox_list": None, "content": None}
     asked = [
         {"type": "text recognition en", "question": "What is written? ", "answers": ["STOP", "stop it"]},
@@ -158,7 +158,7 @@ def ocrbench_v2(folder: Path) -> None:
 
 @writes("olmocr_bench")
 def olmocr_bench(folder: Path) -> None:
-    """Tests of two documents of a page each; the second one's first file asks about a formula alone."""
+    """Tests of two one-page documents; the only test in arxiv_math.jsonl is about a formula."""
     data = folder / "bench_data"
     (data / "pdfs" / "tables").mkdir(parents=True)
     for name, shade in (("a.pdf", 40), ("tables/b.pdf", 200)):

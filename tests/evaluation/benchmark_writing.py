@@ -1,4 +1,4 @@
-"""What the tiny data sets of benchmark_files.py are written with: pictures, clips and tables, and who writes which."""
+"""Helpers that write the tiny data sets of benchmark_files.py: pictures, clips, tables, and the register of writers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder_of(name: str) -> str:
 
 
 def write_all(root: Path, name: str) -> Path:
-    """The data of one benchmark below root; gives root."""
+    """Writes the data of one benchmark below root, if they are not there; returns root."""
     folder = root / folder_of(name)
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -92,5 +92,5 @@ def parquet(path: Path, rows: list[dict], row_group_size: int = 1) -> None:
 
 
 def copy(source: Path, target: Path) -> Path:
-    """A data root that a test may change."""
+    """Copies a data root to a folder that a test may change."""
     return Path(shutil.copytree(source, target, dirs_exist_ok=True))

@@ -1,4 +1,4 @@
-"""Benchmarks over their tiny data."""
+"""Fixtures of the evaluation tests: benchmarks on their tiny data."""
 
 import benchmark_files
 import pytest
@@ -8,14 +8,14 @@ from ppe_npu.evaluation import benchmarks
 
 @pytest.fixture(autouse=True)
 def undrawn(request):
-    """The picture of a report is drawn only where a test asks for `drawn`."""
+    """Skips drawing a report's picture unless a test requests `drawn`."""
     if "drawn" not in request.fixturenames:
         request.getfixturevalue("undrawn_report")
 
 
 @pytest.fixture
 def drawn():
-    """The picture of a report."""
+    """Lets a report draw its picture."""
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 
 def rows_of(benchmark, *answers):
-    """Prediction rows of these answers to the first samples."""
+    """Prediction rows of these answers to the benchmark's first samples."""
     samples = [benchmark[number] for number in range(len(answers))]
     rows = [{key: sample.get(key) for key in ("index", "type", "prompt", "GT")} for sample in samples]
     scores = [benchmark.score(answer, sample) for answer, sample in zip(answers, samples)]

@@ -1,4 +1,4 @@
-"""Folders of finished runs, as evaluate() writes them, of scores that a test chooses."""
+"""Folders of finished runs as evaluate() writes them, with scores that a test chooses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Plain:
 
 
 class Points:
-    """One whose score is a number of points."""
+    """A benchmark whose score is a number of points."""
 
     headline = "points"
     maximum, factor = 800, 1
@@ -40,7 +40,7 @@ def write_run(
     failed=False,
     **changes,
 ) -> dict:
-    """A finished run's folder: scores in the order of the samples, whose types take turns."""
+    """Writes a finished run's folder; scores are in the order of the samples, whose types alternate."""
     config = CompressionConfig.preset(preset, **({} if preset == "dense" else {"ratio": ratio}))
     rows = []
     for number, score in enumerate(scores):
@@ -66,5 +66,5 @@ def write_run(
 
 
 def some(share: float, count: int = 40) -> list[float]:
-    """So large a share of right answers, evenly spread."""
+    """`count` scores, of which this share is right, evenly spread."""
     return [float(int((n + 1) * share) > int(n * share)) for n in range(count)]

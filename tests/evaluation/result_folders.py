@@ -1,4 +1,4 @@
-"""Folders of runs with the stand-in for a model: made, read, and held to be whole."""
+"""Folders of runs with the stand-in for a model: written, read, and checked to be whole."""
 
 from __future__ import annotations
 

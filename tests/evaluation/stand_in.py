@@ -16,7 +16,7 @@ from ppe_npu.evaluation.runner import Evaluation
 
 
 class Counting:
-    """Samples that ask for the number after their own; a fifth of them is longer."""
+    """Samples that ask for the number after their own; every fifth one is longer."""
 
     name, modality = "counting", "text"
 

@@ -1,4 +1,4 @@
-"""What generate() says of a batch's cost: bytes of the prompt's keys and values, whatever is padded or answered."""
+"""The costs that generate() reports for a batch: bytes of the prompts' keys and values, without padding and answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def batch(processor, *texts):
 
 
 def token_bytes(model):
-    """Of one token in one layer: keys and values, fp32."""
+    """Bytes of one token's keys and values in one layer, in fp32."""
     text = model.config.text_config
     return 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 4
 
@@ -43,10 +43,10 @@ def test_prompt_kv_is_of_the_prompts_own_tokens(model, tiny_processor, config):
         compress(model, config)
     inputs = batch(tiny_processor, *TEXTS)
     short, long = (generate(model, tiny_processor, inputs, most) for most in (1, 9))
-    assert short.prompt_kv_bytes == long.prompt_kv_bytes  # no answer
+    assert short.prompt_kv_bytes == long.prompt_kv_bytes  # the answer does not count
     assert short.kv_bytes < long.kv_bytes
     alone = generate(model, tiny_processor, batch(tiny_processor, TEXTS[0]), 1)
-    assert alone.prompt_kv_bytes == short.prompt_kv_bytes[:1]  # no padding
+    assert alone.prompt_kv_bytes == short.prompt_kv_bytes[:1]  # padding does not count
     assert alone.kv_bytes == alone.prompt_kv_bytes[0]  # the one token of an answer is not cached
     layers = model.config.text_config.num_hidden_layers
     tokens = inputs["attention_mask"].sum(1) - inputs["mm_token_type_ids"].gt(0).sum(1)  # text
@@ -56,7 +56,7 @@ def test_prompt_kv_is_of_the_prompts_own_tokens(model, tiny_processor, config):
 
 @pytest.mark.skipif("qwen3_5" not in EVERY, reason="an older transformers keeps that state in caches of its own")
 def test_layers_of_linear_attention_keep_no_keys(tiny_processor):
-    """Of Qwen3.5's five layers two attend; a prompt's bytes are theirs, compressed or not."""
+    """Two of this Qwen3.5's five layers have attention, and a compressed prompt's bytes are those of the two."""
     model = random_model(family="qwen3_5")
     compress(model, CompressionConfig.preset("keep_one", ratio=0.5))
     inputs = prompts(Prompt([3, ("image", (1, 4, 6)), 5]))

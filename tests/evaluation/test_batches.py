@@ -22,7 +22,7 @@ DENSE = CompressionConfig.preset("dense")
 
 
 class Noting(Instant):
-    """Notes its batches; fails where it is told to. Lengths: as many tokens as `lengths` says."""
+    """Notes its batches, and raises the error that `fails` returns for one; sample n has lengths[n] tokens, or 10."""
 
     def __init__(self, lengths=None, buckets=None, fails=lambda batch: None) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def test_a_metric_over_all_samples_has_replicates_and_an_interval(tmp_path):
             pairs = {}
             for row in rows:
                 pairs.setdefault((self.unit(row), row.get("copy")), []).append(int(row["answer"]) % 4 == 0)
-            # A pair is drawn as a whole, and one that is drawn again is another pair.
+            # Pairs are drawn whole, and a pair that is drawn twice counts as two.
             assert all(len(pair) == 2 for pair in pairs.values())
             return {"pairs": sum(map(any, pairs.values())) / len(pairs), "rows": len(rows)}
 
@@ -220,7 +220,7 @@ def test_measures_come_close_to_real_prompts(tiny_processor, write_image, write_
         found = measure(sample, tiny_processor, ppe)
         inputs = build_inputs(tiny_processor, [conversation(sample)])
         tokens = int((inputs["mm_token_type_ids"] > 0).sum())
-        assert abs(found.before - tokens) <= 2, sample  # the text's length is a guess
+        assert abs(found.before - tokens) <= 2, sample  # the text's length is an estimate
         assert found.after <= 0.25 * found.before + 4, sample
     assert [measure(sample, tiny_processor, DENSE).bucket.split()[0] for sample in samples] == [
         *("image", "image", "video", "text")

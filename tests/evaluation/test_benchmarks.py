@@ -1,4 +1,4 @@
-"""Every benchmark over its own layout: found, checked, asked; and benchmarks of a user, by path and by entry point."""
+"""Every published benchmark, on tiny data in its own layout, is found, checked and turned into inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 
 def load(name, root):
-    """As benchmarks.load, but without WordNet and jieba, whose data are not here."""
+    """benchmarks.load(), but without WordNet and jieba, whose data are not installed here."""
     cls = table.published()[name]
     if name == "nextqa_oe":
         return cls(root, taxonomy=object())
@@ -148,7 +148,7 @@ def test_data_of_another_form(root, tmp_path, text, reason):
 
 
 def test_files_that_cannot_be_opened_are_one_line(root, tmp_path):
-    """A link to itself is no pipe and no folder; what a listing asks for was seen to be there."""
+    """A link to itself is listed like a file and is neither a pipe nor a folder, but it cannot be opened."""
     data = benchmark_files.copy(root / "mme", tmp_path / "mme")
     file = next(data.rglob("*.txt"))
     file.unlink()
@@ -158,7 +158,7 @@ def test_files_that_cannot_be_opened_are_one_line(root, tmp_path):
 
 
 def test_a_row_that_is_half_a_character_keeps_its_type(root, tmp_path):
-    """Metrics over all samples ask every row for it: without it one bad text took the metrics of all others."""
+    """Metrics over all samples read the type of every row; without it, one bad text would cost all of them."""
     data = benchmark_files.copy(root / "gqa", tmp_path / "gqa")
     file = data / "testdev_balanced_questions.json"
     (key, row), *others = readers.read_json(file).items()
@@ -171,7 +171,7 @@ def test_a_row_that_is_half_a_character_keeps_its_type(root, tmp_path):
 
 @pytest.mark.parametrize("key", ["set_id", "question"])
 def test_a_row_that_is_half_a_character_stays_in_its_group(root, tmp_path, key):
-    """Sets, figures and questions are told by the index: "row 0" is in none of them."""
+    """Metrics find sets, figures and questions by the index; a stand-in like "row 0" would belong to none of them."""
     data = benchmark_files.copy(root / "hallusionbench", tmp_path / "hallusionbench")
     rows = [row for row in readers.read_json(data / "HallusionBench.json") if str(row["visual_input"]) != "0"]
     rows[0][key] = "what?\ud800"
@@ -326,7 +326,7 @@ def test_the_table_of_the_documentation_is_up_to_date():
 
 
 def test_an_answer_beside_a_prompt_that_cannot_be_written_is_no_data():
-    """Editions that did not keep it go on with their runs."""
+    """Runs of earlier versions, which did not record that answer, can go on."""
     good = {"index": 0, "prompt": "a", "GT": "b"}
 
     def sums(truth: str):

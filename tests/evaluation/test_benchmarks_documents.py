@@ -76,7 +76,7 @@ def test_answers_about_documents(answer, truth, form, score):
 
 
 def test_f1_counts_refusals(load):
-    """Three of four have an answer; one of them is refused, one is wrong, and what has none is answered."""
+    """Three of four have an answer: one of them is refused, one is wrong; the one without an answer is answered."""
     benchmark = load("mmlongbench_doc")
     answers = ["12", "not answerable", "me", "['blue']"]
     rows = [
@@ -182,12 +182,12 @@ def test_what_charxiv_adds_goes_by_the_answer_and_under_lmms_eval_by_who_wrote_t
     benchmark = copy(load("charxiv_reasoning"))
     benchmark.use(protocols.load("lmms-eval"))
     assert [sample["type"] for sample in benchmark] == [sample["type"] for sample in load("charxiv_reasoning")]
-    assert "one of the options" in benchmark[3]["prompt"]  # of the number that the test above asks for
+    assert "one of the options" in benchmark[3]["prompt"]  # the question about a number, as in the test above
     assert benchmark.edition == 2
 
 
 def test_a_child_that_is_forked_amid_a_page_can_read_pages(tmp_path):
-    """The thread that holds PDFium is not there in the child: its lock would be held for ever."""
+    """In the child, the thread that holds PDFium does not exist, so its lock would be held forever."""
     root = write_all(tmp_path, "mmlongbench_doc")
     path = root / "mmlongbench_doc" / "data" / "documents" / "a.pdf"
     inside, leave = threading.Event(), threading.Event()

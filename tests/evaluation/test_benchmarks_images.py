@@ -46,7 +46,7 @@ FIRST = {
     "seedbench_image": ("How many?\nA. One\nB. Two\nC. Three\nD. Four\n" + LETTER, "A", "Instances Counting"),
 }  # fmt: skip
 
-# (name, sample, answer, score); what decides stands behind each.
+# (name, sample, answer, score); comments state the rule that decides.
 SCORES = [
     # MMBench: VLMEvalKit can_infer: one lone letter among the last words, else one option's text
     ("mmbench_en", 0, "B", 1), ("mmbench_en", 0, "B. a cat", 1), ("mmbench_en", 0, "The answer is (B).", 1),
@@ -182,7 +182,7 @@ def test_pope_numbers_of_each_split_and_their_means(load):
 
 @pytest.mark.parametrize(("name", "f1"), [("qwen", 5 / 9), ("lmms-eval", 4 / 7), ("vlmevalkit", 4 / 7)])
 def test_pope_of_all_splits_together_is_what_two_harnesses_call_its_f1(load, name, f1):
-    """2 hits, 4 times yes said, 3 are yes; the splits' own are 2/3, 1 and 0."""
+    """Yes is said 4 times and true 3 times, with 2 hits; the F1 of the splits are 2/3, 1 and 0."""
     benchmark = copy(load("pope"))
     benchmark.use(protocols.load(name))
     rows = rows_of(benchmark, "yes", "yes", "yes", "no", "no", "yes")
@@ -193,7 +193,7 @@ def test_pope_of_all_splits_together_is_what_two_harnesses_call_its_f1(load, nam
 
 
 def test_popes_recall_by_lmms_eval_misses_only_what_is_said_no_to(load):
-    """1 hit, 2 times yes said, 1 time no; "yes." is neither. A sample that failed is missed."""
+    """1 hit, yes said twice, no said once; "yes." is neither. A sample that failed counts as missed."""
     benchmark = copy(load("pope"))
     benchmark.use(protocols.load("lmms-eval"))
     rows = rows_of(benchmark, "Yes", "No, it is not", "Yes.", "yes", "No", " no\n")
@@ -230,7 +230,7 @@ def test_mmmu_places_each_picture_where_it_is_first_named(load):
 
 
 def test_what_is_drawn_together_stays_together(load):
-    """Twice the first question, with all its turns; twice the first picture, with both its questions."""
+    """Twice the first question with all its turns, and twice the first picture with both its questions."""
     circular = load("mmbench_en_circular")
     rows = rows_of(circular, "B", "C", "B", "A", "B")
     assert [circular.unit(row) for row in rows] == [0, 0, 0, 2, 2]

@@ -1,4 +1,4 @@
-"""Benchmarks that papers on compression report and no judge scores: prompts and scores on hand-made cases."""
+"""Benchmarks that papers on compression report and that need no judge: prompts and scores on hand-made cases."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_video_of_longvideobench_is_asked_without_subtitles(load):
 
 
 def test_a_box_is_read_as_the_family_writes_it(load):
-    """Qwen2.5-VL counts the pixels of what it saw: 56 x 56 of the 28 x 28."""
+    """Qwen2.5-VL's boxes are in pixels of the picture as the model saw it: 56 x 56 for a picture of 28 x 28."""
     benchmark = load("refcoco")
     try:
         benchmark.meet(SimpleNamespace(family="qwen2_5_vl", seen_size=lambda width, height: (2 * width, 2 * height)))
@@ -137,7 +137,7 @@ def test_a_box_is_read_as_the_family_writes_it(load):
 
 
 def test_google_s_split_of_refcoco_is_not_read(tmp_path):
-    """Its data set has one beside those that papers report; RefCOCOg's test is one of those."""
+    """RefCOCO's data set has a `test` split that papers do not report; RefCOCOg's `test` split is one they report."""
     for name, kinds in (("refcoco", ["val"]), ("refcocog", ["val", "test"])):
         folder = write_all(tmp_path, name) / name / "data"
         (folder / "test-00000-of-1.parquet").write_bytes((folder / "val-00000-of-1.parquet").read_bytes())
@@ -170,7 +170,7 @@ def test_numbers_of_a_box_or_a_point(answer, numbers):
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.parquet"])
 def test_a_column_that_stands_twice_in_a_table_is_named(tmp_path, name):
-    """Of two a row would hold one."""
+    """A row would keep only one of the two."""
     file = tmp_path / name
     if name.endswith("parquet"):
         pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")

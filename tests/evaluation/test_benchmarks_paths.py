@@ -1,4 +1,4 @@
-"""Rows of a benchmark name files of its folder, whatever they say; folders in it may be the user's links."""
+"""Rows of a benchmark can only name files in its folder; folders in it may be links that the user made."""
 
 from __future__ import annotations
 

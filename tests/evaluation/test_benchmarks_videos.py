@@ -126,7 +126,7 @@ def test_scores(load, name, number, answer, score):
     assert benchmark.score(answer, benchmark[number]) == score
 
 
-# The task's name, whether it asks about a clip, and the folder of its videos, of mvbench.ipynb.
+# The name of each task of mvbench.ipynb, whether it asks about a clip, and the folder of its videos.
 MVBENCH = """
     action_sequence clip star/Charades_v1_480
     action_prediction clip star/Charades_v1_480
@@ -167,7 +167,7 @@ def test_mvbench_has_twenty_tasks_five_with_clips_one_of_frames(load):
     [("checkpoint", [3, 3, 4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 9]), ("lmms-eval", [3, 4, 5, 7, 8, 9])],
 )
 def test_mvbenchs_frames_are_the_protocols_where_it_says_which(load, name, taken):
-    """Seven frames of a clip of seven, but for the odd one: at 3 a second from 1 to 3 s."""
+    """At 3 frames per second, the clip from 1 to 3 s has seven frames; lmms-eval takes an even number of them."""
     benchmark, protocol = copy(load("mvbench")), protocols.load(name)
     benchmark.use(protocol)
     asked = sampling_of({"sampling": VideoSampling(middles=benchmark.middles, nframes=16, start=1, end=3)}, None)
@@ -176,8 +176,8 @@ def test_mvbenchs_frames_are_the_protocols_where_it_says_which(load, name, taken
 
 
 def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):
-    """At 3 frames per second from 1 to 3 s: pictures 3 to 9, which are as bright as their numbers say. Of seven, 16 are
-    taken by showing some again; of four segments of 1.5 frames the published rounding takes 3, 5, 6 and 7."""
+    """From 1 to 3 s at 3 frames per second: frames 3 to 9, whose brightness tells their numbers. 16 of seven frames
+    repeat some; of four segments of 1.5 frames, the published rounding takes 3, 5, 6 and 7."""
     sample = next(sample for sample in load("mvbench") if sample["type"] == "episodic_reasoning")
 
     def shown(asked):
@@ -197,7 +197,7 @@ def test_mvbench_takes_the_middles_of_equal_parts_of_the_clip(load):
     ],
 )
 def test_clips_of_mvbench_shorter_than_sixteen_frames_show_some_again(frames, start, end, taken):
-    """As get_index of mvbench.ipynb has it, at 3 frames per second."""
+    """As get_index in mvbench.ipynb computes it, at 3 frames per second."""
     assert VideoSampling(nframes=16, middles=True, start=start, end=end).indices(frames, 3.0, 2)[0] == taken
 
 
@@ -222,7 +222,7 @@ def test_nextqa_groups(load):
 
 
 def test_nextqa_open_answers(load):
-    """Small's taxonomy: run and chase are 0.8 alike, cat and dog 0.5. The second question has two references."""
+    """In Small's taxonomy, run and chase are 0.8 alike, cat and dog 0.5. The second question has two references."""
     benchmark = load("nextqa_oe")
     assert benchmark[1]["GT"] == ["run to the cat", "chase the cat"]
     assert benchmark[1]["type"] == "TN"
@@ -242,7 +242,7 @@ def test_mlvu_averages_over_tasks(load):
 
 
 def test_longvideobench_frames_lie_at_their_times(load):
-    """A frame a second of a video of 3 frames per second, whose frame i has brightness 20 + 10 i."""
+    """One frame per second of a video with 3 frames per second, whose frame i has brightness 20 + 10 i."""
     frames = load("longvideobench")[0]["image"]
     assert {frame.size for frame in frames} == {(28, 28)}
     images = [frame.load() for frame in frames]
@@ -262,8 +262,8 @@ def test_at_most_sixteen_frames():
         ([], "F F F"),
         ([{"timestamp": [0.5, 1.5], "text": "a"}], "F F a F"),  # its middle is 1: frames 0 and 1 come before it
         ([{"timestamp": [0.5, 0.9], "text": "a"}], "F F F"),  # 0.2 to 1.2 covers frame 1 ...
-        ([{"timestamp": [9.0, 9.9], "text": "a"}], "F F F"),  # behind all frames: left out
-        ([{"timestamp": [0.5, None], "text": "a"}], "F F a F"),  # no end: the video's
+        ([{"timestamp": [9.0, 9.9], "text": "a"}], "F F F"),  # after all frames: left out
+        ([{"timestamp": [0.5, None], "text": "a"}], "F F a F"),  # without an end, the video's end counts
         ([{"start": "00:00:01.500", "end": "00:00:02.700", "line": "ü"}], "F F F ü"),
     ],
 )

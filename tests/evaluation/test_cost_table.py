@@ -1,4 +1,4 @@
-"""What the table of a cost pass says of its rows, and beside which runs it stands."""
+"""What the table of a cost pass says of its rows, and for which runs it is shown."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_method_that_is_slower_for_less_work_is_named_with_the_reason(ratio, t
     measured = {"rounds": 5, "prompts": 8, "device": "cpu", "reference": "dense", "rows": rows}
     found = {"rows": [], "interleaved": measured}
     assert ("Slower than dense despite less counted work: ppe;" in tables.turns(found)) == slower
-    rows["smaller input 0.25"] = rows.pop("ppe")  # which chooses nothing
+    rows["smaller input 0.25"] = rows.pop("ppe")  # a control that selects no tokens
     assert "Slower" not in tables.turns(found)
     rows["ppe"] = rows.pop("smaller input 0.25")
     rows["ppe"]["counted"] = rows["dense"]["counted"] = {"why": "a kernel that cannot be counted"}
@@ -106,14 +106,14 @@ def test_a_pass_of_another_protocol_is_not_shown(tmp_path):
     write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known})
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {}}]) is None
     assert cost_table.read([{"folder": str(tmp_path / "dense"), "settings": {"protocol": {"name": "qwen"}}}])
-    # Of an edition whose protocol had other numbers.
+    # From an earlier version, whose protocol had other numbers.
     older = {"benchmark": "mlvu", "protocol": {"name": "qwen", "video": {"fps": 9.0}}, "compression": DENSE}
     older["edition"] = 2  # of mlvu's rule
     run = {"folder": str(tmp_path / "dense"), "settings": older}
     assert cost_table.read([run]) is None
     write_json(tmp_path / "costs.json", {"rows": {"dense": one}, **known, "of": {"dense": checksum(older)}})
     assert cost_table.read([run])["rows"]
-    newer = {**older, "protocol": {"name": "qwen"}}  # evaluated anew since, by the numbers of today
+    newer = {**older, "protocol": {"name": "qwen"}}  # evaluated again since, with today's numbers
     assert cost_table.label(newer) == known["protocol"]
     assert cost_table.read([{**run, "settings": newer}]) is None
 
@@ -128,10 +128,10 @@ def test_a_pass_shows_the_methods_that_stand_as_they_were_measured(tmp_path):
     write_json(tmp_path / "costs.json", {"rows": dict.fromkeys([*sums, "gone"], cost), **told, "of": sums})
     dense, ppe = sums
     assert list(cost_table.read(runs)["rows"]) == [dense, ppe, "gone"]
-    assert list(cost_table.read(runs[1:])["rows"]) == [dense, ppe, "gone"]  # its reference need not be asked for
+    assert list(cost_table.read(runs[1:])["rows"]) == [dense, ppe, "gone"]  # the reference need not be among the runs
     changed = [{**run, "settings": {**run["settings"], "limit": 3}} for run in runs]
     assert list(cost_table.read([runs[0], changed[1]])["rows"]) == [dense, "gone"]
-    assert cost_table.read([changed[0], runs[1]]) is None  # of which the ratios are
+    assert cost_table.read([changed[0], runs[1]]) is None  # the ratios are relative to the run that changed
     assert cost_table.read(changed) is None
 
 
@@ -150,7 +150,7 @@ def test_a_run_of_junk_or_another_edition_is_of_no_pass(tmp_path, change):
 
 
 def test_a_pass_names_the_protocol_as_the_reports_table_does(monkeypatch, tmp_path):
-    """A benchmark's rule has an edition, which is a part of that name."""
+    """The name takes the edition of the benchmark's rule into account."""
     protocol, written = protocols.load("lmms-eval"), []
     identity = {"benchmark": "mlvu", "edition": registry.edition("mlvu", protocol), "protocol": protocol.recorded()}
     runs = [

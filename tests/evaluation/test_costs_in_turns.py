@@ -38,7 +38,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     assert found["left_out"] == {}
     assert found["rows"]["dense"]["ttft"]["ratio"] == 1.0
     work = {name: row["counted"] for name, row in found["rows"].items()}
-    # 36 visual tokens: all go through the tower with keep_one, a quarter with smaller pictures; the LLM gets as many.
+    # Of 36 visual tokens, keep_one sends all through the tower, smaller input a quarter; the LLM gets equally many.
     assert work["dense"]["tower_flops"] == work["keep_one 0.25"]["tower_flops"]
     assert work["smaller input 0.25"]["tower_flops"] < work["dense"]["tower_flops"] / 2
     assert work["keep_one 0.25"]["kv_bytes"] == work["smaller input 0.25"]["kv_bytes"] < work["dense"]["kv_bytes"]
@@ -52,7 +52,7 @@ def test_costs_in_turns_and_smaller_input_are_rows_of_the_report(run, tiny_folde
     report = (tmp_path / "out" / "report.md").read_text()
     assert "of dense's score" in report
     assert f"Interleaved: {found['rounds']} rounds of 8 prompts" in report
-    assert "total ms" not in report  # times of runs one after the other are not shown beside them
+    assert "total ms" not in report  # times of runs one after another are not shown beside interleaved ones
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_an_older_folder_is_completed_nothing_is_measured_twice_and_one_pass_has
     asked = ["eval", "--device", "cpu", "--model", tiny_folder, "--data-root", data, "--output", tmp_path / "out"]
     asked += ["--max-new-tokens", 2]
     methods, folder = ["--compression", "dense", "keep_one", "--ratio", 0.25], tmp_path / "out" / "layout"
-    code, _, err = run(*asked, *methods, "--cost-rounds", 0, "--no-smaller-input")  # as before there was either
+    code, _, err = run(*asked, *methods, "--cost-rounds", 0, "--no-smaller-input")  # as in versions that had neither
     assert code == 0, err
     assert sorted(file.name for file in folder.iterdir()) == ["dense", "dpc_knn-keep_one-k1-nearest-raster-0.25"]
     answered = (folder / "dense" / "predictions.jsonl").read_bytes()
@@ -106,7 +106,7 @@ def test_costs_and_smaller_input_are_there_unless_they_are_switched_off():
     plain = build_parser().parse_args(["eval"])
     assert plain.cost_rounds is None
     assert costs.smaller_input(plain, processor)
-    assert not costs.smaller_input(plain, tiled)  # by default nothing is asked that cannot be
+    assert not costs.smaller_input(plain, tiled)  # the default leaves out what cannot be done with tiles
     off = build_parser().parse_args(["eval", "--no-smaller-input", "--cost-rounds", "0"])
     assert (off.cost_rounds, costs.smaller_input(off, processor)) == (0, False)
     on = build_parser().parse_args(["eval", "--smaller-input"])
@@ -120,7 +120,7 @@ def test_costs_and_smaller_input_are_there_unless_they_are_switched_off():
     ("kept", "known", "expected"),
     [
         ([16 / 36], [0.45], []),  # whole tokens
-        ([0.813], [], [0.81]),  # a method that does not say how many before
+        ([0.813], [], [0.81]),  # a method that does not say beforehand how many it keeps
         ([0.813, 0.8149, 0.3], [0.45], [0.81, 0.3]),
         ([0.052], [0.05], []),
         ([0.06], [0.05], [0.06]),
@@ -136,7 +136,7 @@ def test_smaller_input_has_as_many_tokens_as_each_method_kept(kept, known, expec
 
 
 class Answering:
-    """What takes as long as the hour has it, and as much work as it is told."""
+    """Takes a random time, and reports the work that it was given."""
 
     def __init__(self, work, seed):
         self.work, self.draw = work, random.Random(seed)
@@ -151,7 +151,7 @@ class Answering:
 
 
 def test_on_the_host_methods_are_compared_by_their_work():
-    """Which other programs do not lengthen; times are shown as they were."""
+    """Other programs cannot lengthen counted work; the times are shown as they were."""
     methods = [cost_pass.Candidate(name, Answering(work, name)) for name, work in (("a", 0.5), ("b", 0.5), ("c", 0.25))]
     found = cost_pass.measure(methods, [{}] * 4, rounds=3)
     assert (found["rounds"], found["prompts"], found["reference"]) == (3, 4, "a")
@@ -162,7 +162,7 @@ def test_on_the_host_methods_are_compared_by_their_work():
 
 
 class Failing(Answering):
-    """What cannot prepare or answer some samples."""
+    """Cannot prepare sample 1, and cannot answer sample 2."""
 
     def prepare(self, samples):
         if samples[0]["index"] == 1:

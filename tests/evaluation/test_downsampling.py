@@ -1,4 +1,4 @@
-"""The control of every table: smaller input of as many tokens as a method keeps."""
+"""The control in every table: smaller input with as many tokens as a method keeps."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_share_that_is_none_is_refused():
 
 
 def test_its_tokens_are_a_share_of_the_whole_pictures(tiny_folder, tiny_processor):
-    """Else its row would say that all tokens are kept."""
+    """Otherwise its row would say that all tokens are kept."""
     model = compress(load_model(tiny_folder), CompressionConfig.preset("dense"))
     sample = {"index": 0, "prompt": "row red", "image": Image.new("RGB", (96, 96), "red")}
     whole, small = ModelAnswers(model, tiny_processor, 1), SmallerInput(model, tiny_processor, 1, share=0.25)
@@ -75,7 +75,7 @@ def test_its_tokens_are_a_share_of_the_whole_pictures(tiny_folder, tiny_processo
 def test_a_videos_tokens_are_a_share_of_its_frames_however_small_they_are(
     tiny_folder, tiny_processor, write_clip, asked, share, frames, size
 ):
-    """Bounds that are larger than the frames, a protocol's or the checkpoint's, must not leave them as they are."""
+    """Bounds larger than the frames, from a protocol or from the checkpoint, must not keep the frames at full size."""
     model = compress(load_model(tiny_folder), CompressionConfig.preset("dense"))
     sample = {"index": 0, "prompt": "row red", "video_path": write_clip("a.mp4", frames=frames, fps=4, size=size)}
     whole = ModelAnswers(model, tiny_processor, 1, asked)

@@ -1,4 +1,4 @@
-"""What a benchmark's own code may do wrong: the sample or the metric is named, all else is answered and scored."""
+"""Faults in a benchmark's own code: the sample or the metric is named, and all else is answered and scored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES = 6
 
 
 class Odd(Counting):
-    """Counting, whose sample 2 is changed by a test."""
+    """Counting, with a sample 2 that a test changes."""
 
     name = "odd"
 
@@ -76,7 +76,7 @@ def endless():
     ],
 )
 def test_a_sample_that_no_file_can_hold_is_named_and_the_others_are_scored(tmp_path, change, words):
-    for _ in range(2):  # it is asked again, and fails alike: nothing is lost, nothing stops
+    for _ in range(2):  # it is asked again and fails again: nothing is lost, nothing stops
         results = run(tmp_path, Odd(change))
         assert (results["samples"], results["errors"]) == (SAMPLES, 1)
         assert results["accuracy"]["accuracy"] == pytest.approx((SAMPLES - 1) / SAMPLES)
@@ -235,14 +235,14 @@ def test_a_pipe_is_not_waited_for_when_lengths_are_told(tmp_path):
 
 @pytest.mark.parametrize("path", [5, b"a.png", ["a.png", 5], True])
 def test_a_path_that_is_none_is_named(path):
-    """A number would be read as the file that the system has open under it."""
+    """A number would be read as the open file with that descriptor."""
     with pytest.raises(InputError, match=r"image_path .* is a (int|bytes|bool): give the path of a file"):
         conversation({"index": 0, "prompt": "row red", "image_path": path})
 
 
 @pytest.mark.timeout(30)
 def test_no_other_file_is_opened_when_the_length_of_a_video_is_told(tmp_path, monkeypatch):
-    """A list of files was followed, one that names itself without an end; a name with a colon was an address."""
+    """Once a list of files was followed, even one that names itself, and a name with a colon was taken for a URL."""
     monkeypatch.chdir(tmp_path)
     write_video("seg.mp4", frames=8)
     os.link("seg.mp4", "10:30.mp4")
@@ -254,7 +254,7 @@ def test_no_other_file_is_opened_when_the_length_of_a_video_is_told(tmp_path, mo
 
 
 def test_lines_of_json_end_at_line_feeds_alone(tmp_path):
-    """Texts from the web hold other ends of lines, which JSON leaves as they are."""
+    """Texts from the web contain other line separators, which JSON leaves as they are."""
     text = "one\u2028two\x85three\u2029"
     file = tmp_path / "rows.jsonl"
     file.write_bytes(encode([{"index": 0, "prompt": text}, {"index": 1, "prompt": text, "error": "a fault"}]))

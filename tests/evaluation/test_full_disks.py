@@ -1,4 +1,4 @@
-"""An evaluation without room on its disk: one line that names the file, and nothing is lost."""
+"""An evaluation whose disk is full stops with one line that names the file, and loses nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppe_npu.evaluation.report import collect, write_report
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "claims.jsonl"])
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
-    """Room for two lines and a half of what is appended; then none."""
+    """The disk has room for two and a half of the appended lines."""
     write = sharing.write_whole
 
     def full(file, data):
@@ -71,7 +71,7 @@ def test_whatever_file_finds_no_room_is_named_and_leaves_what_was_there(tmp_path
     monkeypatch.setattr(files, "write_whole", full)
     with pytest.raises(FileError, match=rf"{name} cannot be written \(no space is left on its disk\): make room"):
         write_report([run(folder)], folder / "report.md", "Other title")
-    if name == "results.json":  # it is made anew by every run
+    if name == "results.json":  # every run writes it again
         assert not (folder / name).exists()
     else:
         assert (folder / name).read_bytes() == before
@@ -81,7 +81,7 @@ def test_whatever_file_finds_no_room_is_named_and_leaves_what_was_there(tmp_path
 
 
 def test_a_process_that_may_write_no_more_says_so_and_the_next_one_goes_on(tmp_path):
-    """RLIMIT_FSIZE, as `ulimit -f` sets it; half a line is gone or is taken away."""
+    """RLIMIT_FSIZE, as `ulimit -f` sets it; half a line is removed at once, or by the next run."""
     command = [sys.executable, str(Path(__file__).with_name("stand_in.py")), str(tmp_path), "40", "8", "0"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 

@@ -1,5 +1,5 @@
-"""Benchmarks' data in which anything was changed: one line that names it, or every sample answered or named with what
-is wrong with it; never a fault of a reader or a scorer."""
+"""Randomly damaged data of a benchmark: one line names the damage, or every sample is answered or listed with its
+error; no reader and no scorer fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAID = ("A", "(B) 猫", "yes", "12", "<table><tr><td>1</td></tr></table>", '{"a"
 
 
 class Looking(ModelAnswers):
-    """Reads what a model would be shown, and answers by turns."""
+    """Reads what a model would be shown, and gives the answers in SAID in turn."""
 
     family = "qwen2_5_vl"
 
@@ -56,7 +56,7 @@ class Looking(ModelAnswers):
 
 
 def change(file: Path, others: list[Path], draw: random.Random) -> str:
-    """A change of one value of a table, else what damage() does."""
+    """Changes one value of a table, or damages the file with damage(); returns what it did."""
     if file.suffix not in (".csv", ".tsv", ".parquet") or draw.random() < 0.3:
         return damage(file, draw.choice(others), draw)
     if file.suffix == ".parquet":
@@ -70,7 +70,7 @@ def change(file: Path, others: list[Path], draw: random.Random) -> str:
         try:
             file.unlink()
             benchmark_files.parquet(file, [*rows[:at], new, *rows[at + 1 :]])
-        except (ArrowException, UnicodeEncodeError, OverflowError):  # a column of several types: of all rows the same
+        except (ArrowException, UnicodeEncodeError, OverflowError):  # a column has one type: change it in all rows
             benchmark_files.parquet(file, [{**row, key: draw.choice([None, "x", ""])} for row in rows])
         return f"cell {key}"
     kind = {"delimiter": "\t" if file.suffix == ".tsv" else ","}
@@ -90,7 +90,7 @@ def whole(tmp_path_factory):
 
 
 def check(whole: Path, place: Path, processor: Any, name: str, number: int) -> str:
-    """The law of one change; what came of it."""
+    """Checks the law for one change; returns what came of it."""
     draw = dice(name, number)
     folder = benchmark_files.folder_of(name)
     benchmark_files.write_all(whole, name)
@@ -103,7 +103,7 @@ def check(whole: Path, place: Path, processor: Any, name: str, number: int) -> s
     with bounded(what):
         try:
             benchmark = load(name, place / "data")
-            benchmark.taxonomy = Small()  # in place of WordNet, of the one that has it
+            benchmark.taxonomy = Small()  # replaces WordNet in the benchmark that needs it
             if len(benchmark) == 0:  # benchmarks.load() refuses it
                 return "refused"
             registry.ask_by(protocols.load(draw.choice(protocols.names())), benchmark)

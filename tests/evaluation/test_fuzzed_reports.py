@@ -1,4 +1,4 @@
-"""The folder of finished evaluations in which anything was changed: a report of it, or one line that names the file."""
+"""A randomly damaged folder of finished evaluations: a report of it, or one line that names the file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ OWN = ("results.json", "predictions.jsonl", "settings.json", FILE)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two benchmarks by two methods, a pass of costs over one of them, and a run that has not ended; lines with sums,
-    and, in the other benchmark, those of the first edition."""
+    """Two benchmarks by two methods, a cost pass over one of them, and a run that has not ended; one benchmark's lines
+    have sums, the other's are as the first version wrote them."""
     folder, sums = tmp_path_factory.mktemp("finished"), {}
     for benchmark, cls in (("layout", None), ("points", Points)):
         for name, preset, ratio in (("dense", "dense", 1.0), ("ppe", "ppe", 0.5)):
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 
 def check(run, whole: Path, place: Path, number: int) -> bool:
-    """The law of one change; whether there was a report."""
+    """Checks the law for one change; returns whether there was a report."""
     draw = dice("report", number)
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(whole, place, copy_function=os.link)
@@ -62,7 +62,7 @@ def check(run, whole: Path, place: Path, number: int) -> bool:
     if result[0] != 0:
         edition = (
             file.name == "settings.json" and "its checksum is gone" in result[2]
-        )  # by which lines should have sums
+        )  # the settings tell whether lines should have sums
         refused(result, "predictions.jsonl" if edition else file.name)
         return False
     text = (place.with_name("out") / "r.md").read_text()

@@ -23,7 +23,7 @@ from ppe_npu.models import compress
 
 pytestmark = pytest.mark.half
 
-# A value of each field that is not what generate() does anyway; of a field that is not here, 3.
+# For each field, a value that differs from what generate() does by default; fields not listed here get 3.
 OTHER = {
     "use_cache": False,
     "repetition_penalty": 1.5,
@@ -91,7 +91,7 @@ def model(tiny_folder):
 
 @pytest.fixture
 def checkpoint(tiny_folder, tmp_path):
-    """checkpoint({name: value}, file=...) -> a copy of the tiny checkpoint whose generation settings say so."""
+    """checkpoint({name: value}, file=...) -> a copy of the tiny checkpoint with these generation settings."""
 
     def write(values, file="generation_config.json"):
         for path in Path(tiny_folder).iterdir():
@@ -106,7 +106,7 @@ def checkpoint(tiny_folder, tmp_path):
 
 @pytest.mark.ci
 def test_no_setting_of_a_checkpoint_changes_an_answer(model, tiny_processor):
-    """Every field of the installed transformers, alone, and all of them together."""
+    """Sets every field of the installed transformers, alone and all together."""
     plain, own = answer(model, tiny_processor), dict(vars(model.generation_config))
     assert len(fields()) > 50
     every = {name: OTHER.get(name, 3) for name in fields()}
@@ -207,7 +207,7 @@ def test_what_is_asked_for_is_used_recorded_and_part_of_the_run(checkpoint, tiny
 def test_a_run_of_the_first_edition_goes_on_where_its_answers_are_ours(
     checkpoint, tiny_processor, tmp_path_factory, says
 ):
-    """It wrote down neither, and left penalties in force."""
+    """It recorded neither generation settings nor end tokens, and left penalties in force."""
     own, out = load_model(checkpoint(says)), tmp_path_factory.mktemp("runs")
     evaluate(own, tiny_processor, Shapes(), out, max_new_tokens=2)
     settings = json.loads((out / "settings.json").read_text())

@@ -1,4 +1,4 @@
-"""What is drawn of samples for the HTML report: pictures, several pictures, and the frames of videos."""
+"""Pictures of samples in the HTML report: of one picture, of several, and of the frames of videos."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ppe_npu.models import compress
 
 @pytest.fixture(scope="module")
 def compressed(tiny_folder, tiny_processor):
-    """Answers of the tiny model with a quarter of its tokens."""
+    """ModelAnswers of the tiny model with a quarter of its visual tokens."""
     model = compress(load_model(tiny_folder), CompressionConfig.preset("keep_one", ratio=0.25))
     return ModelAnswers(model, tiny_processor, 50, VideoSampling(fps=4.0))
 
@@ -107,7 +107,7 @@ def test_samples_that_differ_are_read_once(tmp_path):
 
 
 def test_strips_of_ten_thousand_videos_do_not_make_a_page_too_large(tmp_path):
-    """What is drawn is bounded by bytes, not by samples."""
+    """The drawings are bounded by bytes, not by the number of samples."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 256, 3), dtype=np.uint8))
     names, budget = ["dense", "a"], [page._PICTURES]
     rows = [(number, {"index": str(number)}) for number in range(40)]

@@ -1,4 +1,4 @@
-"""Costs in turns: who is measured when, and what the statistics say of given numbers. Nothing here is timed."""
+"""Interleaved costs: which method is measured when, and the statistics of given times. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_pass_that_takes_long_ends_after_the_least(monkeypatch):
 
     from ppe_npu.evaluation import interleaving
 
-    clock = iter(range(0, 10**6, 50))  # seconds: a look at it before each round
+    clock = iter(range(0, 10**6, 50))  # seconds; the clock is read before each round
     monkeypatch.setattr(interleaving, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert len(in_turns({"a": int, "b": int}, 1, 5, least=2)["a"]) == 2
-    assert len(in_turns({"a": int, "b": int}, 1, 5)["a"]) == 5  # whoever asks for five has five
+    assert len(in_turns({"a": int, "b": int}, 1, 5)["a"]) == 5  # without `least`, all five rounds are run
 
 
 def noisy(seed, scale=1.0, rounds=5, prompts=8, shaken=0.02):
-    """A machine whose speed wanders: every prompt of a round has its own factor, shared by who is measured there."""
+    """Times on a machine whose speed wanders: the methods share a random factor for each prompt of a round."""
     generator = np.random.default_rng(seed)
     hour = np.exp(generator.normal(0, 0.5, (rounds, prompts)))
     jitter = np.exp(generator.normal(0, shaken, (2, rounds, prompts)))
@@ -55,7 +55,7 @@ def noisy(seed, scale=1.0, rounds=5, prompts=8, shaken=0.02):
 
 
 def test_two_identical_methods_are_equal_within_their_interval_however_the_machine_wanders():
-    """At 95 % one in twenty may miss; 40 seeds miss 7 or more by a chance of 2e-3. The differences stay below 3 %."""
+    """At 95 %, one in twenty may miss; 7 or more of 40 seeds miss with a chance of 2e-3. Ratios stay within 3 %."""
     found = [against(own, reference) for reference, own in map(noisy, range(40))]
     assert sum(not one["low"] <= 1 <= one["high"] for one in found) < 7
     assert max(100 * abs(one["ratio"] - 1) for one in found) < 3
@@ -63,15 +63,15 @@ def test_two_identical_methods_are_equal_within_their_interval_however_the_machi
 
 
 def test_two_identical_methods_on_a_busy_machine_take_more_rounds_and_are_equal():
-    """Ten processes on two cores shake each time by an eighth: five rounds tell a ratio to 9 %, not to 3."""
+    """Ten processes on two cores vary each time by an eighth: five rounds give a ratio to within 9 %, not 3 %."""
     missed = 0
     for seed in range(12):
         times = noisy(seed, rounds=5 * MOST, shaken=0.125)
         rounds = next((many for many in range(5, 5 * MOST, 5) if settled(*(part[:many] for part in times))), 5 * MOST)
         assert rounds > 15
         missed += abs(against(*(part[:rounds] for part in times))["ratio"] - 1) >= 0.03
-    assert missed < 2  # one in eighty is allowed, and the first time that will do is a lucky one
-    assert all(settled(*noisy(seed)) for seed in range(12))  # a quiet one
+    assert missed < 2  # one in eighty would be allowed, but stopping as soon as it looks settled favours luck
+    assert all(settled(*noisy(seed)) for seed in range(12))  # a quiet machine
 
 
 def test_a_pass_that_is_long_has_three_times_the_rounds_at_most(monkeypatch):

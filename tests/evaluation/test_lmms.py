@@ -17,12 +17,12 @@ from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
 
 @pytest.fixture
 def answerer(tiny_folder):
-    """On the tiny random model, two at a time."""
+    """An Answerer of the tiny random model, with batches of two."""
     return Answerer.load(tiny_folder, compression="ppe", ratio=0.4, k=4, device="cpu", batch_size="2", nframes=4)
 
 
 def asked(write_image, write_clip):
-    """An image, no visual, a video, and two images, one of them as a picture with an alpha channel."""
+    """Contents: an image, no visual, a video, and two images, one of them a PIL picture with an alpha channel."""
     picture = Image.new("RGBA", (48, 48), (200, 30, 30, 128))
     return [
         [{"type": "image", "url": write_image("a.png")}, {"type": "text", "text": "shape red"}],
@@ -42,7 +42,7 @@ def test_answers_of_a_batch_are_those_of_each_alone(answerer, write_image, write
     assert max(answerer.done[0].new_tokens) <= 4
     assert answerer.done[0].tokens_after == [15.0, 0.0, 2 * 15.0, 30.0]  # ceil(36 * 0.4) of every frame
     assert answerer.summary().startswith("ppe_npu: 8 answers, 360 visual tokens, 150 kept (41.7%), ")
-    # A stop cuts; lmms-eval's own default, the end of a paragraph, does not.
+    # A stop string cuts the answer; lmms-eval's own default, the end of a paragraph, does not occur in it.
     words = together[0].split()
     assert answerer.answers(conversations[:1], {**options, "until": words[1]}) == [together[0].split(words[1])[0]]
 
@@ -210,7 +210,7 @@ def test_sampling_and_beams_are_refused(answerer, options, word):
 
 
 def test_a_temperature_beside_do_sample_false_is_greedy_and_said_once(monkeypatch):
-    """As eight task files of lmms-eval 0.7.3 have it (MM-Vet among them), whose own Qwen models then sample."""
+    """Eight task files of lmms-eval 0.7.3 say so (MM-Vet's among them); its own Qwen models then sample."""
     said = []
     monkeypatch.setattr(lmms, "_say", said.append)
     lmms._say_greedy.cache_clear()

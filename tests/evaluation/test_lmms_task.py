@@ -1,4 +1,4 @@
-"""Tasks of lmms-eval's own making, from its command line to its results: a batch of four, pictures and videos."""
+"""Whole tasks in lmms-eval, from its command line to its results: batches of four, pictures and videos."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ metric_list:
 
 @pytest.fixture
 def documents(tmp_path, write_image, write_clip):
-    """Five pictures and two videos with a question each; the tasks' folder is written, too."""
+    """Five pictures and two videos with a question each; also writes the folder of tasks."""
     visuals = [*(write_image(f"{n}.png", n) for n in range(5)), write_clip("a.mp4"), write_clip("b.mp4", frames=12)]
     found = [
         {"visual": visual, "question": asked, "answer": "red 3", "number": number % 3}
@@ -81,7 +81,7 @@ def documents(tmp_path, write_image, write_clip):
 @pytest.fixture
 def run_task(tiny_folder, tmp_path):
     def run_task(task: str, *more: str) -> tuple[dict, list[dict]]:
-        """lmms-eval's results of a task, and its log of the samples, by document."""
+        """Returns lmms-eval's results of a task, and its log of the samples, sorted by document."""
         given = ",".join(f"{key}={value}" for key, value in {"pretrained": tiny_folder, **_ARGUMENTS}.items())
         asked = ["--model", "ppe_npu", "--model_args", given, "--tasks", task, "--batch_size", "4", "--device", "cpu"]
         where = ["--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out"), "--log_samples"]
@@ -94,7 +94,7 @@ def run_task(tiny_folder, tmp_path):
             text=True,
         )
         found = list((tmp_path / "out").rglob("*results.json"))
-        assert len(found) == 1, done.stdout[-2000:] + done.stderr[-6000:]  # it exits with 0 after an error, too
+        assert len(found) == 1, done.stdout[-2000:] + done.stderr[-6000:]  # it exits with 0 even after an error
         (samples,) = (tmp_path / "out").rglob(f"*samples_{task}.jsonl")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
         return json.loads(found[0].read_text())["results"][task], sorted(rows, key=lambda row: row["doc_id"])
@@ -110,7 +110,7 @@ def test_a_generation_task(tiny_folder, documents, run_task, interface):
     expected = [answerer.answers([question(doc["question"], [doc["visual"]])], options)[0] for doc in documents]
     assert [row["filtered_resps"] for row in samples] == expected
     counts = [row["token_counts"] for row in samples]
-    assert [count[0]["output_tokens"] for count in counts] == answerer.new_tokens  # of which its throughput is made
+    assert [count[0]["output_tokens"] for count in counts] == answerer.new_tokens  # for its throughput
     words = sum(len(answer.split()) for answer in expected) / len(expected)
     assert results["words,none"] == pytest.approx(words)
 

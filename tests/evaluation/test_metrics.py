@@ -1,4 +1,4 @@
-"""Scores of answers, by hand."""
+"""Exact matches, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of short answers and the letters that answers name, case by case; a rule's source stands in its function."""
+"""Scores of short answers and the letters that answers name, case by case; each function names its rule's source."""
 
 from __future__ import annotations
 
@@ -122,10 +122,10 @@ def test_levenshtein(first, second, edits):
         ("-100", "100", 0),
         ("5%", "0.05", 1),
         ("5", "5%", 0),
-        ("0", "0", 1),  # nothing is 5 % of 0: compared as texts
+        ("0", "0", 1),  # there is no 5 % of 0: compared as texts
         ("0.0", "0", 0),
         ("1e2", "100", 1),
-        ("1,000", "1000", 0),  # no number to Python: another text
+        ("1,000", "1000", 0),  # not a number to Python, so compared as text
         ("Yes", "yes", 1),
         ("yes.", "yes", 0),
         ("nan", "5", 0),
@@ -178,8 +178,8 @@ LETTERS = [
         ("B", "B"), (" B\n", "B"), ("B. x", "B"), ("The answer is B.", "B"),
         ("So: The answer is E", ""), ("The answer is E\n", ""),  # no further character in the line
         ("The answer is Chile", "C"),  # as published
-        ("The answer is A, no: The answer is B.", ""),  # which of the two is not asked
-        ("B\nx", ""),  # a line's end is no ". "
+        ("The answer is A, no: The answer is B.", ""),  # two letters: neither counts
+        ("B\nx", ""),  # a line's end is not ". "
         ("A. The answer is B.", "A"), ("B. Of these\nThe answer is C.", "B"),
         ("B.", ""), ("b", ""), ("B.x", ""), ("b. x", ""), ("B) x", ""), ("F", ""), ("F. x", ""),
         ("the answer is B.", ""),
@@ -277,7 +277,7 @@ def test_mmbench_letter(answer, letter):
         ("Thus the answer is -7.", set(), {-7.0}),
         ("1.5e3", set(), {1500.0, 1.0, 3.0}),
         ("It is in Paris", {"in paris"}, set()),
-        ("It is :", {"it is :"}, set()),  # a tail of punctuation is none
+        ("It is :", {"it is :"}, set()),  # a tail of punctuation does not count
         ("a", {" a", "a "}, set()),
         ("", {""}, set()),
     ],

@@ -13,7 +13,7 @@ _ALIKE = {frozenset({"run", "chase"}): 0.8, frozenset({"cat", "dog"}): 0.5, froz
 
 
 class Small:
-    """Words are split at spaces; two pairs are alike, all others strangers."""
+    """Splits words at spaces; only the pairs in _ALIKE are alike."""
 
     def words(self, text):
         return text.lower().split()

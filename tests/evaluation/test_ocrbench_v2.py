@@ -1,4 +1,4 @@
-"""OCRBench v2: answers that its own scripts scored, cases by hand, answers of no form, and the means of abilities."""
+"""OCRBench v2: answers scored by its own scripts, cases by hand, malformed answers, and the means of abilities."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ def test_words_and_their_boxes(reader):
         return scored(reader, "text spotting en", answer, list(texts), boxes=boxes)
 
     assert score("[(0,0,10,10,'hi'), (40,0,50,10,'no')]") == 1.0
-    assert score("[(0,0,10,10,'hi'), (20,0,30,10,'what'), (40,0,50,10,'no')]") == 1.0  # nobody could read it
-    assert score("(0,0,10,10,hi) and (0,0,10,10,hi)") == near(2 / 3, 8)  # once
+    assert score("[(0,0,10,10,'hi'), (20,0,30,10,'what'), (40,0,50,10,'no')]") == 1.0  # "###" marks what is illegible
+    assert score("(0,0,10,10,hi) and (0,0,10,10,hi)") == near(2 / 3, 8)  # the same word twice counts once
     assert score("[(0,0,10,10,'ho'), (0,1,10,10,'hi')]") == 0.0  # the first that overlaps counts
     twice = scored(reader, "text spotting en", "[(0,0,9,9,'hi')]", ["hi", "hi"], boxes=[[0, 0, 9, 9]] * 2)
     assert twice == near(2 / 3, 8)  # a word that is said once is found once
@@ -152,7 +152,7 @@ def test_answers_of_no_form_are_scored(kind, answer):
 
 
 def plain_distance(first, second):
-    """By the whole table, cell by cell."""
+    """Edit distance from the whole table, cell by cell."""
     cells = np.zeros((len(first) + 1, len(second) + 1), int)
     cells[:, 0], cells[0] = range(len(first) + 1), range(len(second) + 1)
     for a, one in enumerate(first, 1):
@@ -170,7 +170,7 @@ def test_edits_of_sequences_are_those_of_the_whole_table():
 
 def test_distances_of_trees():
     def tree(text):
-        """Of "a(b c(d))" the nodes."""
+        """The root node of a tree written like "a(b c(d))"."""
         top = Node("")
         open_, node = [top], top
         for sign in text:

@@ -1,4 +1,4 @@
-"""Scores of others' scorers on recorded answers, and which of their rules a benchmark goes by under a protocol."""
+"""Other harnesses' rules on recorded answers, and which rule a benchmark uses under a protocol."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("mmstar", "lmms-eval", "b", "B", {"A": "red", "B": "blue"}, 0.0),  # MMStar's own: right
         ("mmstar", "lmms-eval", "Answer: B", "B", {"A": "red", "B": "blue"}, 1.0),
         ("realworldqa", "lmms-eval", "The answer is B, I think", "B", (), 1.0),
-        ("realworldqa", "lmms-eval", "The answer is B, not A", "B", (), 0.0),  # a letter at the end goes first
+        ("realworldqa", "lmms-eval", "The answer is B, not A", "B", (), 0.0),  # a letter at the end takes precedence
         ("realworldqa", "lmms-eval", "b", "B", (), 0.0),
-        ("realworldqa", "lmms-eval", "Left", "A", ["Left", "Right"], 0.0),  # texts of options are no letters
+        ("realworldqa", "lmms-eval", "Left", "A", ["Left", "Right"], 0.0),  # texts of options do not count as letters
         ("realworldqa", "lmms-eval", " 3.. ", "3", (), 1.0),
         ("realworldqa", "lmms-eval", "Three", "3", (), 0.0),
         ("realworldqa", "lmms-eval", "downhill.", " Downhill ", (), 1.0),
@@ -105,7 +105,7 @@ def test_the_letter_that_lmms_eval_extracts(answer, letter):
         ("vqav2", "lmms-eval", "a,b", ["a,b"] * 10, (), 1.0),  # both sides lose the comma, whatever annotators say
         ("vqav2", "lmms-eval", "it's", ["it's"] * 9 + ["its"], (), 1.0),
         ("vqav2", "lmms-eval", "the two", ["2"] * 3 + ["two"] * 7, (), 1.0),
-        ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas are none of a number's
+        ("vqav2", "vlmevalkit", "5,,6", ["5  6"] * 10, (), 1.0),  # two commas do not belong to a number
     ],
 )
 def test_rules_of_others_on_hand_made_answers(benchmark, source, answer, right, options, expected):

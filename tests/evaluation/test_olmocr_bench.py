@@ -1,4 +1,4 @@
-"""olmOCR-Bench: facts that its own tests looked up, cases by hand, readings of no form, and the means over files."""
+"""olmOCR-Bench: facts that its own tests checked, cases by hand, malformed readings, and the means over files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_recorded_facts_are_kept_where_the_authors_tests_say_so(kind):
         (GRID.replace("=2", "=two"), {"type": "table", "cell": "3"}, False),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |", {"type": "table", "cell": "3", "up": "Year"}, False),
-        # Any cell above is a head where the heads have no letter of it.
+        # Any cell above may be the heading if the first row shares no letter with the heading that is asked for.
         ("| Year | Total |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, True),
         ("| Year | Amount |\n| 1 | Sum |\n| 2 | 3 |", {"type": "table", "cell": "3", "top_heading": "Sum"}, False),
         ("| Year | Sum |\n|---|---|\n| 2020 | 3 |",
@@ -77,7 +77,7 @@ def test_facts_by_hand(page, fact, kept):
 
 
 def plain_ratio(first, second):
-    """By the whole table of common subsequences."""
+    """Similarity of two texts, from the whole table of common subsequences."""
     cells = np.zeros((len(first) + 1, len(second) + 1), int)
     for a, one in enumerate(first, 1):
         for b, other in enumerate(second, 1):
@@ -110,7 +110,7 @@ def test_places_that_are_nearly_a_text():
 
 @pytest.mark.parametrize("pattern", [".", "ab", "-+|"])
 def test_a_page_that_repeats_itself_is_looked_at_once(pattern):
-    """A run of dots holds each piece of a row of dots at every place; all but the last ones look alike."""
+    """In a long row of dots, a piece of a shorter row is found everywhere, and all places but the last look alike."""
     _grown.cache_clear()
     page, text, most = pattern * 2000, pattern * 20, 6
     assert near_places(text, page, most)[0] == 0
@@ -196,7 +196,7 @@ def test_tests_that_cannot_be_run_are_named_at_once(tmp_path, changed, word):
 
 
 def _repeating(draw: random.Random) -> tuple[list[str], str, int]:
-    """(two texts, a page that repeats something now and then, edits)."""
+    """(two texts, a page in which something may repeat, the most edits)."""
 
     def word() -> str:
         return "".join(draw.choice("ab. ") for _ in range(draw.randint(1, 5)))
@@ -211,7 +211,7 @@ def _repeating(draw: random.Random) -> tuple[list[str], str, int]:
 
 
 def test_what_is_repeated_without_end_is_read_as_if_it_ended_sooner(monkeypatch):
-    """A row of a million dots has a million places where dots stand: of them few are looked at, and nothing changes."""
+    """A row of a million dots matches dots in a million places; only a few are looked at, and no result changes."""
     draw, kept = random.Random(7), []
     for _ in range(120):
         texts, page, most = _repeating(draw)

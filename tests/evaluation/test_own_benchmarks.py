@@ -1,4 +1,4 @@
-"""Benchmarks of a user's own, by path and by entry point."""
+"""A user's own benchmarks, given by path or by entry point."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Raises(Mine):
 
 @pytest.fixture
 def mine(tmp_path):
-    """mine(arguments="", given="") -> path of a file with classes of a user."""
+    """mine(arguments="", given="") -> path of a file with a user's classes."""
 
     def write(arguments: str = "", given: str = "") -> str:
         (tmp_path / "mine.py").write_text(MINE.format(arguments=arguments, given=given))
@@ -73,7 +73,7 @@ def test_a_class_by_path_may_be_a_dataclass(tmp_path):
 
 
 def test_a_name_of_the_packages_own_is_refused(tmp_path):
-    """A class that inherits from one of ours bears its name until it is given another."""
+    """A class that inherits from one of ours has its name until it sets another."""
     (tmp_path / "mine.py").write_text(
         "from ppe_npu.evaluation.benchmarks.mlvu import MLVU\nclass Mine(MLVU):\n    def __init__(self): pass\n"
         "    def __len__(self): return 1\n"
@@ -129,7 +129,7 @@ def test_files_that_cannot_be_imported(tmp_path):
 
 
 def test_a_class_by_entry_point(mine, tmp_path, monkeypatch):
-    """An installed package is a folder of metadata beside its modules on the path."""
+    """An installed package is simulated by a folder of metadata beside its modules on the path."""
     mine(", data_root", "data_root")
     metadata = tmp_path / "of_a_user-1.0.dist-info"
     metadata.mkdir()

@@ -1,4 +1,4 @@
-"""The report as one HTML page: what it holds, that nothing in it is taken for markup, and how large it grows."""
+"""The report as one HTML page: what it contains, that nothing in it is taken for markup, and how large it grows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHROMIUM = next(
 
 
 def run_of(folder, name, answers, scores, index="s{}", **more):
-    """A run's folder with answers that a test chooses."""
+    """Writes a run's folder with answers that a test chooses; returns its result."""
     result = write_run(folder, scores, *(("ppe", 0.25) if name != "dense" else ()), **more)
     rows = [
         {
@@ -122,7 +122,7 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
     from ppe_npu.evaluation import group_pictures
 
     class Mine:
-        """Every fifth sample cannot be read, shows two videos, or a path that is none; of s99 getting it fails."""
+        """A fifth of the samples has no index, two videos, or a path that is a number; s99's picture fails to load."""
 
         def __len__(self):
             return 100
@@ -176,7 +176,7 @@ def test_ten_thousand_samples_are_below_20_mb(tmp_path):
     ids=["words", "chinese", "markup", "pictures", "control"],
 )
 def test_samples_are_as_large_as_was_measured_and_all_there_in_whatever_letters(tmp_path, sign):
-    """Long answers of four methods would take more than there is: they are cut shorter, and no sample is left out."""
+    """Long answers of four methods exceed the limit: they are cut shorter, and no sample is left out."""
     from ppe_npu.evaluation.page.fitting import fitted
 
     answers = [f"{number} {sign * 300}" for number in range(60)]
@@ -244,7 +244,7 @@ def test_report_writes_the_page_when_asked(run, tmp_path):
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to run the page's script with")
 def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
-    """Without a browser: a document of a few elements, see page_in_node.js."""
+    """Runs without a browser, in a document of a few elements: see page_in_node.js."""
     command = ["node", Path(__file__).with_name("page_in_node.js"), page]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -257,7 +257,7 @@ def test_the_pages_own_script_sorts_plots_and_shows_differences(page):
     assert len(names) == 40
     assert all(float(word["x"]) + 7 * len(word["text"]) < size["width"] for word in names)  # 12 px letters are narrower
     assert found["down"] == ["1,000", "10.0", "9.5", "<1e-300", "-"]
-    assert found["up"] == ["<1e-300", "9.5", "10.0", "1,000", "-"]  # what is no number stays below
+    assert found["up"] == ["<1e-300", "9.5", "10.0", "1,000", "-"]  # values that are not numbers stay at the end
     assert (found["count"], found["shown"], found["more"]) == ("40 of 80", 25, 40)
     assert EVIL in found["first"]
     assert (found["won"], found["lost"], found["itself"]) == ("0 of 80", "40 of 80", "0 of 80")
@@ -279,7 +279,7 @@ def test_answers_that_differ_behind_what_is_shown_of_them_are_counted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not there: apt-get install chromium")
 def test_a_browser_opens_ten_thousand_samples_and_clicks(tmp_path):
-    """The page is opened with a few lines that click behind its own, and what stands there afterwards is read."""
+    """Appends a script that clicks to the page's own, opens it, and reads the resulting document."""
     page = page_of(tmp_path, count=10_000)
     clicks = """<script>
     document.querySelectorAll("table.sortable")[1].tHead.rows[0].cells[1].click();

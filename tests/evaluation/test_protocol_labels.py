@@ -1,4 +1,4 @@
-"""How tables call a run's protocol: results of several editions, and what of a protocol is nothing to a run."""
+"""How tables name a run's protocol: results of several versions, and parts of a protocol that do not affect a run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_what_is_asked_for_beside_the_checkpoints_own_is_told_and_older_folders_
 
 
 def test_runs_of_two_editions_with_the_same_numbers_stand_in_one_table(tmp_path):
-    """Earlier editions did not write down what was asked for beside the checkpoint's own."""
+    """Earlier versions did not record what was asked for beside the checkpoint's own settings."""
     told, untold = (protocols.load("checkpoint").recorded(changed) for changed in ({"max_new_tokens": 2}, {}))
     first = {"benchmark": "layout", "max_new_tokens": 2, "image_size": {"longest_edge": 9}}
     before, now = {**first, "protocol": untold}, {**first, "protocol": told}
     assert labels([first, before, now]) == ["checkpoint (max_new_tokens 2)"] * 3
-    assert labels([first, before]) == ["checkpoint"] * 2  # as nobody says what was asked for
+    assert labels([first, before]) == ["checkpoint"] * 2  # because neither records what was asked for
     for key, value in (("max_new_tokens", 16), ("image_size", {"longest_edge": 8}), ("benchmark", "motion")):
         assert labels([{**before, key: value}, now]) == ["checkpoint", "checkpoint (max_new_tokens 2)"]
     asked = protocols.load("lmms-eval").recorded({"max_pixels": 784})
@@ -40,7 +40,7 @@ def test_runs_of_two_editions_with_the_same_numbers_stand_in_one_table(tmp_path)
     for name, method, settings in (("dense", (), before), ("ppe", ("ppe", 0.25), now)):
         folder = tmp_path / "layout" / name
         result = write_run(folder, [1.0, 0.0], *method)
-        (folder / "predictions.jsonl").unlink()  # of which the page would ask more
+        (folder / "predictions.jsonl").unlink()  # because the page would need more of its fields
         write_json(folder / "results.json", {**result, "settings": {**result["settings"], **settings}})
     path, table = write_report(collect(tmp_path), tmp_path / "report.md", "Two editions", html=True)
     assert table.startswith("| method, under protocol checkpoint (max_new_tokens 2) |")
@@ -67,10 +67,10 @@ def test_scores_by_an_older_rule_stand_in_no_table_with_those_of_todays(name, pr
 
 @pytest.mark.parametrize(("name", "same"), [("textvqa", True), ("videomme", False), ("mine", False)])
 def test_numbers_of_videos_are_nothing_to_results_of_pictures(tmp_path, name, same):
-    """They were 2 frames a second in the protocol's file of earlier days."""
+    """An earlier version of the protocol's file had 2 frames per second."""
     protocol = protocols.load("lmms-eval")
     now = {"benchmark": name, "protocol": protocol.recorded(), "video": {"nframes": 32}}
-    now["edition"] = 7 if name == "mine" else registry.edition(name, protocol)  # its author counts as he likes
+    now["edition"] = 7 if name == "mine" else registry.edition(name, protocol)  # a user's benchmark counts its own
     videos = {"fps": 2.0, "max_frames": 32}
     older = {**now, "protocol": {**now["protocol"], "video": videos}, "video": videos}
     asked = {**now, "protocol": {**now["protocol"], "changed": {"nframes": 8}}}

@@ -1,4 +1,4 @@
-"""What protocols ask in words of their own, and how long answers may be."""
+"""Prompts that protocols word themselves, and how long answers may be."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_vlmevalkits_prompts(load, name, number, prompt):
     ],
 )
 def test_vlmevalkits_prompts_of_videos(load, name, begins, ends):
-    """Where its first words are a system's, its model puts them before the video."""
+    """Words of the system at the start of a prompt come before the video, as VLMEvalKit's model has them."""
     benchmark = copy(load(name))
     registry.ask_by(protocols.load("vlmevalkit"), benchmark)
     prompt = benchmark[0]["prompt"]
@@ -78,7 +78,7 @@ CHOOSE = "Answer with the option letter from the given choices directly."
     ],
 )
 def test_what_lmms_eval_asks_and_how_long_answers_may_be(load, name, tokens, prompt):
-    """As its tasks' .yaml files have them (0.7.3); a task that says nothing of lengths goes by its model's 128."""
+    """As in its tasks' .yaml files (0.7.3); a task that gives no length uses its model's 128."""
     benchmark = copy(load(name))
     registry.ask_by(protocols.load("lmms-eval"), benchmark)
     assert benchmark.max_new_tokens == tokens
@@ -92,7 +92,7 @@ def test_vlmevalkit_shows_mmmus_pictures_wherever_they_are_named(load):
     benchmark = copy(load("mmmu"))
     first = next(number for number, row in enumerate(benchmark.rows) if row["id"] == "validation_Art_Theory_1")
     shown = benchmark[first]["prompt"].count("<image>"), len(benchmark[first]["image"])
-    assert shown == (2, 2)  # of <image 2>, <image 1> and <image 2> once more; that stays a text
+    assert shown == (2, 2)  # <image 2> and <image 1>; the second <image 2> stays text
     registry.ask_by(protocols.load("vlmevalkit"), benchmark)
     sample = benchmark[first]
     assert sample["prompt"].startswith("Question: Compare <image> and <image>; <image> is\nOptions:\nA. ")

@@ -1,4 +1,4 @@
-"""Named protocols: what they set, what a result says of them, and what goes before them."""
+"""Named protocols: what they set, what a result records of them, and which settings override them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_videos_budget_is_shared_by_its_frames():
         assert least == (256 if name == "lmms-eval" else 128) * TOKEN
         return frames, min(most, 1280 * 720) * frames // 2 // TOKEN
 
-    # 384 s: 768 frames, each then 1.05 times the least; of few frames each has the most.
+    # 384 s are 768 frames, each with 1.05 times the minimum; with few frames, each has the maximum.
     frames, many = tokens("vlmevalkit", 384)
     assert (frames, many) == (768, 51_609)  # 384 steps of 128 * 1.05 tokens, rounded down
     assert tokens("vlmevalkit", 8) == (16, 768 * 8)
@@ -108,7 +108,7 @@ def test_without_a_budget_bounds_are_as_they_were():
     [
         ({"nframes": 8}, {"nframes": 8, "fps": None, "max_frames": 32}),
         ({"fps": 1.0}, {"fps": 1.0, "nframes": None, "max_frames": 32}),
-        ({"max_pixels": 784}, {"max_pixels": 784, "min_pixels": None}),  # the protocol's least is more than that
+        ({"max_pixels": 784}, {"max_pixels": 784, "min_pixels": None}),  # the protocol's minimum is larger
         ({"min_pixels": 10**6}, {"min_pixels": 10**6, "max_pixels": None}),
         ({"fps": None, "max_pixels": None}, {"fps": None, "nframes": 32, "max_pixels": 768 * TOKEN}),
     ],
@@ -136,8 +136,8 @@ def test_a_result_says_what_it_went_by():
     drawn = [label({"protocol": replace(protocols.load("qwen"), draws=seed).recorded()}) for seed in (0, 1)]
     older = {**found, "video": {"fps": 2.0, "max_frames": 32}}
     assert label({"protocol": older}) == "lmms-eval (nframes 8, of another edition)"
-    assert drawn == ["qwen (options drawn)"] * 2  # no table has them beside answers that were wrong
-    assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first edition said nothing
+    assert drawn == ["qwen (options drawn)"] * 2  # no table shows them beside runs in which such answers are wrong
+    assert label({}) == label({"protocol": "text"}) == "checkpoint"  # the first version recorded none
 
 
 def test_mmbench_is_asked_with_all_turns_where_the_protocol_says_so():
@@ -160,7 +160,7 @@ def test_every_number_is_finite_and_positive():
 
 
 def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_path):
-    """It named no protocol, and went by the checkpoint's."""
+    """The first version named no protocol, and used the checkpoint's."""
     written = {"benchmark": "textvqa", "samples": 1}
     write_json(tmp_path / "settings.json", written)
     unsaid = {"protocol": protocols.load("checkpoint").recorded()}
@@ -172,7 +172,7 @@ def test_a_folder_of_the_first_edition_goes_on_as_what_it_was_and_says_how(tmp_p
 
 
 def test_answers_through_another_processor_are_another_runs(tmp_path):
-    """Earlier editions wrote no mark of it down: such a run goes on."""
+    """Earlier versions did not record the processor; such a run goes on."""
     from ppe_npu.evaluation.identity import check_settings
     from ppe_npu.files import write_json
 
@@ -201,7 +201,7 @@ def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
     assert benchmark.judged(f"({sample['GT']})", sample) == 1.0
 
 
-# VLMEvalKit makes a choice of an open question: A is the right answer as it is written, B "Other Answers".
+# VLMEvalKit turns an open question into a choice: A is the right answer as it is written, B "Other Answers".
 @pytest.mark.parametrize(
     ("truth", "answer", "expected"),
     [
@@ -212,7 +212,7 @@ def test_an_answer_without_a_letter_is_drawn_under_lmms_eval_too(load, name):
         ("3.5", "4", 0.0),
         ("3.5", "It is 3.5, other answers are wrong", 0.0),  # both texts occur
         ("['24/7', '3.429']", "24/7", 0.0),  # the list is one text
-        ("C", "C", 0.0),  # C is right, and no choice
+        ("C", "C", 0.0),  # C is right, but is not one of the two options
     ],
 )
 def test_vlmevalkit_reads_mmmus_open_answers_as_a_choice_of_two(load, truth, answer, expected):

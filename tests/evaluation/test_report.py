@@ -1,4 +1,4 @@
-"""The report: tables, JSON and a picture from results, whatever the benchmarks; what is missing is said."""
+"""The report: tables, JSON and a picture from the results of any benchmarks; what is missing is named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_each_benchmark_has_its_scores_tests_and_costs(runs):
     assert "| -15.0 |" in ppe
     assert "| visual tokens | kept | TTFT ms | prefill ms | total ms | tokens/s | peak MiB |" in own
     assert "| peak MiB | prompt KV bytes | KV bytes at end |" in own
-    # TTFT is the whole batch's: 4 * 12.5 ms; 2 tokens after the first in the 7.5 ms that are a sample's share.
+    # TTFT is that of the whole batch, 4 * 12.5 ms; the 2 tokens after the first take 7.5 ms, a sample's part.
     assert "| ppe k=8 0.5 | 18.0 | 50 % | 50.0 | 12.50 | 20.00 | 266.7 | 1 | 1,024 | 2,048 |" in own
     assert "## What is missing" not in text
 
@@ -76,7 +76,7 @@ def test_the_numbers_are_also_json(runs):
     assert against["mean"] == pytest.approx(0.575 - 0.9)
     assert against["low"] < against["mean"] < against["high"] < 0
     assert against["test"] == "exact McNemar"
-    assert against["p"] == pytest.approx(statistics.sign_test(2, 15))  # of 40, spread so
+    assert against["p"] == pytest.approx(statistics.sign_test(2, 15))  # wins and losses among 40 samples
     assert row["costs"]["ttft_seconds"] == pytest.approx(0.05)
 
 
@@ -97,7 +97,7 @@ def test_the_picture_is_drawn_with_a_curve_a_method(runs, monkeypatch):
     with Image.open(runs / "new" / "report.png") as plot:
         pixels = np.asarray(plot.convert("RGB"))
     assert pixels.shape[1] > 1200  # three panels
-    # Both methods' colours are there, and much is white.
+    # The colours of both methods are there.
     for colour in ((31, 119, 180), (255, 127, 14)):
         assert (abs(pixels.astype(int) - colour).sum(-1) < 30).sum() > 100
     assert sorted(file.name for file in (runs / "new").iterdir()) == ["report.json", "report.md", "report.png"]
@@ -115,7 +115,7 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
 
 
 def test_seeds_whose_samples_all_score_alike_have_wilsons_interval(tmp_path):
-    """As one run of them has; without their predictions there is none, and a line says so."""
+    """Their interval is that of one such run; without their predictions there is none, and a line says so."""
     results = [write_run(tmp_path / str(number), [1.0] * 20, "keep_one", 0.5) for number in range(2)]
     (row,) = compared(results)[0]["benchmarks"]["layout"]["rows"]
     one = results[0]["accuracy"]

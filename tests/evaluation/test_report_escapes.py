@@ -1,4 +1,4 @@
-"""Names that other people chose, in reports, pictures and folders: shown as they are, and nothing else."""
+"""Names that other people chose are shown as they are in reports, pictures and folders, and do nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOSTILE = (
 
 
 def check(text: str, pieces) -> None:
-    """No HTML, no link and no heading but ours; every row of a table has its heading's cells."""
+    """No HTML, link or heading but ours; every row of a table has as many cells as its heading."""
     assert not re.search(r"<(?!1e)|\]\(javascript|\x1b", text)
     assert not re.search("^# H", text, re.M)
     assert re.findall(r"\]\(([^)]*)\)", text) == [pieces]

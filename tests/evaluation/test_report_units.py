@@ -1,4 +1,4 @@
-"""What a report calls a score: the benchmark's unit and metric, whatever the scores; its other metrics in a table."""
+"""What a report calls a score: the benchmark's unit and metric, whatever the scores; other metrics get a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_score_in_points_is_shown_as_it_is_and_paired_by_its_replicates(tmp_pa
     ]
     text = write_report(results, tmp_path / "r.md", "Points")[0].read_text()
     assert "| method, under protocol checkpoint | mme (points, of 800) | layout | Avg of 1 in % | % of dense |" in text
-    assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # Avg of the shares alone
+    assert "| keep_one 0.5 | 400.0 | 60.0 | 60.0 |" in text  # points do not enter Avg
     assert "mme: not in percent, so not part of Avg." in text
     row = json.loads((tmp_path / "r.json").read_text())["benchmarks"]["mme"]["rows"][1]
     assert row["against_dense"]["test"] == "paired bootstrap"
@@ -77,7 +77,7 @@ def test_a_unit_that_is_not_declared_or_broken_is_said(tmp_path):
 
 
 class Pairs(Points):
-    """Two samples are judged together; it has more than its headline."""
+    """Two samples are judged together; there are metrics beside the headline."""
 
     headline, maximum, factor = "both", 1.0, 100.0
 
@@ -94,7 +94,7 @@ def test_the_official_metrics_stand_in_a_table_and_no_accuracy_beside_another_sc
         write_run(tmp_path / "a", some(0.9), cls=Pairs),
         write_run(tmp_path / "b", some(0.5), "ppe", 0.5, cls=Pairs),
     ]
-    monkeypatch.setattr("ppe_npu.evaluation.plot._bars", None)  # nor bars of them
+    monkeypatch.setattr("ppe_npu.evaluation.plot._bars", None)  # drawing bars of them would fail
     own = write_report(results, tmp_path / "r.md", "Pairs")[0].read_text().split("## layout")[1].split("\n## ")[0]
     assert "40 samples, judged in 20 groups, score: both;" in own
     assert "| method, under protocol checkpoint | both, % | 95 % |" in own  # no columns "row" and "col" of accuracies

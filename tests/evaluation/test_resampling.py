@@ -1,4 +1,4 @@
-"""Intervals of metrics over all samples, at the benchmarks' real sizes: from sums of what is computed once."""
+"""Intervals of metrics over all samples at the benchmarks' real sizes, from addends that are computed once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def nextqa(dice, count=9178):
 
 
 class Counted:
-    """A taxonomy that is slow where it counts: it may be asked about every answer once."""
+    """Counts how often it splits a text, because the real taxonomy is slow: every answer may be split only once."""
 
     asked = 0
 
@@ -87,7 +87,7 @@ def opened(cls):
 
 @pytest.mark.parametrize(("cls", "make"), CASES)
 def test_at_its_real_size_a_metric_has_all_its_resamples(cls, make, monkeypatch):
-    monkeypatch.setattr("ppe_npu.evaluation.results._SECONDS", 0.0)  # what has to be computed anew would get none
+    monkeypatch.setattr("ppe_npu.evaluation.results._SECONDS", 0.0)  # none for metrics that are recomputed
     benchmark, rows = opened(cls), list(make(random.Random(0)))
     headline = corpus(benchmark, rows)["headline"]
     assert len(headline["replicates"]) == 1000

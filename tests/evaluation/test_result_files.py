@@ -1,4 +1,4 @@
-"""The files of an evaluation, damaged: every sample has its own answer once, or one line says which file is wrong."""
+"""Damaged files of an evaluation: every sample still has its own answer once, or one line says which file is wrong."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = ("predictions.jsonl", "settings.json", "results.json", ".work/claims.jso
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run that was killed in its second batch, as it was left behind: six samples answered, three taken."""
+    """A run as it was left when it was killed in its second batch: six samples answered, three taken."""
     folder = tmp_path_factory.mktemp("killed")
     run(folder)
     kept = b"".join(line + b"\n" for line in lines(folder)[:ANSWERED])
@@ -56,7 +56,7 @@ WHOLE = st.sampled_from(
 
 
 def change_value(data, name, content: bytes) -> bytes:
-    """One value of one line (or of the file) is another one, or is not there."""
+    """Changes or removes one value of one line (or of the file)."""
     parts = content.split(b"\n")[:-1] if name.endswith("l") else [content]
     if not parts:
         return content
@@ -79,7 +79,7 @@ def change_bytes(data, name, content: bytes) -> bytes:
 
 
 def change_lines(data, name, content: bytes) -> bytes:
-    """A line more, twice, elsewhere, or without what follows."""
+    """Adds, repeats or removes a line, sorts the lines, cuts the file off, or changes its line ends or its start."""
     parts = content.split(b"\n")
     at = data.draw(st.integers(0, len(parts) - 1))
     kind = data.draw(st.sampled_from(["new", "twice", "away", "order", "half", "crlf", "bom"]))
@@ -97,7 +97,7 @@ def change_lines(data, name, content: bytes) -> bytes:
 
 
 def mutate_and_run(killed, data) -> None:
-    """One damage, then the same evaluation again: the law."""
+    """The law: after one change, the same evaluation is whole, or one line names the file; no answer is lost."""
     folder = killed.with_name("mutated")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(killed, folder)
@@ -163,14 +163,14 @@ def test_thousands_of_damaged_files_are_named_or_make_no_difference(killed, data
 def test_a_foreign_line_is_named_with_its_number(folder, line, words):
     content = (folder / "predictions.jsonl").read_bytes()
     (folder / "predictions.jsonl").write_bytes(content + line + b"\n")
-    for _ in range(2):  # nothing of it is taken away
+    for _ in range(2):  # nothing of it is removed
         with pytest.raises(InputError, match=rf"predictions\.jsonl line {ANSWERED + 1} {words}"):
             run(folder)
     assert (folder / "predictions.jsonl").read_bytes() == content + line + b"\n"
 
 
 def as_the_first_edition(folder) -> list[dict]:
-    """A run's files as that wrote them: settings without a protocol, lines without a sum."""
+    """Rewrites a run's files as the first version did: settings without a protocol, lines without a sum."""
     settings = json.loads((folder / "settings.json").read_text())
     del settings["protocol"]
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -222,7 +222,7 @@ def test_lines_of_the_first_edition_are_taken_and_given_sums(folder):
 
 @pytest.mark.parametrize("number", [0, 3, ANSWERED - 1])
 def test_a_line_that_lost_its_sum_is_named_by_a_run_and_by_a_report(folder, number):
-    """The first edition wrote none, and no line of it stands among lines that have one."""
+    """The first version wrote no sums, but none of its lines stands among lines that have one."""
     found = rows(folder)
     del found[number]["sum"]
     found[number]["answer"] = "another"
@@ -232,7 +232,7 @@ def test_a_line_that_lost_its_sum_is_named_by_a_run_and_by_a_report(folder, numb
         with pytest.raises(InputError, match=words):
             run(folder)
     assert rows(folder) == found
-    for change in (lambda: None, (folder / "settings.json").unlink):  # it is known by the other lines, too
+    for change in (lambda: None, (folder / "settings.json").unlink):  # the other lines show it, too
         change()
         with pytest.raises(InputError, match=words):
             read_scores(folder / "predictions.jsonl")
@@ -277,7 +277,7 @@ def test_a_last_line_that_only_lacks_its_end_is_kept(folder):
 
 
 def test_answers_without_settings_are_not_adopted(folder):
-    """Another run's, with another limit, were."""
+    """Answers of another run, with another limit, once were."""
     (folder / "settings.json").unlink()
     with pytest.raises(InputError, match=r"predictions\.jsonl holds answers, but there is no settings\.json beside it"):
         run(folder)
@@ -289,7 +289,7 @@ def test_broken_settings_are_named(folder, text):
     with pytest.raises(InputError, match=r"settings\.json (cannot be read as JSON|does not hold the settings)"):
         run(folder)
     (folder / "results.json").unlink()
-    assert f"{ANSWERED} of ? samples" in unfinished(folder.parent)[0]  # report does not die of it
+    assert f"{ANSWERED} of ? samples" in unfinished(folder.parent)[0]  # the report goes on
 
 
 @pytest.mark.parametrize("name", FILES)

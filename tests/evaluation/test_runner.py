@@ -1,4 +1,4 @@
-"""evaluate(): every sample once, whatever happens; costs measured; another run's folder refused."""
+"""evaluate() answers every sample once, whatever happens, measures costs, and refuses another run's folder."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_benchmarks_that_are_not_there(tmp_path):
 
 
 def test_other_data_under_the_same_name_is_refused(model, tiny_processor, benchmark, tmp_path):
-    """As many questions of the same kinds about other scenes: their answers are not those that are there."""
+    """As many questions of the same kinds about other scenes: the answers in the folder do not belong to them."""
     evaluate(model, tiny_processor, benchmark, tmp_path / "run", max_new_tokens=1)
     other = scenes.write_split(tmp_path / "other", "test", 5, seed=5, questions_per_image=3)
     assert len(benchmarks.load("layout", other)) == len(benchmark)
@@ -232,7 +232,7 @@ def test_a_failed_sample_is_asked_again_by_a_run_that_goes_on(model, tiny_proces
 
 @pytest.mark.parametrize("how", ["relative", "..", "link", "moved", "earlier edition"])
 def test_a_run_is_the_same_however_its_paths_are_spelled(split, tmp_path, monkeypatch, how):
-    """Of the data, and of the model, whose weights are compared once they are read."""
+    """The paths of the data, and of the model, whose weights are compared once they are read."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(split.parent, "a/data")
     Path("a/model").mkdir()

@@ -26,7 +26,7 @@ def rows(folder) -> list[dict]:
 
 
 class Rotten:
-    """Four questions, one of whose rows raises; it may be called what it likes."""
+    """Four questions, of which the rows in `rotten` raise."""
 
     name, modality, headline = "rotten", "text", None
 
@@ -56,7 +56,7 @@ def test_a_row_that_cannot_be_read_is_recorded_and_the_rest_goes_on(model, tiny_
 def test_a_fault_of_ours_in_a_sample_keeps_its_first_traceback(
     model, tiny_processor, tmp_path, monkeypatch, capsys, error, told
 ):
-    """Every sample is asked and has its line; where it broke is printed once, with a request for a report."""
+    """Every sample is asked and has its line; a fault of ours prints one traceback, with a request to report it."""
 
     def breaks(*args, **kwargs):
         raise error

@@ -1,4 +1,4 @@
-"""Processes share a run's samples: none is left out, none is answered twice, whoever dies when."""
+"""Processes share a run's samples: none is left out or answered twice, whichever process dies when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppe_npu.evaluation.sharing import Share, check_shared
 
 
 def first(count: int):
-    """Chooses so many from the front."""
+    """Returns a function that chooses the first `count` keys."""
     return lambda keys: [key for _, key in zip(range(count), keys)]
 
 
@@ -49,7 +49,7 @@ def test_no_sample_is_given_twice(tmp_path):
         summed = []
         for share in (one, two):
             assert share.results(lambda found: summed.append(found) or {"samples": len(found)}) == {"samples": 7}
-        assert len(summed) == 1  # the one who came first
+        assert len(summed) == 1  # only the first one's
         assert two.progress() == 7
 
 
@@ -98,7 +98,7 @@ def test_failed_samples_are_asked_again_by_the_first_of_the_next_processes_only(
 
 
 def test_of_two_lines_of_one_sample_the_first_counts(tmp_path):
-    """No lock holds for ever on every network file system: what then happens must not hang on chance."""
+    """Locks do not always hold on network file systems; what happens then must not depend on chance."""
     (tmp_path / "predictions.jsonl").write_text('{"index": 0, "answer": "a"}\n{"index": 0, "answer": "b"}\n')
     with Share(tmp_path, [0]) as share:
         assert share.results(lambda found: {"rows": found}) == {"rows": [{"index": 0, "answer": "a"}]}
@@ -226,7 +226,7 @@ def test_killed_at_any_change_of_the_disk_every_sample_is_there_once(tmp_path):
 
 
 def names(folder) -> set[str]:
-    """But for what a kill left of a file that had no name yet: another process might be writing it."""
+    """The names of a folder's files, without unnamed files that a kill left: another process might be writing them."""
     files = (path for path in folder.rglob("*") if ".work" not in path.parts and path.suffix != ".tmp")
     return {path.relative_to(folder).as_posix() for path in files}
 

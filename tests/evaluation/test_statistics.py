@@ -53,7 +53,7 @@ def test_bootstrap_is_repeatable_and_pairs_methods():
     scores = np.arange(10.0)
     assert (bootstrap_means(scores, 50) == bootstrap_means(scores, 50)).all()
     assert (bootstrap_means(scores, 50, seed=1) != bootstrap_means(scores, 50)).any()
-    # The same samples are drawn of any two methods: means of differences are differences of means.
+    # Any two methods get the same resamples: means of differences are differences of means.
     other = scores[::-1] ** 2
     expected = bootstrap_means(scores, 50) - bootstrap_means(other, 50)
     assert bootstrap_means(scores - other, 50).tolist() == pytest.approx(expected.tolist())
@@ -84,7 +84,7 @@ def test_interval_covers_the_mean_as_often_as_it_says():
     ("wins", "losses", "p"),
     [
         (0, 0, 1.0),
-        (5, 5, 1.0),  # more than the whole distribution counted twice
+        (5, 5, 1.0),  # both tails together exceed 1
         (0, 5, 2 * 0.5**5),
         (1, 9, 2 * (1 + 10) / 2**10),
         (6, 16, 0.0525),  # binom.test(6, 22) in R
@@ -114,7 +114,7 @@ def test_permutation_test_of_many_agrees_with_the_t_test():
     differences = np.random.default_rng(3).normal(0.08, 1.0, 800)
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(800))
     p = math.erfc(abs(t) / math.sqrt(2))
-    assert permutation_test(differences) == pytest.approx(p, abs=share_error(p, 10_000))  # by so many flips
+    assert permutation_test(differences) == pytest.approx(p, abs=share_error(p, 10_000))  # from 10,000 flips
     assert permutation_test(differences + 1) == 1e-4  # the least that 10,000 flips can say
 
 

@@ -1,4 +1,4 @@
-"""results.json and predictions.jsonl that somebody has changed: a report, or one line that names the file."""
+"""Edited results, costs and predictions: a report, or one line that names the file."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def changed(value, path, new):
 
 
 def check(runs) -> bool:
-    """The law; returns whether there is a report."""
+    """Checks the law; returns whether there is a report."""
     try:
         write_report(collect(runs), runs / "report.md", "Title", (), unfinished(runs), html=True)
     except InputError as error:
@@ -144,7 +144,7 @@ def test_what_may_be_null_in_costs_is_as_if_it_were_not_there(runs, path):
 
 
 def test_numbers_that_no_float_holds_are_named(runs):
-    """A whole number of 400 digits."""
+    """For example a whole number of 400 digits."""
     file = runs / "b" / "dense" / "results.json"
     for path in (("costs", "retention"), ("metrics", "a"), ("headline", "value")):
         kept = file.read_text()
@@ -155,7 +155,7 @@ def test_numbers_that_no_float_holds_are_named(runs):
 
 
 def test_runs_behind_links_to_folders_are_reported_once(runs):
-    """A benchmark's folder and a run's, moved to another disk; a link to what is there, or to nothing, adds nothing."""
+    """A benchmark's folder and a run's, moved to another disk; a link to known results, or to nothing, adds nothing."""
     shown = [run["name"] for run in collect(runs)]
     (runs / "b" / "ppe").rename(runs.parent / f"{runs.name}-far")
     (runs / "b" / "ppe").symlink_to(runs.parent / f"{runs.name}-far")

@@ -1,4 +1,4 @@
-"""A report says what the weights were tuned with: dense is no upper bound of weights that learned compressed."""
+"""A report says how the weights were tuned: dense is no upper bound for weights that learned on compressed input."""
 
 from __future__ import annotations
 

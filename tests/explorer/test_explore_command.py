@@ -1,4 +1,4 @@
-"""`ppe-npu explore`: what it is asked for and cannot have is one line before a model is read; no page is opened."""
+"""`ppe-npu explore`: impossible requests end in one line before a model is read, and no page is opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppe_npu.explorer.groups import LEFT_BEHIND, found_model
 
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
-    """A Gradio that seems to be there, no model below, and none that may be read."""
+    """Gradio appears to be installed; there is no model here, and reading one or opening a page fails the test."""
     monkeypatch.setattr("ppe_npu.cli.explore.optional", lambda *_: None)
     monkeypatch.setattr("ppe_npu.cli.common.checkpoint", lambda *_: pytest.fail("a model was looked at"))
     monkeypatch.setattr("ppe_npu.explorer.page.serve", lambda *_: pytest.fail("a page was opened"))
@@ -73,7 +73,7 @@ def test_a_model_that_may_not_be_looked_at_was_not_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("before", [None, "example.org"])
 def test_a_proxy_is_not_asked_for_the_page(monkeypatch, before):
-    """Gradio looks whether its page is there, and would ask the proxy that the environment names."""
+    """Gradio checks that its page is up, and would ask the proxy that the environment names."""
     seen = []
 
     def launch(**options):
@@ -81,7 +81,7 @@ def test_a_proxy_is_not_asked_for_the_page(monkeypatch, before):
         raise OSError("no port is left")
 
     for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "")  # is as it was, afterwards
+        monkeypatch.setenv(name, "")  # so that it is restored afterwards
         monkeypatch.delenv(name)
     if before:
         monkeypatch.setenv("NO_PROXY", before)

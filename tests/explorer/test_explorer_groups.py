@@ -1,4 +1,4 @@
-"""What the explorer looks at, and what it says of it: without a browser and without Gradio."""
+"""What the explorer computes and what it says of it, without a browser and without Gradio."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def look(explorer, **values):
 
 @pytest.mark.parametrize("name", sources.names())
 def test_every_source_of_ours_is_seen_in_whole_tokens(explorer, name):
-    """Each is as large as so many tokens, in a model of any patch size."""
+    """Each source is as large as a whole number of tokens, in a model of any patch size."""
     session = look(explorer, source=name, budget=0.5)
     steps, height, width = session.looks["dense"].groups.labels.shape
     assert len(session.source.frames) == steps
@@ -70,7 +70,7 @@ def test_a_look_is_what_the_model_itself_does(explorer):
 
 @pytest.mark.ci
 def test_counting_leaves_a_step_inside_the_tower_at_work(explorer):
-    """The counter stands where the step does."""
+    """The counter hooks into the place where the step runs."""
     session = look(explorer, left="ipcv")
     config = session.configs["left"]
     first = explorer.look(session.prompt(), config).costs
@@ -84,7 +84,7 @@ def test_counting_leaves_a_step_inside_the_tower_at_work(explorer):
 
 @pytest.mark.ci
 def test_every_token_is_told_of(explorer):
-    """Groups, members and lenders in words are those of the arrays."""
+    """The words about groups, members and lenders agree with the arrays."""
     session = look(explorer, source="scene 3", budget=0.25)
     found = session.looks["left"]
     for place in range(36):
@@ -157,7 +157,7 @@ def test_a_fault_of_the_model_is_raised_where_the_answer_is_read(explorer, monke
 
 @pytest.mark.ci
 def test_two_users_at_once_do_not_mix(explorer):
-    """Four threads with settings of their own get what each gets alone."""
+    """Three threads with settings of their own get what each gets alone."""
     asked = [
         Settings(budget=share, left=left, source=source)
         for share, left, source in ((0.1, "ppe", "house"), (0.5, "fastv", "scene 3"), (0.3, "ipcv", "scene 7"))
@@ -227,7 +227,7 @@ def test_files_of_users_go_through_the_checked_readers(explorer, tmp_path, write
         with pytest.raises(InputError, match=said) as caught:
             session.upload(explorer, str(tmp_path / name))
         assert "\n" not in str(caught.value)
-        assert str(tmp_path) not in str(caught.value)  # the server's folders are nobody's business
+        assert str(tmp_path) not in str(caught.value)  # users must not see the server's folders
     assert session.source.kind == "video"
 
 

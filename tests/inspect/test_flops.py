@@ -1,4 +1,4 @@
-"""FLOPs as they are counted: attention on a CPU, and those of one module of a model."""
+"""Counted FLOPs: of attention on a CPU, and of one module of a model."""
 
 import torch
 from support import Prompt, batch, random_model
@@ -19,7 +19,7 @@ def test_attention_counts_on_a_cpu_too():
 
 
 def test_fewer_heads_of_keys_count_as_often_as_they_are_used(monkeypatch):
-    """torch's own formula, which older versions have for other devices' attention, refuses them."""
+    """torch's own formula, which older versions have for other devices' attention, refuses such shapes."""
     monkeypatch.setattr("torch.utils.flop_counter.sdpa_flop_count", None)
     shapes = {"query": (1, 4, 8, 16), "key": (1, 2, 10, 16), "value": (1, 2, 10, 16)}
     tensors = [torch.ones(shape, requires_grad=True) for shape in shapes.values()]

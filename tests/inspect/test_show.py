@@ -160,7 +160,7 @@ def test_what_cannot_be_shown_is_said_before_the_weights_are_read(
 
 @pytest.mark.parametrize(("steps", "columns"), [(1, None), (3, None), (3, 2), (4, 2)])
 def test_each_token_of_a_strip_is_found_where_it_is_drawn(steps, columns):
-    """Tokens are of 50 pixels; a strip of tokens of one colour each tells which one is where."""
+    """Tokens are 50 pixels wide; each has a colour of its own, which tells where in the strip it is."""
     shape = (steps, 2, 3)
     own = np.arange(steps * 6)
     groups = Groups(None, own.reshape(shape), own, own[:, None])

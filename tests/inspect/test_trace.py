@@ -1,4 +1,4 @@
-"""What a trace says was merged, against what the model was given: features and rotary rows."""
+"""What a trace says was merged, compared with what the model was given: features and rotary rows."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Bundles of a few cases, quickly made; and bundles that somebody has changed."""
+"""Bundles of a few cases, which are quick to record, and a way to change them."""
 
 import json
 
@@ -9,7 +9,7 @@ from ppe_npu.parity import bundle, end_to_end, files
 
 
 def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, rehash=True):
-    """Change a bundle's tensors and manifest; with the hashes put right, as somebody would who does it on purpose."""
+    """Changes a bundle's tensors and manifest, and corrects the hashes, as someone who does it on purpose would."""
     tensors = load_file(folder / "tensors.safetensors")
     change(tensors)
     save_file(tensors, folder / "tensors.safetensors")
@@ -22,7 +22,7 @@ def rewrite(folder, change=lambda tensors: None, manifest=lambda values: None, r
 
 
 def only_few(monkeypatch):
-    """Two cases and two settings, a step and a word of each: enough to see what happens to bundles."""
+    """Two cases and two settings, with one step and two new tokens each: enough to see what happens to bundles."""
     monkeypatch.setattr(end_to_end, "STEPS", 1)
     monkeypatch.setattr(end_to_end, "NEW_TOKENS", 2)
     cases = tuple(case for case in CASES if (case.op, case.name) in (("swiglu", "batch"), ("dpc_knn", "frames")))

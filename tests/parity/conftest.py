@@ -16,7 +16,7 @@ def few(monkeypatch):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """The bundle; tests must not change it."""
+    """The bundle's folder; tests must not change it."""
     with pytest.MonkeyPatch.context() as patch:
         only_few(patch)
         folder = tmp_path_factory.mktemp("once") / "recorded"
@@ -26,5 +26,5 @@ def once(tmp_path_factory):
 
 @pytest.fixture
 def recorded(few, once, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of the bundle, to be damaged."""
     return shutil.copytree(once, tmp_path / "recorded")

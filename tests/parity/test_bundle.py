@@ -38,7 +38,7 @@ def test_the_recorded_bundle_holds_here(part, monkeypatch):
 
 @pytest.mark.ci
 def test_random_numbers_of_another_cpu_change_nothing(few, once, monkeypatch):
-    """Gradients are for the cotangents that were recorded: normal numbers hang on whether a CPU has AVX2."""
+    """Gradients use the recorded cotangents, because normal numbers depend on whether a CPU has AVX2."""
     drawn = torch.randn
 
     def elsewhere(*args, **options):

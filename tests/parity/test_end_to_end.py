@@ -1,4 +1,4 @@
-"""The tiny model against fp64: agreement on the CPU, and that a fault is seen."""
+"""The tiny model against fp64: the CPU agrees, and a fault is noticed."""
 
 import pytest
 import torch

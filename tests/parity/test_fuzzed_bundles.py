@@ -1,5 +1,5 @@
-"""Bundles in which anything was changed, their hashes put right: one line, or a row that fails; never agreement, and
-never a traceback."""
+"""Randomly changed bundles whose hashes were corrected: one line, or a row that fails; never agreement, and never a
+traceback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESULTS = ("/forward/", "/grad/", "/logits", "/losses", "/gradients", "/ids")
 
 
 def numbers(tensor, draw):
-    """Of the same dtype, and far from what they were. Weights and pictures: so large that nothing can be computed."""
+    """Other numbers of the same dtype, far from the old ones: NaN, inf, or so large that nothing can be computed."""
     kind = draw.choice(["nan", "inf", "-inf", "large", "negative"])
     if not tensor.is_floating_point():
         return torch.full_like(tensor, draw.choice([-1, 10**6, 2**62]) if tensor.dtype == torch.int64 else 1)
@@ -46,7 +46,7 @@ def shape(tensor, draw):
 
 def changed(tensors: dict, draw) -> str:
     name = draw.choice(sorted(tensors))
-    last = [other for other in tensors if "/cotangents/" in other] == [name]  # without it: a first edition's bundle
+    last = [other for other in tensors if "/cotangents/" in other] == [name]  # without it: the first version's bundle
     if draw.random() < 0.1 and not last:
         tensors.pop(name)
     elif draw.random() < 0.1:
@@ -57,7 +57,7 @@ def changed(tensors: dict, draw) -> str:
 
 
 def changed_file(folder, draw) -> str:
-    """A file as a disk or an editor changes it, its hashes put right where they can be."""
+    """Changes a file as a disk or an editor would, with the hashes corrected if possible; returns what it did."""
     name = draw.choice(("manifest.json", "tensors.safetensors"))
     kind = damage(folder / name, folder / "manifest.json", draw)
     if (folder / name).is_file():  # a pipe would be waited for
@@ -67,7 +67,7 @@ def changed_file(folder, draw) -> str:
 
 
 def check(once, place, number: int) -> bool:
-    """The law of one change; whether it was refused at once. Half of the changes are of tensors, half of files."""
+    """Checks the law for one change, half of them of tensors, half of files; returns whether it was refused at once."""
     draw, named, said = dice("bundle", number), [], None
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(once, place)
@@ -127,7 +127,7 @@ def test_the_same_numbers_in_another_dtype_are_not_the_same(recorded):
 
 
 def test_cotangents_that_make_every_gradient_nan_are_no_parity(recorded):
-    """What is NaN in fp64 may be NaN: so nothing that goes in may be."""
+    """Where fp64 gives NaN, NaN is accepted, so inputs must not be NaN."""
 
     def change(tensors):
         for name, tensor in tensors.items():
@@ -141,7 +141,7 @@ def test_cotangents_that_make_every_gradient_nan_are_no_parity(recorded):
 
 @pytest.mark.ci
 def test_weights_that_nothing_can_be_computed_with_are_no_parity(recorded):
-    """Logits of NaN here, there and in fp64."""
+    """The logits are NaN here, in the recording and in fp64."""
 
     def change(tensors):
         tensors["model/weights/lm_head.weight"].fill_(3e38)
@@ -156,7 +156,7 @@ def test_weights_that_nothing_can_be_computed_with_are_no_parity(recorded):
 
 
 def test_a_folder_that_is_no_bundle_is_not_written_over(few, once, tmp_path):
-    """Whatever has a manifest.json, and what lies beside a bundle's two files, is not ours to delete."""
+    """A folder with another manifest.json, or with files beside a bundle's two, is not ours to delete."""
     web, beside = tmp_path / "web", tmp_path / "bundle"
     for folder, texts in ((web, {"manifest.json": "{}"}), (beside, {"notes.txt": "mine"})):
         folder.mkdir()

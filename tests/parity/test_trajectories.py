@@ -21,7 +21,7 @@ def exact():
 def test_the_cpus_operators_take_the_same_way(setting, exact):
     exact = exact if setting == "ppe" else walk(setting, dtype=torch.float64, fused=False)
     found = walk(setting)
-    assert exact.losses[-1] < exact.losses[0] / 2  # else there is no way to speak of
+    assert exact.losses[-1] < exact.losses[0] / 2  # otherwise there would be no learning to compare
     assert apart(found, exact) == {}
     assert apart(walk(setting, fused=False), exact) == {}  # plain PyTorch is held to the same bound
     compare(setting, "cpu", found, exact)

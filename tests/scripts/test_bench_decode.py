@@ -1,4 +1,4 @@
-"""What a compressed model's step of decoding is made of, beside an untouched one's with a cache as long."""
+"""A compressed model's step of decoding, compared with an untouched model's with an equally long cache."""
 
 import json
 import os
@@ -25,7 +25,7 @@ bench_decode.main(["--sizes", "tiny", "--steps", "8", "--output", sys.argv[2]])
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Of a model of 3 layers and of one of 5, each in a process of its own: what ran before adds calls."""
+    """Results for a model of 3 layers and one of 5, each in a process of its own, because earlier runs add calls."""
     output, found = tmp_path_factory.mktemp("decode"), []
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for layers in (3, 5):

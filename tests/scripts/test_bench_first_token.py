@@ -1,4 +1,4 @@
-"""From pixels to the first token: a short tower counts as a deep one does, and words say what numbers say."""
+"""From pixels to the first token: a short tower's counts give a deep one's, and the text agrees with the numbers."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_the_table_is_written_and_all_but_two_have_one_number_of_tokens(tmp_path
     first_token.main([*run, "--rounds", "1"])
     whole = json.loads(output.read_text())
     first = whole["sizes"]["tiny"]["found"]
-    write_json(output, {**whole, "sizes": {"tiny": {"found": {"dense": first["dense"]}}}})  # of a run that was killed
+    write_json(output, {**whole, "sizes": {"tiny": {"found": {"dense": first["dense"]}}}})  # as a killed run leaves it
     first_token.main([*run, "--rounds", "2"])
     result = json.loads(output.read_text())["sizes"]["tiny"]
     rows = result["rows"]

@@ -1,4 +1,4 @@
-"""How the merge grows, and what a training step costs: measured small, written, and told as the numbers are."""
+"""How the merge grows, and what a training step costs: small measurements, files, and texts that follow the numbers."""
 
 import json
 
@@ -20,7 +20,7 @@ def test_growth_is_measured_along_every_axis_and_drawn(tmp_path, capsys):
     axes = json.loads(output.with_suffix(".json").read_text())["axes"]
     assert list(axes) == list(bench_scaling.AXES)
     assert [row["size"] for row in axes["frames of 256 tokens"]["rows"]] == [1, 4, 16]
-    # Memory is counted, not timed: it is what it is on any machine.
+    # Memory is counted, not timed, so it is the same on any machine.
     for name in ("frames of 256 tokens", "samples of 4 frames"):
         assert bench_scaling.order(axes[name]["rows"], "mib") < 1.05
     assert output.read_bytes().startswith(b"\x89PNG")
@@ -42,7 +42,7 @@ def test_an_order_is_the_exponent_between_the_last_two_sizes():
 def test_a_training_step_is_timed_and_counted():
     model = bench_training.model_of("tiny", 2, torch.device("cpu"), torch.float32, bench_training.KINDS)
     rows = bench_training.measure(model, "tiny", 256, 1, frozen=False, checkpointing=False)
-    order = ["dense", "ppe", "pixelprune + ppe", "pixelprune"]  # more and more of the tower's work goes
+    order = ["dense", "ppe", "pixelprune + ppe", "pixelprune"]  # more and more of the tower's work is spared
     assert list(rows) == order
     for key in ("flops_share", "deep_share"):
         shares = [rows[name][key] for name in order]
@@ -69,7 +69,7 @@ def test_what_two_blocks_are_said_to_cost_in_the_whole_depth_is_what_that_costs(
     assert any("visual" in name for name in trained) != frozen
     with flop_counter() as counter:
         whole.run()
-    # What is left out: patches and the merger; and of attention's backward pass torch counts five products, not four.
+    # Left out: patches, the merger, and one of the five products that torch counts in attention's backward pass.
     assert derived < counter.get_total_flops() < 1.25 * derived
 
 
@@ -103,7 +103,7 @@ def test_planning_is_timed_where_the_layout_is_known_and_where_it_is_new(monkeyp
 
 
 def test_a_known_prompt_is_one_with_other_words_and_a_new_one_is_not(monkeypatch):
-    """What the columns say is what is planned: layouts are made for new prompts, and once for known ones."""
+    """The columns time what they say: new prompts each get a new layout, and known ones share one."""
     laid = []
     own = bench_planning.Compression._laid
     monkeypatch.setattr(bench_planning.Compression, "_laid", lambda *given: laid.append(0) or own(*given))

@@ -1,4 +1,4 @@
-"""--output of every benchmark: what cannot be written is said before anything is measured."""
+"""--output of every benchmark: a place that cannot be written is reported before anything is measured."""
 
 from __future__ import annotations
 

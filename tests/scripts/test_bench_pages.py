@@ -73,10 +73,10 @@ def test_the_towers_times_are_written(tmp_path, monkeypatch):
         assert (
             row[f"{name}_least"] == row[f"{name}_share"] == row[f"{name}_most"] == row[f"{name}_ms"] / row["dense_ms"]
         )
-    # 22 of 64 patches stay. Of 8 blocks the first 3 see all of them, then the others are asked for keys and values.
+    # 22 of 64 patches stay. In the last 5 of 8 blocks, the others are only asked for keys and values.
     window, whole, kept, rest = 64 * 64, 64 * 32 * 32 * 3, 22, 32 * 32 + 3 * 32 * 64
     dense = 8 * (2 * (whole + 64 * rest) + 4 * window * 32)
     spared = 5 * (2 * ((64 - kept) * (32 * 32 + rest)) + 4 * 64 * (64 - kept) * 32)
     assert row["ipcv_counted"] == (dense - spared) / dense
-    # As published, those others are left out of the MLP alone.
+    # As published, the others skip only the MLP.
     assert row["ipcv_released_counted"] == (dense - 5 * 2 * (64 - kept) * 3 * 32 * 64) / dense

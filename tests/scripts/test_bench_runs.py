@@ -1,4 +1,4 @@
-"""The benchmarks run from end to end, at sizes of seconds, and leave whole results."""
+"""The benchmarks run from end to end, at sizes that take seconds, and write complete results."""
 
 import importlib
 import json
@@ -45,7 +45,7 @@ def test_every_op_is_timed_and_written(tmp_path, capsys):
 
 
 def test_what_fails_is_named_and_all_else_is_measured(tmp_path, monkeypatch, capsys):
-    """The released loop sorts in fp64, which an NPU does not: no fault of ours. Nor is a picture that is not drawn."""
+    """An NPU cannot sort in fp64, as the released loop does: no fault of ours, and neither is a missing plot."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # not installed
 
     def breaks(*_):
@@ -82,9 +82,9 @@ def test_an_op_that_is_unknown_is_refused():
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Run parts of the benchmark of whole models; gives what stands in its file then, and in its picture."""
+    """bench(*options) runs parts of the benchmark of whole models; returns the parts in its file, and its picture."""
     output = tmp_path / "prefill.json"
-    monkeypatch.setattr(bench_prefill, "operators", lambda frames: {"ours": 1, "released": frames})  # which has a test
+    monkeypatch.setattr(bench_prefill, "operators", lambda frames: {"ours": 1, "released": frames})  # it has a test
 
     def run(*options):
         given = ["--sizes", "tiny", "--rounds", "1", "--threads", "1", "--output", str(output)]
@@ -116,7 +116,7 @@ def test_prefill_is_timed_setting_by_setting(bench):
 
 @pytest.mark.ci
 def test_of_a_picture_cells_are_dropped_before_the_tower(bench, tmp_path, monkeypatch):
-    """And a setting that fails costs no other one its figures; no round begins when the time is over."""
+    """A setting that fails costs no other one its figures, and no round begins when the time is over."""
 
     def breaks(*_, **__):
         raise RuntimeError("no such kernel")
@@ -137,7 +137,7 @@ def test_decoding_and_training_are_timed_part_by_part(bench):
     first, _ = bench("--parts", "decode")
     dispatch.reset()
     both, picture = bench("--parts", "train")
-    assert "linear_cross_entropy" in dispatch.chosen()  # the loss alone, without logits: as the trainer has it
+    assert "linear_cross_entropy" in dispatch.chosen()  # the loss without logits, as in the trainer
     assert both["tiny video-3x16 decode"] == first["tiny video-3x16 decode"]
     for part in both.values():
         for row in part["rows"].values():

@@ -1,4 +1,4 @@
-"""The site's pages: one for each method, a reference, and no link among them that leads nowhere."""
+"""The site's pages: one for each method, a reference, and no dead link among them."""
 
 from __future__ import annotations
 

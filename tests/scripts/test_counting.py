@@ -1,4 +1,4 @@
-"""The FLOPs and bytes of an op by formula, against counting what naive code does."""
+"""The FLOPs and bytes of an op by formula, compared with counts of what naive code does."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def counted(function) -> int:
 
 
 class Number:
-    """A number that counts what is done with it."""
+    """A number that counts the operations on it."""
 
     count = 0
 
@@ -164,7 +164,7 @@ def test_meta_tensors_count_as_real_ones_do():
 
 
 def test_every_op_has_a_case_and_a_formula():
-    """Who registers an op adds it to scripts/bench/cases.py and counting.py."""
+    """An op that is registered must be added to scripts/bench/cases.py and counting.py."""
     assert {*dispatch.ops(), "merge"} == set(cases.OPS) <= set(WORK)
 
 

@@ -1,4 +1,4 @@
-"""scripts/device_check.sh, rehearsed without a GPU: what it runs, and that it goes on."""
+"""scripts/device_check.sh, rehearsed without a GPU: what it runs, and that it goes on after a failure."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ppe_npu.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "device_check.sh"
-# In python's place: notes its arguments, a line each, and an empty one; fails in one part; sleeps where it is told to.
+# Takes python's place: notes its arguments, one per line, then an empty line; fails in one part, hangs in a named one.
 STAND_IN = """#!/bin/sh
 case "$*" in *int\\(60*) exec {python} "$@";; esac
 case "$*" in *facts.json*) set -- facts;; esac
@@ -34,7 +34,7 @@ def check(folder: Path, **environment: str) -> tuple[int, dict]:
 
 
 def rehearsed(folder: Path, hangs: str = "nothing", **environment: str) -> tuple[int, dict[str, int], list[list[str]]]:
-    """The exit code, those of the parts, and the arguments that python was called with in each."""
+    """(exit code, {part: its exit code}, the arguments of each call of python)."""
     python, noted = folder / "python3", folder / "calls"
     python.write_text(STAND_IN.format(python=sys.executable, calls=noted, hangs=hangs))
     python.chmod(0o755)
@@ -46,12 +46,12 @@ def rehearsed(folder: Path, hangs: str = "nothing", **environment: str) -> tuple
 
 @pytest.mark.parametrize("environment", [{}, {"DEVICE": "cpu", "TINY": "1"}], ids=["cuda", "tiny"])
 def test_every_part_is_a_command_that_its_program_takes(tmp_path, environment):
-    """Its first run on a GPU is not the first time that somebody reads its arguments."""
+    """The first run on a GPU must not be the first time that its arguments are parsed."""
     code, parts, calls = rehearsed(tmp_path, **environment)
     assert code == 1
     assert parts == dict.fromkeys(PARTS[: 9 if environment else 10], 0) | {"operators": 3}
     limits = {part["part"]: part["limit"] for part in json.loads((tmp_path / "out/summary.json").read_text())["parts"]}
-    assert limits["bundle"] == (360 if environment else 90)  # a CPU that others use, too, is no GPU
+    assert limits["bundle"] == (360 if environment else 90)  # a shared CPU takes longer than a GPU
     device, cases = environment.get("DEVICE", "cuda"), set()
     for arguments in calls[1:]:
         if arguments[:2] == ["-m", "pytest"]:
@@ -77,12 +77,12 @@ def test_every_part_runs_although_one_fails_and_one_never_ends(tmp_path):
     assert parts["facts"] == parts["kernels"] == parts["prefill"] == 0
     assert parts["operators"] == 3
     assert parts["decode"] == 124
-    assert parts["train"] == parts["no-sync"] == -1  # the hung part has taken the time that there was
+    assert parts["train"] == parts["no-sync"] == -1  # the hung part has used up the time
 
 
 @pytest.mark.ci
 def test_it_runs_whole_on_a_cpu(tmp_path):
-    """The commands are right: their first run on a GPU is not their first run."""
+    """The first run on a GPU must not be the commands' first run."""
     code, summary = check(tmp_path, PYTHON=sys.executable, DEVICE="cpu", TINY="1", MINUTES="30")
     assert {part["part"]: part["exit"] for part in summary["parts"]} == dict.fromkeys(PARTS[:-1], 0)
     assert code == 0

@@ -11,7 +11,7 @@ from ppe_npu.methods.listing import grouping
 
 @pytest.mark.parametrize("frames", [1, draw_methods.FRAMES])
 def test_a_panel_shows_the_groups_that_a_pass_made(frames):
-    """Frame after frame: PACT drops some, which are dark, and keeps the share that was asked for."""
+    """In every frame, PACT drops some tokens, which are dark, and keeps the fraction that was asked for."""
     shown = draw_methods.pictures()[:frames]
     model, processor = tiny.build_model(0).eval(), tiny.build_processor()
     groups = draw_methods.groups_of(model, processor, draw_methods.config_of("pact", 0.25), shown)

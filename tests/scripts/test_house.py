@@ -1,4 +1,4 @@
-"""What scripts/check_house.py sees, in whatever form it is written, and what it leaves alone."""
+"""What scripts/check_house.py detects, however it is written, and what it accepts."""
 
 import check_house
 import draw_architecture
@@ -34,7 +34,7 @@ def test_a_bare_tolerance_is_seen(line):
 @pytest.mark.parametrize(
     "line",
     [
-        "assert loss == pytest.approx(3.0)",  # of Python's numbers
+        "assert loss == pytest.approx(3.0)",  # compares Python's numbers
         "assert loss == pytest.approx(3.0, abs=sampling_error(0.5, 100))",
         "assert_near(a, b, roundings=3)",
         "assert share == pytest.approx(3.0, abs=1 / 20)",

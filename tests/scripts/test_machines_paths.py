@@ -1,4 +1,4 @@
-"""What scripts/test_machines.py names is there."""
+"""The paths that scripts/test_machines.py names exist."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A torchvision whose compiled part does not load is mended, and no other is touched."""
+"""A torchvision whose compiled part does not load is repaired, and no other is touched."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import mend_torchvision
 import pytest
 
-# As much of torch and torchvision as matters, in files that are read in no time. torch keeps which operators are
-# declared, and calls a package that helps unless it is told not to; a module of torchvision wants them declared.
+# Minimal stand-ins for torch and torchvision. torch records which operators are declared, and calls a helping package
+# unless it is told not to; a module of torchvision needs the operators declared.
 TORCH = """import os, types
 class Operators(types.SimpleNamespace):
     pass

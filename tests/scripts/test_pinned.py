@@ -1,4 +1,4 @@
-"""Tests draw the same numbers on every machine and in every order, and other ones where they are asked to."""
+"""Tests draw the same numbers on every machine and in every order, and other numbers if they are asked to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-# What one test is given, with more or less of the package imported before it, after other tests or alone.
+# What one test draws, with more or less of the package imported before it, after other tests or alone.
 PROGRAM = """
 import random
 import numpy as np

@@ -1,4 +1,4 @@
-"""The benchmark of the choice of cells: the released rule written anew, timed and counted small."""
+"""The benchmark of choosing cells: a rewrite of the released rule, and small times and counts."""
 
 import bench_pixels
 import pytest
@@ -31,7 +31,7 @@ def test_other_cells_than_the_released_ones_are_told(monkeypatch):
 @pytest.mark.parametrize("threshold", [0.0, 0.02, 0.1])
 @pytest.mark.ci
 def test_choosing_is_at_most_2_percent_of_a_prefill_of_3b_by_count(threshold):
-    """Of the decoder alone, on the kept cells alone: the share is largest where few are kept, and hangs on no size."""
+    """Of the decoder alone, on the kept cells: the share is largest where few are kept, and independent of the size."""
     kept, share = bench_pixels.counted(bench_pixels.page(32, 32, 1176), threshold)
     assert 0 < kept < 1024
     assert 50 * share < 1

@@ -18,7 +18,7 @@ PICTURES = 12
 
 
 def made(rows: dict[str, float], seeds: int = 3, worse: str = "") -> dict:
-    """A study in which a row is right with this probability; on questions of kind `worse` no row but the first is."""
+    """A study with these probabilities of being right; on questions of kind `worse`, only the reference ever is."""
     generator = np.random.default_rng(0)
     types = list(page.KINDS["layout"]) * PICTURES
     pictures = [f"{number}.png" for number in range(PICTURES) for _ in page.KINDS["layout"]]

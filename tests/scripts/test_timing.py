@@ -19,7 +19,7 @@ def test_a_cpu_has_no_clock_of_its_own():
 
 
 def test_a_gpu_waits_until_all_calls_are_queued(monkeypatch):
-    """Over stand-ins for torch.cuda's: waiting, then each call between two events, with another thing in the cache."""
+    """Uses stand-ins for torch.cuda: a wait, then each call between two events, after the cache was overwritten."""
     done = []
 
     class Event:

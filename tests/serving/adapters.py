@@ -1,4 +1,4 @@
-"""A random LoRA adapter of a checkpoint's language model, and the checkpoint with it merged in: what it must answer as.
+"""A random LoRA adapter of a checkpoint's language model, and the checkpoint with it merged in, which is the oracle.
 
 main(CHECKPOINT, ADAPTER, MERGED), in a process of its own (scripts_of_serving.py).
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tolerances import APART
 
-PROMISED = 5e-4  # of a log-probability, fp32, over the whole vocabulary: what docs/serving.md says at most
+PROMISED = 5e-4  # largest error of an fp32 log-probability, over the whole vocabulary, by docs/serving.md
 
 
 def apart(found: dict, expected: dict) -> float:
@@ -18,8 +18,8 @@ def apart(found: dict, expected: dict) -> float:
 
 
 def limit(expected: dict) -> float:
-    """Two ways through one model, each of which rounds: the engine, which sums in another order, may be twice as far
-    from fp64 as transformers is in the prompt where it is farthest."""
+    """The largest difference allowed: the engine, which sums in another order, may be twice as far from fp64 as
+    transformers is at its worst place in the prompt."""
     return min(PROMISED, APART * max(answer["error"] for answer in expected.values()))
 
 
@@ -31,6 +31,6 @@ def check(found: dict, expected: dict) -> None:
 
 
 def hit_inside_a_span(answer: dict) -> bool:
-    """Whether what a cache had of the prompt ends between two visual tokens of one image or video."""
+    """Whether the cached part of the prompt ends between two visual tokens of one image or video."""
     ids, cached = answer["ids"], answer["cached"]
     return 0 < cached < len(ids) and ids[cached - 1] == ids[cached]  # no text of the cases repeats a token

@@ -26,7 +26,7 @@ class Case:
         return f"<|im_start|> user {self.text} <|im_end|> <|im_start|> assistant"
 
     def for_vllm(self, asked: dict[str, Any] | None = None) -> dict[str, Any]:
-        """asked: of the compression, for this request alone."""
+        """asked: compression settings for this request alone."""
         data: dict[str, Any] = {}
         if self.images:
             data["image"] = self.images
@@ -56,7 +56,7 @@ def metadata(frames: int, fps: float) -> dict[str, Any]:
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
-    """Random patches of colour, with some noise: tokens of one patch are alike, and not the same."""
+    """Random patches of colour with some noise, so that the tokens of one patch are alike but not equal."""
     draw = np.random.default_rng(seed)
     patches = draw.integers(0, 255, (max(height // 16, 1), max(width // 16, 1), 3), dtype=np.uint8)
     large = np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)).astype(int)

@@ -14,7 +14,7 @@ import torch
 from ppe_npu.demo.tiny import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, UNKNOWN, WORDS
 
 FAMILIES = ("qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_5", "internvl")
-MARKS = {  # of InternVL, with the words of the others
+MARKS = {  # InternVL's, with the words of the other families
     "start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>",
     "context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
 }  # fmt: skip
@@ -27,8 +27,8 @@ LARGEST = 256 * 256  # pixels of a picture: vLLM tries the largest one when it s
 
 
 class Size(NamedTuple):
-    """Of the text model: channels, layers, heads, heads of keys, MLP; of the tower: blocks, channels, MLP, heads, and
-    pixels of a window's side. words: of the vocabulary; 0: those that the tests need."""
+    """The text model's channels, layers, heads, key heads and MLP; the tower's blocks, channels, MLP, heads, and pixels
+    along a window's side. words: the size of the vocabulary, or 0 for the words that the tests need."""
 
     hidden: int
     layers: int
@@ -50,7 +50,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(256, 2, 2, 1, 320, 2, 64, 128),
     "small": Size(768, 8, 6, 3, 2048, 4, 128, 256),  # 54 million: a prompt of 1,000 tokens takes a core about a second
-    # Of what a picture of 1,024 tokens costs, tower, decoder and head have Qwen2.5-VL-7B's shares (test_shares.py).
+    # Tower, decoder and head have the shares of a 1,024-token picture's cost that they have in Qwen2.5-VL-7B.
     "7b": Size(768, 5, 6, 1, 4064, 5, 240, 640, tower_heads=3, window=32, words=5840),
 }
 
@@ -80,7 +80,7 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST, size: st
     name, video, frames = {
         "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLVideoProcessor", edges),
         "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor", edges),
-        # Its size is of a whole video.
+        # Its size is that of a whole video.
         "qwen3_vl": ("Qwen3VLProcessor", "Qwen3VLVideoProcessor", {**edges, "longest_edge": 4 * largest}),
     }["qwen3_vl" if family == "qwen3_5" else family]
     images = getattr(transformers, "Qwen2VLImageProcessorPil", None) or transformers.Qwen2VLImageProcessor
@@ -93,7 +93,7 @@ def build_processor(family: str = "qwen2_5_vl", largest: int = LARGEST, size: st
 
 
 def _tile_processor(tokenizer: Any) -> Any:
-    """InternVL's."""
+    """InternVL's processor."""
     import transformers
 
     size = {"size": {"height": SIDE, "width": SIDE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -169,7 +169,7 @@ def config_of(family: str, size: str = "tiny", positions: int = 16384) -> Any:
 
 @torch.no_grad()
 def save(folder: str | Path, family: str = "qwen2_5_vl", size: str = "tiny", largest: int = LARGEST) -> str:
-    """Write a checkpoint of random weights, whose attention hangs on positions more than random ones would."""
+    """Writes a checkpoint of random weights, scaled so that attention depends more on positions; returns its folder."""
     import transformers
 
     config = config_of(family, size)

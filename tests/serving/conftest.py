@@ -1,4 +1,4 @@
-"""What the tests of served models share: random checkpoints, and what compress(model) answers in transformers."""
+"""Shared by the tests of served models: random checkpoints, and what compress(model) answers in transformers."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from scripts_of_serving import run_script
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    """made_once(name, make) -> what make(path) has made, for all workers of this run."""
+    """made_once(name, make) -> the path that make(path) has written, once for all workers of this run."""
     own = tmp_path_factory.getbasetemp()
     folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
@@ -29,7 +29,7 @@ def made_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkpoint(made_once):
-    """checkpoint(family) -> folder."""
+    """checkpoint(family) -> folder of the family's random checkpoint."""
 
     def folder(family: str = "qwen2_5_vl") -> str:
         return str(made_once(family, lambda path: run_script("checkpoints.py", str(path), family)))
@@ -41,8 +41,8 @@ def checkpoint(made_once):
 def reference(made_once, checkpoint):
     """reference(compression, family, folder) -> what transformers answers.
 
-    folder: another checkpoint than the family's own. compress() takes InternVL from transformers 5.22 on, and vLLM's is
-    older.
+    folder: a checkpoint other than the family's own. compress() takes InternVL from transformers 5.22 on, and vLLM's
+    transformers is older.
     """
 
     def answers(compression: str, family: str = "qwen2_5_vl", folder: str | None = None) -> dict:
@@ -57,7 +57,7 @@ def reference(made_once, checkpoint):
 
 @pytest.fixture
 def served(tmp_path, checkpoint):
-    """served(compression, family, engine, rounds) -> what vLLM answers; more: of the request, see served.py."""
+    """served(compression, family, engine, rounds) -> what vLLM answers; more: other keys of served.py."""
 
     def answers(
         compression: str, family: str = "qwen2_5_vl", engine: dict | None = None, rounds=("alone",), **more

@@ -1,7 +1,7 @@
 """What compress(model) answers in transformers: the right answer for any engine that serves it.
 
-main(FOLDER, COMPRESSION, OUT): a text as on the command line, or JSON; in a process of its own
-(scripts_of_serving.py).
+main(FOLDER, COMPRESSION, OUT), in a process of its own (scripts_of_serving.py). COMPRESSION: a text as on the command
+line, or JSON.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ TOKENS = 16
 
 
 def answers(folder: str, compression: str) -> dict[str, dict[str, Any]]:
-    """Of each case: the prompt's log-probabilities [L, V] after compression, the greedy tokens, theirs [16, V], and
-    what fp32 is off by in the prompt ("error"; None beside linear attention, which is fp32 in transformers anyway)."""
+    """For each case: the prompt's log-probabilities [L, V] after compression, the greedy tokens, theirs [16, V], and
+    fp32's error in the prompt ("error"; None with linear attention, which is fp32 in transformers anyway)."""
     processor = transformers.AutoProcessor.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     made = getattr(transformers, config.architectures[0])

@@ -1,7 +1,7 @@
-"""Scripts beside the tests. Each call has a process of its own, a fork of one that has imported what the script needs.
+"""Scripts beside the tests. Each call runs in a process of its own, a fork of one that has imported what it needs.
 
-python tests/serving/scripts_of_serving.py SCRIPT: calls its main() with each list of arguments that standard input has,
-a line of JSON each, and answers a line with the exit status.
+python tests/serving/scripts_of_serving.py SCRIPT: for each line of standard input, a list of arguments in JSON, calls
+the script's main() and answers a line with the exit status.
 """
 
 import functools
@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 
 
 def run_script(name: str, *arguments: str, seconds: int = 600, newer: bool = False) -> None:
-    """Call main(*arguments) of a script; the test fails with the end of what it printed unless it succeeds.
+    """Calls main(*arguments) of a script; unless it succeeds, the test fails with the end of what it printed.
 
-    newer: with the transformers that make test-vllm has beside vLLM's.
+    newer: with the newer transformers that make test-vllm installs beside vLLM's.
     """
     process, log = _waiting(name, newer)
     start = log.stat().st_size
@@ -38,7 +38,7 @@ def run_script(name: str, *arguments: str, seconds: int = 600, newer: bool = Fal
 
 @functools.cache
 def _waiting(name: str, newer: bool) -> tuple[subprocess.Popen, Path]:
-    """A process that has imported a script and waits, and where it prints. It ends when this one does."""
+    """(a process that has imported a script and waits, the file with its output). It ends when this process does."""
     path = [f"{sys.prefix}/newer"] * newer + [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     log = Path(tempfile.mkdtemp()) / "log.txt"
@@ -51,7 +51,7 @@ def _waiting(name: str, newer: bool) -> tuple[subprocess.Popen, Path]:
 
 def main(name: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a script prints is no answer
+    os.dup2(2, 1)  # what a script prints must not be taken for an answer
     script = import_module(name)
     for line in sys.stdin:
         process = multiprocessing.get_context("fork").Process(target=script.main, args=json.loads(line))

@@ -1,11 +1,11 @@
-"""vLLM asked the cases: main(REQUEST.json, OUT.pickle), in a process of its own (scripts_of_serving.py).
+"""Asks vLLM the cases: main(REQUEST.json, OUT.pickle), in a process of its own (scripts_of_serving.py).
 
 REQUEST: {"folder", "compression" (None: as the checkpoint says; "stock": vLLM's own class), "engine": arguments of
-vllm.LLM, "rounds": ["alone", "together", "again", "asked", "adapted", "broken"], "asked": what the requests of that
-round ask for, "adapter": the LoRA adapter of that one}. In the round "broken" the first row of the first token of each
-item is off by one position.
+vllm.LLM, "rounds": ["alone", "together", "again", "asked", "adapted", "broken"], "asked": the settings that requests of
+the round "asked" ask for, "adapter": the LoRA adapter of the round "adapted"}. In the round "broken", the first row of
+the first token of each item is off by one position.
 
-With "refused", engines' arguments, in place of the rounds: what the plug-in says of each, and no engine is started.
+With "refused", arguments of engines, instead of the rounds: the plug-in's refusal of each; no engine is started.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # else its first answer takes a minute, in eager mode, too
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # otherwise its first answer takes a minute, even in eager mode
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two processes would need two NUMA nodes
 
 import numpy as np
@@ -36,7 +36,7 @@ TOKENS = 16
 
 
 def overrides(folder: str, compression: str | None) -> dict[str, Any]:
-    """What --hf-overrides says, of a plain checkpoint."""
+    """The value of --hf-overrides for a plain checkpoint."""
     if compression in (None, "stock"):
         return {}
     with open(f"{folder}/config.json") as file:
@@ -47,7 +47,7 @@ def overrides(folder: str, compression: str | None) -> dict[str, Any]:
 
 
 def table(rows: list[Any]) -> np.ndarray:
-    """[L, V] of vLLM's dicts."""
+    """[L, V] log-probabilities of vLLM's dicts."""
     return np.array([[row[token].logprob for token in range(len(row))] for row in rows])
 
 
@@ -64,14 +64,14 @@ def result(output: Any) -> dict[str, Any]:
 
 
 def one_off(joined: Any, rows: int) -> Any:
-    """split_rows() with a wrong row."""
+    """split_rows() with one wrong row."""
     features, local = split_rows(joined, rows)
     local[0, 0] += 1
     return features, local
 
 
 def refusal(folder: str, compression: str, engine: dict[str, Any]) -> str:
-    """What the plug-in says of vLLM's settings; nothing: it takes them."""
+    """What the plug-in says of vLLM's settings; an empty text if it takes them."""
     config = EngineArgs(folder, hf_overrides=overrides(folder, compression), **engine).create_engine_config()
     try:
         check_settings(config, compression_of(config.model_config.hf_config))

@@ -1,4 +1,4 @@
-"""A step at the pixels, item by item: what is kept, sent and merged is what it is in the whole prompt."""
+"""A step at the pixels keeps, sends and merges the same, item by item, as in the whole prompt."""
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_the_patches_that_are_sent_are_those_of_the_kept_cells():
 
 
 def test_cells_that_are_equally_unlike_are_chosen_alike_however_pixels_were_normalised():
-    """All of these differ by as much from the one before: what rounding left would choose among them."""
+    """All cells differ equally from the one before, so rounding errors would choose among them."""
     shades = torch.arange(0, 200, 10, dtype=torch.uint8)[:, None, None].expand(20, 4, 24).reshape(80, 24)
     found = []
     for values in (VALUES, PixelValues(2, (0.5,) * 3, (0.5,) * 3)):

@@ -1,4 +1,4 @@
-"""The position cases: right by a derivation that shares no code with the engine, and right for what serves them."""
+"""The position cases match a derivation that shares no code with the engine, and what serves them gets them right."""
 
 import subprocess
 import sys
@@ -17,8 +17,8 @@ RATE = {"qwen2_vl": None, "qwen2_5_vl": 2, "qwen3_vl": None}  # positions that a
 
 
 def trained(case: Case) -> Answer:
-    """Token by token, as the models' training numbers a prompt: text one by one; of an item each token at the position
-    before it began and its own frame (or second), row and column; then on from the largest and 1."""
+    """Token by token, as models are trained to number a prompt: text counts up; each token of an item has the position
+    before the item plus its own frame (or second), row and column; text goes on at the largest position plus 1."""
     ids, starts, position, behind = [], [], 0, False
     for part in case.parts:
         if isinstance(part, int):
@@ -66,7 +66,7 @@ def test_what_this_package_serves_with_gets_every_case_right(engine):
 
 
 def test_an_image_by_hand():
-    """The one that vLLM's own pruning numbers by its width: 2 words, 8 x 4 tokens, 3 words."""
+    """vLLM's own pruning numbers this case by the image's width: 2 words, 8 x 4 tokens, 3 words."""
     case = next(case for case in load() if case.name == "qwen2_5_vl: tall image, all")
     assert case.parts == [2, Item("image", (1, 16, 8)), 3]
     assert case.tokens().tolist().count(IMAGE_ID) == 32
@@ -79,7 +79,7 @@ def test_an_image_by_hand():
 
 @pytest.mark.parametrize("rule", ["width", "max(h, w)", "the largest that is kept", "what is kept, counted"])
 def test_each_wrong_rule_is_found(rule):
-    """Rules by which engines go on after an item; the cases tell every one of them from the right one."""
+    """Engines go on after an item by such rules; the cases tell each of them from the right one."""
 
     def wrong(case: Case) -> bool:
         item = case.items[0]
@@ -96,7 +96,7 @@ def test_each_wrong_rule_is_found(rule):
 
 @pytest.mark.skipif(Version(transformers.__version__) < Version("5.3"), reason="before 5.3 numbers are others")
 def test_transformers_is_asked_by_its_own_code():
-    """Images are numbered alike by every release; videos hang on the release (docs/positions.md)."""
+    """All releases number images alike; videos depend on the release (docs/positions.md)."""
     images = [case for case in load() if {item.kind for item in case.items} == {"image"}]
     assert len(images) > 20
     assert not [case.name for case in images if difference(case, ENGINES["transformers"](case))]

@@ -1,4 +1,4 @@
-"""Items merged one by one are what they are in a whole prompt: features, rows, and where the text goes on."""
+"""Items that are merged one by one equal those of a whole prompt: features, rows, and where the text goes on."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ CONFIGS = {
     "divprune": {"preset": "divprune", "ratio": 0.25, "positions": "ppe", "k": 2},
 }
 
-# Frames that compete, or are gathered: where they follow each other.
+# Frames that compete or are gathered, which is possible where they follow each other.
 JOINT = {name: {"preset": name, "positions": "ppe"} for name in ("events", "evs", "vidcom2", "globalcom2", "apet")}
 
 

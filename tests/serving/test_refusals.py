@@ -1,4 +1,4 @@
-"""What of vLLM's settings the plug-in refuses, each by its name; and with a real vLLM that it has settings so named."""
+"""vLLM settings that the plug-in refuses, each by its name; and that a real vLLM has settings of these names."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from ppe_npu.serving.vllm.refusals import check_settings
 
 
 def settings(**changed) -> SimpleNamespace:
-    """A VllmConfig of defaults, as far as it is read."""
+    """A stand-in for a VllmConfig of defaults, with the parts that are read."""
     values = {
         "pipeline_parallel_size": 1, "use_ubatching": False, "prefill_context_parallel_size": 1, "pruned": False,
         "drafter": None, "tower_lora": None, "processor": None, "tower": "weights", "mrope": False,

@@ -1,4 +1,4 @@
-"""Rows of positions on their way through an engine that knows three, and the rotary embedding that reads them."""
+"""Rows of positions on their way through an engine that handles three, and the rotary embedding that reads them."""
 
 import numpy as np
 import pytest

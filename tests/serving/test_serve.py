@@ -21,7 +21,7 @@ NAME = "PPEQwen2_5_VLForConditionalGeneration"
 
 @pytest.fixture
 def started(monkeypatch):
-    """What would be started, in place of it, with a vLLM that seems to be there."""
+    """The commands that would have been started; vLLM appears to be installed."""
     commands = []
     monkeypatch.setattr(os, "execv", lambda program, command: commands.append(command))
     there = importlib.util.find_spec
@@ -128,7 +128,7 @@ def test_what_the_server_would_read_in_place_of_ours_is_refused_however_it_is_sp
 
 @pytest.mark.parametrize("words", [["other"], ["port", 80], ["--", "--port", 80], ["--port", 80, "--", "x"], [""]])
 def test_what_is_no_option_of_the_server_is_refused(run, tiny_folder, started, words):
-    """It takes the first such word for a model's name, and serves --model."""
+    """The server would take the first such word for a model's name, and serve --model."""
     word = words[2] if "--port" in words[:1] else words[0]
     refused(run("serve", "--model", tiny_folder, "--", *words), f"'{word}' is not an option of vLLM's server: after --")
     assert not started
@@ -152,7 +152,7 @@ def test_an_exported_checkpoint_that_is_not_whole_is_not_served(run, tiny_folder
         (served / "config.json").write_text(json.dumps(config | {key: value}))
     refused(run("serve", "--model", served), served, words)
     assert not started
-    if key is None:  # its own weights are not what it reads
+    if key is None:  # its own weights are not read then
         assert run("serve", "--model", served, "--", "--load-format", "dummy")[0] == 0
 
 

@@ -1,5 +1,5 @@
-"""`ppe-npu export --vllm`, vLLM's OpenAI server on that folder with no flag about it, and the openai client: make
-test-vllm."""
+"""`ppe-npu export --vllm`, vLLM's OpenAI server on that folder without a flag about the compression, and the openai
+client: make test-vllm."""
 
 import base64
 import io
@@ -32,14 +32,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def client(checkpoint, tmp_path_factory):
-    """An openai client of a server that was given a folder and nothing of the compression."""
+    """An openai client of a server that was given an exported folder, and no flag about the compression."""
     openai = pytest.importorskip("openai")
     folder = tmp_path_factory.mktemp("exported") / "served"
     asked = ["--vllm", "--checkpoint", checkpoint(), "--output", str(folder), "--compression", "ppe"]
     assert main(["export", *asked]) == 0
     port, log = free_port(), tmp_path_factory.mktemp("log") / "server.txt"
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--port", str(port)]
-    options.append("--trust-request-mm-kwargs")  # else a request has no ratio of its own
+    options.append("--trust-request-mm-kwargs")  # otherwise a request cannot have its own ratio
     command = [sys.executable, "-m", SERVER, "--model", str(folder), "--served-model-name", "tiny", *options]
     with log.open("w") as out:
         environment = {**os.environ, **QUIET}
@@ -49,7 +49,7 @@ def client(checkpoint, tmp_path_factory):
             wait_for(made, server, log)
             yield made
         finally:
-            os.killpg(server.pid, signal.SIGKILL)  # its engine's process, too; asked, it takes a minute
+            os.killpg(server.pid, signal.SIGKILL)  # its engine's process, too; a gentle stop takes a minute
             server.wait(60)
 
 
@@ -68,7 +68,7 @@ def wait_for(client, server, log, seconds: int = 1200) -> None:
 
 
 def asked(case) -> list[dict]:
-    """A case's one message: its placeholders are pictures, the rest of its text stays."""
+    """A case's one message, in which pictures replace the placeholders and the rest of the text stays."""
     pictures, content = iter(case.images), []
     for number, piece in enumerate(case.text.split("<|vision_start|><|image_pad|><|vision_end|>")):
         if number:

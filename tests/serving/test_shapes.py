@@ -1,4 +1,4 @@
-"""Images of tiles in a decoder that counts in one dimension: items are what they are in the whole prompt."""
+"""Images of tiles in a decoder that counts in one dimension: items equal those of the whole prompt."""
 
 from types import SimpleNamespace
 

@@ -19,7 +19,7 @@ def real(size: str) -> Widths:
 
 
 def percents(widths: Widths) -> dict[str, int]:
-    """Of a request each part, and of a step of decoding the head."""
+    """Each part's percentage of a request; for the head, its percentage of a decoding step."""
     parts = widths.request(PATCHES, PATCHES // 4 + TEXT, NEW)
     found = {part: flops / sum(parts.values()) for part, flops in parts.items()}
     found["head"] = widths.head / (widths.head + widths.layers)

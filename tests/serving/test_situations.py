@@ -1,6 +1,6 @@
 """Whatever a real vLLM does with prompts and caches, it answers as compress(model) in transformers: make test-vllm.
 
-Batches, chunks, prefix hits, preemption, a ratio of one request, adapters, two processes; and a wrong row, which shows.
+Batches, chunks, prefix hits, preemption, a ratio of one request, adapters, two processes; and a wrong row is noticed.
 """
 
 from importlib.util import find_spec
@@ -34,9 +34,9 @@ def test_chunks_of_48_prefix_hits_inside_a_span_and_preemption(served, reference
 
 
 def test_pixels_in_chunks_of_48_with_prefix_hits_inside_a_span(served, reference):
-    """How many cells of each picture stay is the picture's matter."""
+    """Each picture decides how many of its cells stay."""
     compression = "pixelprune:threshold=0.3,max_kept=150,positions=ppe"
-    engine = {**CHUNKS, "num_gpu_blocks_override": 40, "disable_log_stats": True}  # which hold all six prompts
+    engine = {**CHUNKS, "num_gpu_blocks_override": 40, "disable_log_stats": True}  # enough for all six prompts
     found = served(compression, engine=engine, rounds=["alone", "again"])
     for name in ("alone", "again"):
         check(found[name], reference(compression))
@@ -44,7 +44,7 @@ def test_pixels_in_chunks_of_48_with_prefix_hits_inside_a_span(served, reference
 
 
 def test_a_ratio_of_one_request_and_an_adapter(served, tmp_path_factory, checkpoint, reference):
-    """Of one server: each finds its own in the caches, and no other's."""
+    """On one server, each request finds its own entries in the caches, and no other's."""
     adapter, merged = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("merged")
     run_script("adapters.py", checkpoint(), str(adapter), str(merged))
     more = {"asked": {"ratio": 0.25}, "adapter": str(adapter)}

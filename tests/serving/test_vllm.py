@@ -1,8 +1,8 @@
 """A real vLLM with the plug-in answers what compress(model) answers in transformers: make test-vllm.
 
-Each engine runs in a process of its own (served.py). A wrong digit, row or position shows: with one row of one token
-off by one no prompt is answered within the limit (test_situations.py), and ppe and keep_one, which keep other positions
-of the same merged tokens, are apart by thousands of times as much.
+Each engine runs in a process of its own (served.py). A wrong digit, row or position would be noticed: with one row of
+one token off by one, no prompt is answered within the limit (test_situations.py), and ppe and keep_one, which keep
+different positions of the same merged tokens, are apart by thousands of times as much.
 """
 
 import json
@@ -22,7 +22,7 @@ THEN_CLUSTERS = json.dumps(
     ("family", "compression"),
     [
         ("qwen2_5_vl", "keep_one"),
-        # In order of their scores two merged tokens that score alike to the sixth digit would change places.
+        # In order of their scores, two merged tokens whose scores agree to the sixth digit would change places.
         ("qwen2_5_vl", "chatunivi:order=raster"),
         ("qwen2_5_vl", "random:ratio=0.3,positions=ppe,k=3"),
         ("qwen2_vl", "ppe"),
@@ -39,8 +39,8 @@ def test_each_prompt_is_answered_as_in_transformers(served, reference, family, c
 
 
 def test_positions_beside_linear_attention(served, reference):
-    """On a CPU vLLM's takes bf16 alone, whose noise is above what K positions change. It points nowhere: of the way
-    from one kept position to K, at every token of a prompt, the answers have gone all of it."""
+    """On a CPU, vLLM's takes only bf16, whose noise is larger than the effect of K positions, but has no direction:
+    projected on the way from one kept position to K, over all tokens of a prompt, the answers have gone all of it."""
     family, kept = "qwen3_5", "uniform:positions={}"  # the same groups in any dtype
     found = served(kept.format("ppe,k=4"), family, {"dtype": "bfloat16"})["alone"]
     expected, one = (reference(kept.format(name), family) for name in ("ppe,k=4", "keep_one"))

@@ -1,4 +1,4 @@
-"""A small run, a copy of it that was cut off, and what it means that it refuses to go on."""
+"""A small run, a copy of it that was cut off, and the check that resuming such a run is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 7
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, tiny_folder):
-    """Settings of a run, and the run itself: checkpoint-2, -4 and -6, summary and final."""
+    """The settings of a run, and its result; its folder holds checkpoint-2, -4 and -6, the summary and final."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_noise_records(folder, records=12, most_words=5)
     settings = {
@@ -42,7 +42,7 @@ def go_on(settings, **changes):
 
 
 def refused(settings, *words, error=InputError, **changes) -> str:
-    """One line that holds the words, and not a file changed, made or removed."""
+    """Checks that resuming raises one line that holds the words and changes no file; returns the line."""
     before = state(settings["output"])
     with pytest.raises(error) as raised:
         go_on(settings, **changes)

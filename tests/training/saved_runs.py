@@ -1,4 +1,4 @@
-"""Folders as training leaves them, small and made at once, and what an export of them must be."""
+"""Small folders as training leaves them, made without training, and checks of what is exported from them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PPE = CompressionConfig.preset("ppe", k=4)
 
 @torch.no_grad()
 def logits(model):
-    """Of a text: what plain models of all versions number alike."""
+    """Logits of a text, because plain models of all transformers versions number its positions alike."""
     ids = torch.arange(len(tiny.SPECIAL_TOKENS), len(tiny.VOCABULARY))[None]
     return model(input_ids=ids).logits
 
 
 def save_run(folder: Path, base: str, kind: str | None, processor) -> torch.nn.Module:
-    """What `train` leaves in final/: an adapter of this kind, or with None all weights; gives the dense model."""
+    """Writes what `train` leaves in final/: an adapter of this kind, or all weights (None); returns the dense model."""
     model = load_model(base)
     record = base_record(model, base)
     compress(model, PPE)
@@ -58,12 +58,12 @@ def lora_run(tmp_path_factory, tiny_folder, tiny_processor):
 
 @pytest.fixture(name="copy")
 def copy_of_lora_run(run, tmp_path):
-    """The LoRA run's folder, to be changed."""
+    """A copy of the LoRA run's folder that a test may change."""
     return Path(shutil.copytree(run[0], tmp_path / "final"))
 
 
 def as_checkpoint(folder: Path, step: int = 2) -> Path:
-    """The folder as the Trainer leaves it while it runs."""
+    """Turns the folder into a checkpoint as the Trainer leaves it during a run; returns its new path."""
     folder = folder.rename(folder.with_name(f"checkpoint-{step}"))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
         (folder / name).write_bytes(b"state")
@@ -73,14 +73,14 @@ def as_checkpoint(folder: Path, step: int = 2) -> Path:
 
 
 def listed(folder: Path, step: int = 2) -> Path:
-    """as_checkpoint with a list of its files, as the Trainer leaves it today."""
+    """as_checkpoint() with a list of the files, as the Trainer writes it today."""
     folder = as_checkpoint(folder, step)
     write_json(folder / WHOLE, whole_record(folder, step))
     return folder
 
 
 def save_shares(folder: Path, model: torch.nn.Module, processes: int = 2) -> None:
-    """A ZeRO-2 checkpoint's shares of the weights, as DeepSpeed's processes leave them."""
+    """Writes a ZeRO-2 checkpoint's shares of the weights, as DeepSpeed's processes leave them."""
     parameters = dict(model.named_parameters())
     flat = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
     flat = torch.nn.functional.pad(flat, (0, -len(flat) % (2 * processes)))
@@ -96,12 +96,12 @@ def save_shares(folder: Path, model: torch.nn.Module, processes: int = 2) -> Non
 
 
 def check_logits(plain, model) -> None:
-    """The two answer alike but for rounding, that of merged weights among it."""
+    """Both models give the same logits up to rounding, including the rounding of merged weights."""
     assert_rounds_alike(logits(plain.float()), logits(model), exact(model, lambda: logits(model)))
 
 
 def check_plain(folder: Path, model) -> None:
-    """Plain transformers finds every weight and no other, and answers as `model`; nothing of training is there."""
+    """Plain transformers finds every weight and no other and answers like `model`; no training file is left."""
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     plain, found = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)

@@ -1,4 +1,4 @@
-"""An adapter where a model is asked: describe and eval answer as the merged model does; another base is named."""
+"""An adapter given as the model: describe and eval answer as the merged model does; a wrong base is named."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa
     assert answers[0] == answers[1]
     settings = json.loads(next((tmp_path / "eval" / "final").rglob("settings.json")).read_text())
     assert settings["model"] == str(adapter)
-    # The same again: it is the same run.
+    # Evaluating again finds the same run.
     assert run("eval", "--model", adapter, *where[:2], "--output", tmp_path / "eval" / "final", "--device", "cpu",
                "--max-new-tokens", 2, *plain)[0] == 0  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""LoRA and DoRA: on the parts that were asked for and on no other, all of it learns, and plain peft reads it back."""
+"""LoRA and DoRA adapt exactly the parts that were asked for, every weight learns, and plain peft loads the result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prompts(family="qwen2_5_vl"):
 
 
 def stirred(model, scale=0.2):
-    """The model with an adapter that does something: a fresh one is zero."""
+    """Makes the model's adapter change the output; a fresh adapter adds zero."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -73,7 +73,7 @@ def test_targets_are_all_linear_layers_of_the_parts_and_of_no_other(family):
     merger = target_modules(model, Adapter(parts=("merger",)))
     assert len(merger) == (6 if family == "qwen3_vl" else 2)
     assert sorted(target_modules(model, Adapter(parts=PARTS))) == sorted(language + vision + merger)
-    if family == "qwen2_5_vl":  # whose towers call theirs the same
+    if family == "qwen2_5_vl":  # its vision tower has layers with the same names
         only = target_modules(model, Adapter(targets=("gate_proj",)))
         assert {part_of(name) for name in only} == {"language"}
     for parts in (("language",), ("vision",), PARTS):
@@ -86,14 +86,14 @@ def test_targets_are_all_linear_layers_of_the_parts_and_of_no_other(family):
 @pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_of_an_adapter_learns_and_changes_the_output(family, kind):
-    """Through the fused modules, the compression and gradient checkpointing."""
+    """With the fused modules, the compression and gradient checkpointing."""
     model = compress(fuse(random_model(family=family)), PPE)
     inputs = prompts(family)
     before, true = logits(model, inputs), exact(model, lambda: logits(model, inputs))
     wrapped = add_adapter(model, Adapter(kind, rank=2, parts=PARTS))
     if kind == "lora":  # adds zeros
         assert_equal(logits(wrapped, inputs), before)
-    else:  # scales by norm / norm
+    else:  # scales by norm / norm, which rounds
         assert_rounds_alike(logits(wrapped, inputs), before, true)
     assert wrapped.compression is model.compression
     stirred(wrapped).train()
@@ -113,7 +113,7 @@ def test_every_weight_of_an_adapter_learns_and_changes_the_output(family, kind):
     inputs = batch(Prompt([2, ("image", (1, 2, 2)), 2]))
     base = logits(wrapped, inputs)
     for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name and (".0." in name or "merger" in name):  # one of each layer of the first block
+        if "lora_B" in name and (".0." in name or "merger" in name):  # the layers of the first blocks and of the merger
             kept = parameter.detach().clone()
             parameter.data += 1.0
             assert not torch.equal(logits(wrapped, inputs), base), name
@@ -177,7 +177,7 @@ def test_plain_transformers_and_peft_load_it(model, tmp_path, kind):
     with torch.no_grad():
         theirs, own = (compress(some, PPE)(**prompts()) for some in (loaded, wrapped))
         true = exact(wrapped, lambda: wrapped(**prompts()))
-    real = own.past_key_values.ppe_state.masks[0]  # plain attention makes something else of padding
+    real = own.past_key_values.ppe_state.masks[0]  # plain attention gives other values at padding
     assert_rounds_alike(theirs.logits[real], own.logits[real], true.logits[real])
 
 
@@ -262,13 +262,13 @@ def test_four_bits_need_cuda_and_bitsandbytes(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: found.get(name))
     with pytest.raises(InputError, match="bitsandbytes, which is not installed: pip install bitsandbytes"):
         check_adapter(Adapter("qlora"), torch.device("cuda"))
-    monkeypatch.setitem(sys.modules, "peft", None)  # as if it could not be found
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     with pytest.raises(InputError, match=r'needs peft, which is not installed: pip install ".*\[train\]"'):
         check_adapter(Adapter(), torch.device("cpu"))
 
 
 class _Device:
-    """A device whose backend is not there: torch makes none of that name."""
+    """A stand-in for a device whose backend is missing, because torch cannot make a device of that name."""
 
     def __init__(self, kind: str) -> None:
         self.type = kind

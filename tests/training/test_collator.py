@@ -32,7 +32,7 @@ def alone(image: str, question: str, answer: str) -> Record:
 
 
 def inputs(batch: dict) -> dict:
-    """What of a batch the model takes."""
+    """The part of a batch that the model takes."""
     return {key: value for key, value in batch.items() if key not in NOTES}
 
 
@@ -190,7 +190,7 @@ def test_questions_about_such_a_video_are_packed(qwen3, write_clip):
     model = random_model(family="qwen3_vl", vocab_size=len(qwen3.processor.tokenizer))
     model.config.image_token_id, model.config.video_token_id = visual_ids(qwen3.processor).values()
     compress(model, CompressionConfig.preset("ppe", k=4))
-    with torch.no_grad():  # every answer has as many tokens
+    with torch.no_grad():  # all answers have the same number of tokens
         losses = torch.stack([model(**inputs(qwen3([single]))).loss for single in singles])
         together = model(**inputs(qwen3([singles[2], record]))).loss
     assert together.item() == loss_near(((losses.sum() + losses[2]) / 4).item())
@@ -222,7 +222,7 @@ def test_packed_loss_and_gradients_equal_the_mean_of_single_questions(name, mode
 
     loss, expected = gradients(one_by_one())
     _, true = exact(model, lambda: gradients(one_by_one()))
-    # Of unequal length, so that one of them is padded; every answer has as many tokens, so the means agree.
+    # Of unequal length, so that one is padded; all answers have the same number of tokens, so the means agree.
     together = model(**inputs(collator([packed(first), packed(second, QUESTIONS[:2])])))
     found, got = gradients(together.loss)
     assert found == loss_near(loss, layers=3)

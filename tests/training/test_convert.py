@@ -1,4 +1,4 @@
-"""Other programs' records become ours: each form, their files in order, and what cannot be brought over is named."""
+"""Other programs' records become ours: each format, files in their order, and what cannot be converted is named."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_half_a_character_in_a_note_is_written_as_json_escapes_it(run, tmp_path)
 
 
 def test_the_command(run, tmp_path, write_image):  # noqa: F811
-    """What it writes is what training reads; what training would refuse is not written."""
+    """The command writes what training can read, and does not write what training would refuse."""
     write_image("a.png")
     good, bad = FORMS["messages and images"][0], {**TALK, "images": ["http://x.y/a.png"]}
     file, out = tmp_path / "theirs.jsonl", tmp_path / "out" / "ours.jsonl"

@@ -1,4 +1,4 @@
-"""The file of curves: what was written of it is read, whatever cut it off."""
+"""The curve file: whole events stay readable after a kill, and writing recovers from a full disk or a lost file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_an_event_that_a_kill_cut_off_hides_no_other(tmp_path):
         curve.flush()
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    last = len(whole) // 5  # of 3 events and the header some bytes of the last one
+    last = len(whole) // 5  # fewer bytes than the last of the 3 events has
     for cut in range(1, last):
         file.write_bytes(whole[:-cut])
         assert steps(tmp_path) == [1, 2]

@@ -1,4 +1,4 @@
-"""Training data: LLaVA's form read as it stands, and every record that cannot be used named by line and reason."""
+"""Training data: LLaVA's format is read unchanged, and every unusable record is named with its line and the reason."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_file_that_many_records_share_is_opened_once(tmp_path, write_image, wr
 
 
 def test_only_line_feeds_part_lines(tmp_path):
-    """JSON text may hold U+2028 and others at which str.splitlines parts; a mark of the byte order is no text."""
+    """JSON text may contain U+2028 and others at which str.splitlines splits; a byte order mark is not text."""
     file = tmp_path / "d.jsonl"
     lines = [json.dumps({"conversations": turns("count\u2028\x85", "3")}, ensure_ascii=False)] * 2
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())

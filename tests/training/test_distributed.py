@@ -1,4 +1,4 @@
-"""Several processes, on one machine or on two played by one: the losses of one process on the same global batch.
+"""Several processes, on one machine or on two simulated ones, give one process's losses on the same global batch.
 
 The data is mixed (text, pictures, clips), and an epoch ends in a step that its records do not fill.
 """
@@ -28,7 +28,7 @@ def common(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, common):
-    """The run of one process that the others are compared with."""
+    """The run of a single process with which the others are compared."""
     folder = tmp_path_factory.mktemp("one")
     finish(start([sys.executable, *TRAIN, *common, "--batch-size", "8", "--output", str(folder)]))
     return folder
@@ -57,7 +57,7 @@ def finish(*processes: subprocess.Popen, seconds: int = 300) -> None:
 
 
 def torchrun(*arguments: str, processes: int = 2, nodes: int = 1) -> list[subprocess.Popen]:
-    """One launcher for each machine, with as many processes each."""
+    """Starts one launcher for each simulated machine, with this number of processes each."""
     port = str(free_port())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     where = ("--master-addr", "127.0.0.1", "--master-port", port, "--nnodes", str(nodes))
@@ -69,7 +69,8 @@ def losses(folder) -> list[float]:
 
 
 def check_equal(folder, one) -> None:
-    """Steps are as small as in fine-tuning: Adam's first go by the sign of every gradient, that of rounding, too."""
+    """Compares losses and weights. The rate is as small as in fine-tuning: Adam's first steps follow the sign of every
+    gradient, even one that is only rounding."""
     expected = losses(one)
     assert len(expected) == 10
     assert expected[-1] < expected[0]
@@ -83,7 +84,7 @@ def check_equal(folder, one) -> None:
 
 @pytest.mark.slow
 def test_two_machines_learn_as_one_process(one, common, tmp_path):
-    """Ten steps on a global batch of 8; answers differ in length, so that a mean of means would be another loss."""
+    """Ten steps on a global batch of 8; answers differ in length, so a mean of means would be another loss."""
     finish(*torchrun(*common, "--batch-size", "4", "--output", str(tmp_path / "two"), processes=1, nodes=2))
     check_equal(tmp_path / "two", one)
 
@@ -106,12 +107,12 @@ def test_deepspeeds_own_launcher_starts_it(one, common, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_deepspeed_learns_as_one_process(name, one, common, tmp_path):
-    """Over gloo. The first run on a machine compiles DeepSpeed's communication for CPUs: minutes."""
+    """Over gloo. On a machine's first run DeepSpeed compiles its communication for CPUs, which takes minutes."""
     folder = tmp_path / name
     asked = ("--batch-size", "4", "--output", str(folder), "--deepspeed", name)
     finish(*torchrun(*common, *asked, "--save-steps", "5"), seconds=900)
     check_equal(folder, one)
-    # Cut off after its checkpoint: what went on from there is what went through.
+    # Cut off after its checkpoint and resumed, a run gives the losses of the uninterrupted run.
     whole = losses(folder)
     (folder / "summary.json").unlink()
     finish(*torchrun(*common, *asked, "--save-steps", "5", "--resume"), seconds=900)

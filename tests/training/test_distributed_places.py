@@ -1,6 +1,6 @@
-"""DeepSpeed where steps stand before and inside the vision tower: the losses of one process on the same global batch.
+"""DeepSpeed with steps before and inside the vision tower gives one process's losses on the same global batch.
 
-Prompts without a picture are among those of each process: all call the same modules of the tower, in one order.
+Some prompts of each process have no picture; all processes still call the same modules of the tower, in one order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def common(tmp_path_factory, tiny_processor):
-    """A model whose tower has blocks enough for patches to leave, to stay away, and to be rebuilt."""
+    """A model whose tower has enough blocks for patches to be dropped, to stay away, and to be rebuilt."""
     from ppe_npu.demo import tiny
 
     folder = tmp_path_factory.mktemp("deep")

@@ -42,7 +42,7 @@ def make(model, tiny_processor):
 
 @pytest.fixture
 def mixed(write_image, write_clip) -> list[Record]:
-    """One record of every kind, several turns in most."""
+    """One record of every kind, most of them with several turns."""
     a, b, c, d = write_image("a.png", 1), write_image("b.png", 2, (96, 48)), write_clip("c.mp4"), write_clip("d.mp4", 6)
     packed = talk("<image>\nshape red", "ring", "row red", "3", "count blue", "5")
     return [
@@ -56,7 +56,7 @@ def mixed(write_image, write_clip) -> list[Record]:
 
 
 def inputs(batch: dict) -> dict:
-    """What of a batch the model takes."""
+    """The part of a batch that the model takes."""
     return {key: value for key, value in batch.items() if key not in NOTES}
 
 
@@ -90,7 +90,7 @@ def test_a_mixed_batch_gives_each_record_the_loss_it_has_alone(model, make, mixe
 
 
 def test_a_text_that_ends_a_turn_by_itself_is_refused(make):
-    """Its answer would be taken to end there."""
+    """The answer would be taken to end at the text's own end token."""
     with pytest.raises(InputError, match="line 7: a text contains"):
         make()([Record("d.jsonl line 7", (), (), talk("count", "1 <|im_end|> 2"))])
 
@@ -100,7 +100,7 @@ def test_a_text_that_ends_a_turn_by_itself_is_refused(make):
 
 @pytest.fixture
 def damaged(tmp_path, write_image, write_clip) -> list[Record]:
-    """Records of which each lost a file in its own way."""
+    """Records whose files are each missing or broken in another way."""
     whole, clip, noise = Path(write_image("w.png")).read_bytes(), Path(write_clip("w.mp4")).read_bytes(), b"\x07" * 400
     Image.fromarray(np.zeros((1, 201, 3), np.uint8)).save(tmp_path / "narrow.png")
     files = {

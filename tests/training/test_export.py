@@ -1,4 +1,4 @@
-"""merge_lora(), export(): a run's folder becomes a plain checkpoint; a wrong base and half a folder are refused."""
+"""merge_lora() and export() turn a run's folder into a plain checkpoint; a wrong base or half a folder is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_merged_model_is_the_adapters(tiny_folder, tiny_processor, tmp_path, k
 
 
 def test_what_is_exported_of_a_checkpoint_is_what_was_written(copy, tmp_path):
-    """Zeros in the weights are found; files of training alone may be gone or changed, they are not exported."""
+    """Zeros in the weights are found; files only for training are not exported, so they may be missing or changed."""
     folder = listed(copy)
     (folder / "optimizer.pt").unlink()
     (folder / "rng_state.pth").write_bytes(b"other")
@@ -153,7 +153,7 @@ def test_deepspeeds_shares_are_put_together(tiny_folder, tiny_processor, tmp_pat
     model = save_run(tmp_path / "x", tiny_folder, None, tiny_processor)
     checkpoint = as_checkpoint(tmp_path / "x")
     save_shares(checkpoint, load_model(tiny_folder))
-    export(checkpoint, tmp_path / "whole")  # whole weights come first
+    export(checkpoint, tmp_path / "whole")  # whole weights take precedence over shares
     check_plain(tmp_path / "whole", model)
     shutil.rmtree(checkpoint / "global_step2")
     save_shares(checkpoint, model)

@@ -1,4 +1,4 @@
-"""What merge_lora() and export() refuse: a wrong base, an adapter that is not whole, half a checkpoint."""
+"""What merge_lora() and export() refuse: a wrong base, an incomplete adapter, half a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def wrong_base(kind: str, tiny_folder: str, tiny_processor, folder: Path) -> Pat
         random_model().save_pretrained(folder)
     elif kind == "another draw":
         tiny.build_model(seed=1).save_pretrained(folder)
-    else:  # "one matrix moved", by a fine-tuning of its own
+    else:  # "one matrix moved", as by further fine-tuning
         model = load_model(tiny_folder)
         with torch.no_grad():
             model.model.language_model.layers[1].mlp.up_proj.weight.mul_(1.001)
@@ -112,7 +112,7 @@ def test_half_a_checkpoint_and_a_full_output_are_refused(copy, tmp_path):
     for write in (merge_lora, export):
         with pytest.raises(InputError, match=r"checkpoint-7 was not saved completely \(no whole.json\)"):
             write(checkpoint, tmp_path / "new")
-    renamed = checkpoint.rename(tmp_path / "mine")  # what it is still shows
+    renamed = checkpoint.rename(tmp_path / "mine")  # its files still show that it is a checkpoint
     with pytest.raises(InputError, match="was not saved completely"):
         export(renamed, tmp_path / "new")
     (renamed / "trainer_state.json").unlink()

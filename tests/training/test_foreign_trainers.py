@@ -1,4 +1,4 @@
-"""Trainers of others on a compressed model: who scores labels of its own gets what the model's own loss gives."""
+"""Other packages' trainers on a compressed model: scoring the labels themselves, they get the model's own loss."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
     with torch.no_grad():
         output = model(**batch)
         brought = align(model, labels)
-        # By hand: each output against the label after it.
+        # By hand: each output is scored against the label after it.
         smooth = LabelSmoother(0.1)(output, brought, shift_labels=True)
         plain = model(**batch, labels=labels).loss
 
@@ -64,7 +64,7 @@ def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
     evaluated = trainer(model, tmp_path, compute_metrics=metrics)
     evaluated.evaluate()
     assert seen["shapes"][0] == seen["shapes"][1]
-    bound = 64 * torch.finfo(torch.float32).eps * plain.abs()  # a head's sums of 128 terms, in another order
+    bound = 64 * torch.finfo(torch.float32).eps * plain.abs()  # sums of 128 terms in the head, in another order
     assert (seen["loss"] - plain).abs() <= bound
     smoothed = trainer(model, tmp_path, label_smoothing_factor=0.1)
     model.config.use_cache = False
@@ -78,7 +78,7 @@ def test_label_smoothing_metrics_and_predictions(tmp_path, setting, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_batch_of_text_whose_only_picture_is_hidden_learns_and_runs_the_tower(family, setting):
-    """LLaMA-Factory puts a picture behind the text, so that all processes run the same modules."""
+    """LLaMA-Factory appends a hidden picture to texts, so that all processes run the same modules."""
     plain, inputs = random_model(family=family), pictures("right")
     inputs["attention_mask"][:, 4:] = 0
     labels = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -100)

@@ -1,4 +1,4 @@
-"""An adapter's folder in which anything was changed: one line that names it, or the base with it answers."""
+"""A randomly damaged adapter folder: loading fails with one line that names it, or the base answers with it."""
 
 from __future__ import annotations
 

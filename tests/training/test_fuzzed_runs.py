@@ -1,5 +1,5 @@
-"""The folder of a run in which anything was changed: one line that names it, and nothing touched; or the same run as
-without the change, from a checkpoint whose every file is what was written."""
+"""A randomly damaged run folder: resuming stops with one line that names the damage and changes nothing, or goes on
+as without the damage, from a checkpoint whose files are all as they were written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIGESTS: dict[tuple, str] = {}
 
 
 def state(folder: Path) -> dict[str, str]:
-    """What cut_runs.state gives; links to one file are read once."""
+    """Returns what cut_runs.state returns, but reads hard links to one file once."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_file() and path.name != ".run.lock":
@@ -37,12 +37,12 @@ def state(folder: Path) -> dict[str, str]:
 
 
 class Went(Exception):
-    """The run would begin now, from this checkpoint."""
+    """Raised where training would start, with the checkpoint it would resume from."""
 
 
 @pytest.fixture
 def untrained(whole_run, monkeypatch):
-    """go_on() up to the first step: what is read of model and data is read once."""
+    """Makes go_on() stop before the first step; what it needs of model and data is read once."""
     from ppe_npu.training.args import TrainConfig
 
     config, model = TrainConfig(**whole_run[0]), json.loads((Path(whole_run[1].final) / "base.json").read_text())
@@ -61,7 +61,7 @@ def untrained(whole_run, monkeypatch):
 
 @pytest.fixture(scope="module", params=["cut off", "ended"])
 def original(request, whole_run, tmp_path_factory):
-    """(a run's folder, another run's folder): of a run that was cut off, or has ended."""
+    """(a run's folder, another run's folder); the first run was cut off, or has ended."""
     folder = tmp_path_factory.mktemp("original")
     shutil.copytree(whole_run[0]["output"], folder / "run")
     (folder / "run" / "skipped-0.jsonl").write_text('{"step": 3, "id": "7", "reason": "broken"}\n')

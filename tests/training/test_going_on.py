@@ -1,4 +1,4 @@
-"""What a run says: where it goes on from, that it is at its end, how to go on, and plain lines without a terminal."""
+"""What a run prints: where it resumes, that it has ended, how to resume it, and plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppe_npu.training.loop import CompressedTrainer
 
 @pytest.fixture
 def ended(whole_run, tmp_path):
-    """Settings of a run of two steps that has just ended, to be gone on with."""
+    """(settings that resume a run of two steps that has just ended, the run's result)."""
     settings = whole_run[0] | {"output": str(tmp_path / "run"), "max_steps": 2, "save_steps": 1}
     return settings | {"resume": True}, go_on(settings)
 

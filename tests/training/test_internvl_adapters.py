@@ -1,4 +1,4 @@
-"""An adapter trained on InternVL: asked, evaluated and merged as one on any other family."""
+"""An adapter trained on InternVL is loaded, evaluated and merged like one on any other family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InternVL by `ppe-npu eval`, with PVC's modules and without: asked as it was trained, pictures and videos alike."""
+"""InternVL in `ppe-npu eval`, with and without PVC's modules, gets pictures and videos as it did in training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Mixed:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """{"pvc", "plain"} -> (folder, the model in memory at the end of its training), and the records."""
+    """({"pvc", "plain"} -> (folder, the model in memory at the end of its training), the file of records)."""
     import tiny_internvl
 
     root, found = tmp_path_factory.mktemp("trained"), {}

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, also while it saves, ends as if nothing had happened."""
+"""A run that is killed at any moment, even while it saves, ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def trained(values: dict):
 
 
 def _child(values: dict) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the bar of every try
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar of every try
     trained(values)()
     os._exit(0)
 
 
 def run(values: dict, kill_at: int | None = None, delay: float = 0.0) -> bool:
-    """Run in a child, killed `delay` seconds after it began to save this step; whether it came to its end."""
+    """Trains in a child, killed `delay` seconds after it began to save step `kill_at`; returns whether it finished."""
     child = multiprocessing.get_context("fork").Process(target=_child, args=(values,))
     child.start()
     saving = Path(values["output"], ".saving", f"checkpoint-{kill_at}")
@@ -67,7 +67,7 @@ def check_kills(tiny_folder, tmp_path, kills: int, seed: int) -> None:
     assert run(settings(tiny_folder, data, tmp_path / "whole"))
     draw, values, killed = random.Random(seed), settings(tiny_folder, data, tmp_path / "cut"), 0
     for step in sorted(draw.sample(range(1, STEPS), kills)):
-        # At once is in the middle of a save; later may be at its end, or in the next step.
+        # No delay kills it in the middle of a save; a longer one at the save's end, or in the next step.
         killed += not run(values, step, draw.choice([0.0, draw.uniform(0, 0.1), draw.uniform(0, 1)]))
     assert killed > 0
     assert run(values)
@@ -95,7 +95,7 @@ SHORT = {"max_steps": 3, "save_total_limit": 1}
 
 
 def ended(output: Path) -> tuple[set, list, dict]:
-    """What a run left: names (but for an empty .saving), losses and weights."""
+    """What a run left: file names (without an empty .saving), losses and weights."""
     losses = json.loads((output / "summary.json").read_text())["losses"]
     names = {path.relative_to(output).as_posix() for path in output.rglob("*")}
     return names - {".saving"}, losses, load_file(output / "final" / "model.safetensors")
@@ -103,7 +103,7 @@ def ended(output: Path) -> tuple[set, list, dict]:
 
 @pytest.fixture(scope="module")
 def uncut(tiny_folder, tmp_path_factory):
-    """(settings, what a run that nobody killed left, how many changes of the disk it made)."""
+    """(settings, what an uninterrupted run left, how many changes of the disk it made)."""
     folder = tmp_path_factory.mktemp("uncut")
     data = write_noise_records(folder, records=16, most_words=6)
     values = settings(tiny_folder, data, folder / "run") | SHORT
@@ -139,7 +139,7 @@ def test_killed_at_any_change_of_the_disk_it_is_the_run_that_was_not(uncut, tmp_
 
 @pytest.mark.ci
 def test_a_kill_between_saving_and_naming_loses_one_checkpoint_only(tiny_folder, tmp_path, monkeypatch):
-    """Every moment of a save has its own place: cut off at each file operation in turn, the run goes on."""
+    """Dies after writing the files of checkpoint-2, before its whole.json and its name: the run resumes from step 1."""
     from ppe_npu.training import loop
 
     data = write_noise_records(tmp_path, records=16, most_words=6)
@@ -148,7 +148,7 @@ def test_a_kill_between_saving_and_naming_loses_one_checkpoint_only(tiny_folder,
 
     def dies(path, value):
         if Path(path).name == "whole.json" and value["step"] == 2:
-            raise KeyboardInterrupt  # everything is written but the name
+            raise KeyboardInterrupt  # everything else is written, but the folder does not have its name yet
         return original(path, value)
 
     monkeypatch.setattr(loop, "write_json", dies)

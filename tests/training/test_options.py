@@ -1,4 +1,4 @@
-"""What a run can do beside plain steps: packing, lengths, rates, adapters, a teacher, broken files, a summary."""
+"""What a run offers beside plain steps: packing, lengths, rates, adapters, a teacher, broken files, a summary."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_each_part_learns_at_its_own_rate(settings, tiny_folder, capsys):
     for name, value in before.items():
         part = part_of(name)
         moved[part] = max(moved.get(part, 0.0), (after[name] - value).abs().max().item())
-    # Adam's first step is the rate itself, where there is a gradient, and decay as much again of each weight.
+    # Adam's first step is as large as the rate wherever there is a gradient; decay adds rate * decay * weight.
     for part, rate in (("language", 1e-3), ("merger", 1e-4)):
         size = max(value.abs().max().item() for name, value in before.items() if part_of(name) == part)
         decay = TrainConfig(**settings).weight_decay
@@ -100,7 +100,7 @@ def test_self_distillation_is_part_of_the_loss(settings):
 @pytest.mark.parametrize("adapter", [pytest.param(None, marks=pytest.mark.slow), {"kind": "lora", "rank": 2}])
 @pytest.mark.ci
 def test_a_frozen_teacher_stays_what_the_model_was(settings, adapter, capfd):
-    """The first step has one loss, whoever teaches; later ones do not, nor does a run that goes on."""
+    """Both teachers give the same first loss and other later ones; a resumed run keeps the frozen teacher."""
     common = {"distill_weight": 1.0, "learning_rate": 1e-2, "adapter": adapter, "save_steps": 2}
     present = losses(settings, **common)
     assert "set distill_teacher: start" in capfd.readouterr().err

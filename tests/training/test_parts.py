@@ -1,4 +1,4 @@
-"""Parts: every parameter belongs to the right one, with and without an adapter; they are frozen, listed and grouped."""
+"""Parts: every parameter belongs to the right one, with or without an adapter; parts are frozen, listed and grouped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' own Trainer in this environment, with the one line that the README names."""
+"""transformers' own Trainer in this environment, with the one line that README.md names."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ SMALL = PVCConfig(blocks=2, time_width=16, showings=3)
 
 @pytest.fixture(scope="module")
 def internvl(tmp_path_factory):
-    """Of a tiny InternVL the folder, and records of clips and pictures."""
+    """(the folder of a tiny InternVL, a file of records of clips and pictures)."""
     import tiny_internvl
 
     root = tmp_path_factory.mktemp("internvl")
@@ -86,7 +86,7 @@ def test_every_picture_is_shown_and_every_length_foretold(internvl):
 
 def test_new_modules_change_no_loss(internvl):
     (base, plain), (model, batch) = (collated(internvl, VideoSampling(nframes=4), pvc) for pvc in (False, True))
-    videos = [0, 2, 4]  # whose prompts are the same
+    videos = [0, 2, 4]  # whose prompts are the same in both batches
     for inputs in (plain, batch):
         labels = inputs["labels"]
         inputs["labels"] = torch.full_like(labels, -100)
@@ -107,7 +107,7 @@ def settings(internvl, output, **more):
 
 
 def test_fewer_tokens_of_a_tile_are_the_processors_too(internvl, tmp_path):
-    """Pictures, lengths and what is saved: a tile of 4 x 4 patches has one token, not four."""
+    """With a shuffle of 4, a tile of 4 x 4 patches has one token, not four, in batches and in the saved processor."""
     coarse = PVCConfig(blocks=1, time_width=16, showings=2, internvl_shuffle=4)
     more = {"max_steps": 2, "save_steps": 9, "compression": CompressionConfig.preset("ppe", k=4)}
     final = train(settings(internvl, tmp_path / "run", pvc=coarse.as_dict(), **more), announce=False).final
@@ -206,7 +206,7 @@ def test_frames_are_lines(internvl):
 
 
 def test_on_qwen2_5_vl_pictures_become_videos_in_their_places(internvl):
-    """Pictures and videos in one batch: pixels, grids and seconds follow the prompts; lengths are foretold."""
+    """In a batch of both, pixels, grids and seconds follow the prompts' order; the survey predicts the lengths."""
     from ppe_npu.data.inputs import process_visuals
     from ppe_npu.demo import tiny
 

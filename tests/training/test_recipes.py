@@ -1,4 +1,4 @@
-"""Recipes: the package's own, a user's, a run's settings as one; and the command line over them."""
+"""Recipes: the package's own, a user's, a run's settings as one; and the command line that overrides them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ resume: 1; fused_adamw: "yes"; tensorboard: null; group_by_length: 0; gradient_c
 
 @pytest.mark.parametrize("line", [line.strip() for line in WRONG.replace("\n", ";").split(";")])
 def test_a_line_of_the_wrong_kind_is_named_with_its_value(tmp_path, line):
-    """Each of them once ended in a traceback, or was taken for something."""
+    """Each of these lines once ended in a traceback, or was read as something else."""
     (tmp_path / "recipe.yaml").write_text(line)
     with pytest.raises(InputError, match=f"recipe.yaml: .*{line.partition(':')[0]}") as error:
         load_recipe(tmp_path / "recipe.yaml")
@@ -68,7 +68,7 @@ def test_pixelprunes_recipe_learns_from_labels_and_from_the_model_that_sees_all(
 
 @pytest.mark.slow
 def test_pixelprunes_recipe_trains(spelling_processors, tmp_path):
-    """As it stands, but for what a CPU has not: a tiny Qwen3-VL on pages of large areas of one colour."""
+    """Trains the recipe, except for what a CPU lacks, with a tiny Qwen3-VL on pages of large areas of one colour."""
     processor, folder = spelling_processors["qwen3_vl"], tmp_path / "base"
     ids = visual_ids(processor)
     model = random_model(family="qwen3_vl", vocab_size=len(processor.tokenizer))
@@ -114,7 +114,7 @@ def test_what_is_no_recipe_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"video has no frames"):
         TrainConfig(**OWN | {"video": {"frames": 3}})
     with pytest.raises(InputError, match=r"learning_rate='1e-5' must be a number"):
-        TrainConfig(**OWN | {"learning_rate": "1e-5"})  # what YAML makes of a number without a dot
+        TrainConfig(**OWN | {"learning_rate": "1e-5"})  # YAML reads a number without a dot as text
 
 
 def test_settings_of_a_run_are_a_recipe(tmp_path):

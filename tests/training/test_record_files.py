@@ -1,4 +1,4 @@
-"""Files of records that are not what their name says, and a thousand damaged ones: one line each, never a traceback."""
+"""Files that are not what their name says, and a thousand damaged records: one line each, never a traceback."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ def damaged(seed: int, draw: random.Random) -> dict:
         if draw.random() < 0.3 and at:
             del at[draw.choice(list(at))]
         else:
-            at[draw.choice(_NAMES)] = copy.deepcopy(draw.choice(_JUNK))  # it may be changed in its turn
+            at[draw.choice(_NAMES)] = copy.deepcopy(draw.choice(_JUNK))  # because a later fault may change it
     return record
 
 
 def mutated(seed: int) -> bytes:
-    """A line of a damaged record, now and then with other bytes."""
+    """A line that holds a damaged record, sometimes with other bytes or cut short."""
     draw = dice(seed)
     data = bytearray(json.dumps(damaged(seed, draw)).encode())
     for _ in range(draw.choice((0, 0, 1, 3))):
@@ -142,13 +142,13 @@ def check_mutations(folder, seeds) -> None:
 
 
 def check_file(folder, name: str, count: int) -> None:
-    """The law of a file of damaged records behind which one whole record stands; and what `convert` makes of them."""
+    """Every line gives a record or one printable line, the whole record at the end survives, and convert() agrees."""
     with bounded(name):
         checked = check_records(folder / name)
         found = convert_files([folder / name])
         write_converted(found, folder / "converted.jsonl")
         again = check_records(folder / "converted.jsonl")
-    assert len(checked.records) + len(checked.faults) <= count + 1  # a line of blanks is none
+    assert len(checked.records) + len(checked.faults) <= count + 1  # a blank line is neither
     assert len(found.records) + len(found.faults) == len(checked.records) + len(checked.faults)
     assert len(again.records) <= len(found.records)
     assert all(str(fault).isprintable() and len(fault.reason) < 1000 for fault in (*found.faults, *again.faults))

@@ -1,4 +1,4 @@
-"""Keys that nothing would read, addresses, and paths that lead out of the data root: named, never passed over."""
+"""Keys that training would not read, URLs, and paths that lead out of the data root are named, never ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GOOD = {"image": "a.png", "conversations": turns("<image>", "ring")}
 
 
 def reasons(tmp_path, *records, **options) -> list[str]:
-    """Why records cannot be used, "" for those that can."""
+    """Why each record cannot be used; "" for one that can."""
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, records)))
     checked = check_records(tmp_path / "d.jsonl", **options)
     found = {fault.where: fault.reason for fault in checked.faults}
@@ -71,7 +71,7 @@ def test_other_names_are_named_where_the_right_one_is_missing(tmp_path, write_im
 
 
 def test_notes_that_are_spelt_like_a_flag_are_free(tmp_path):
-    """A span of a video, and how an X-ray was taken."""
+    """For example the span of a video, or how an X-ray was taken."""
     for key, value in (("interval", [3, 9]), ("lateral", True), ("literal", None), ("literal", "")):
         assert reasons(tmp_path, {**TEXT, key: value}) == [""]
 
@@ -177,7 +177,7 @@ def test_other_programs_placeholders_stand_for_nothing(tmp_path, write_image):
 
 
 def test_a_picture_in_a_tag_beside_others_is_not_passed_over(tmp_path, write_image):
-    """As Qwen-VL's first edition wrote them; in what the model itself says it is text."""
+    """Qwen-VL's first version wrote pictures like this; in the model's own answers such a tag is text."""
     write_image("a.png")
     (reason,) = reasons(tmp_path, {**GOOD, "conversations": turns("<image> and <img>b.PNG</img>", "3")})
     assert reason.startswith(
@@ -230,7 +230,7 @@ def test_names_with_colons_and_capital_suffixes_are_files(tmp_path, write_image,
 
 @pytest.fixture
 def outside(tmp_path, write_image):
-    """Where paths out of the data root root/ lead, and a root with a picture of its own."""
+    """root/, a data root with a picture of its own, among files outside it to which paths and links lead."""
     (tmp_path / "root" / "sub").mkdir(parents=True)
     os.rename(write_image("in.png"), tmp_path / "root" / "in.png")
     write_image("out.png")
@@ -274,7 +274,7 @@ def test_paths_stay_inside_the_data_root(outside):
 
 @pytest.mark.parametrize("anywhere", [False, True])
 def test_a_tilde_in_a_record_is_a_name_and_no_home(outside, monkeypatch, anywhere):
-    """Whichever way the root is written; readers take "~/out.png" for a file in the home folder."""
+    """However the root is written; media readers take "~/out.png" for a file in the home folder."""
     monkeypatch.setenv("HOME", str(outside.parent))
     monkeypatch.chdir(outside)
     records = [{**GOOD, "image": name} for name in ("~/out.png", "~/in.png", "sub/../~/out.png")]
@@ -314,7 +314,7 @@ def test_the_command_and_the_setting(run, tiny_folder, outside):
 
 
 def test_the_house_s_own_examples(tmp_path):
-    """Records of another trainer's form, in which text alone would be learnt."""
+    """Records in another trainer's format, of which only the text would be learned."""
     alien = [{"images": ["a.png"], **TEXT}, {"system": "count", **TEXT}, {"imgae": "a.png", **TEXT}]
     assert [key in reason for key, reason in zip(("images", "system", "imgae"), reasons(tmp_path, *alien))] == [
         True

@@ -1,5 +1,4 @@
-"""Both sides of one law: what another program reads as a picture is never trained on as text, and innocent text never
-refused."""
+"""What another program reads as a picture is never trained on as text, and innocent text is never refused."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from test_record_keys import GOOD, TEXT, reasons, turns
 from ppe_npu.training.record_forms import FORMS, find_place
 from ppe_npu.training.record_places import check_unseen
 
-# What stands for a picture in the texts of other programs, whatever else the record has.
+# Marks that stand for a picture in other programs' texts, whatever else the record has.
 PLACES = [
     "<image_2>", "<image 2>", "<image2>", "<|image|>", "<|image_2|>", "<ImageHere>", "<IMAGE>", "<Video>", "<|video|>",
     "<VideoHere>", "<start_of_image>", "<|begin_of_video|>", "<image_soft_token>", "<|image_sep|>", "<image_tokens>",
@@ -28,7 +27,7 @@ PLACES = [
     "[图片]", "<图2>", "data:image/png;base64,", "{IMAGE_PLACEHOLDER}",
     "See: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA", "iVBORw0KGgoAAAANSUhEUgAAAAkAAAAJ",
 ]  # fmt: skip
-# What is one only where the record has no picture.
+# Marks that stand for a picture only if the record has none.
 ALONE = [
     "photos/cat.jpg", "/home/me/cat.PNG", "C:\\pics\\cat.webp", "https://x.y/a.png?size=9", "a.mp4", "./a.gif",
     "Image: a/cat.jpg", "image 1: https://x.y/cat.jpg", "@a.png", "<https://x.y/a.png>",
@@ -86,7 +85,7 @@ def picture(write_image):
 
 
 def asked(texts, before=""):
-    """Records in which each text is asked, alone and amid another."""
+    """Records that ask each text, alone and inside another text."""
     said = [f"{before}{text}" for text in texts] + [f"{before}What is it?\n{text}\nTell me." for text in texts]
     return [({**GOOD} if before else {}) | {"conversations": turns(text, "3")} for text in said]
 
@@ -111,7 +110,7 @@ def test_innocent_text_is_not_refused(tmp_path, own):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.example)
 def test_every_form_is_found_by_its_own_row_alone(form):
-    """So that no row is idle, and each is where its flags say that it counts."""
+    """No row is redundant, and each one counts exactly where its flags say."""
     assert [row.example for row in FORMS[: FORMS.index(form) + 1] if any(row.places(form.example))] == [form.example]
     assert find_place(form.example, own=0) in form.example
     assert (find_place(form.example, own=1) is None) is form.alone
@@ -131,7 +130,7 @@ def test_the_time_grows_no_faster_than_a_text(unit):
 
 @pytest.mark.parametrize("form", ["<image {}>", "<image_{}>", "<|image_{}|>", "[IMG {}]", "<Picture {}>", "<图{}>"])
 def test_the_number_of_a_picture_that_a_record_has_is_text(tmp_path, form):
-    """MathVision's and MMMU's questions name their pictures so, where <image> stands before them, too."""
+    """Questions of MathVision and MMMU refer to their pictures like this, even after an <image>."""
     two = {"image": ["a.png", "a.png"]}
     texts = [f"<image><image>\nIs {form.format(number)} a cat?" for number in (1, 2, 3)]
     *known, further = reasons(tmp_path, *(two | {"conversations": turns(text, "3")} for text in texts))
@@ -153,7 +152,7 @@ def test_innocent_notes_are_not_refused(tmp_path, write_clip):
 
 
 def test_parts_and_frames_that_are_asked_of_a_video_are_not_passed_over(tmp_path, write_clip):
-    """Of a picture its size; without any, they are notes."""
+    """Of a record with a picture, only keys of its size are named; without media, all of them are notes."""
     write_clip("a.mp4")
     clip = {"video": "a.mp4", "conversations": turns("<video>", "ring")}
     of_both = ("min_pixels", "max_pixels", "resized_height")
@@ -177,7 +176,7 @@ def test_parts_and_frames_that_are_asked_of_a_video_are_not_passed_over(tmp_path
 
 
 def test_what_a_video_s_file_has_is_a_note(tmp_path, write_clip):
-    """Its rate and number of frames, and a part that is all of it; but no part of it, and no rate to take frames at."""
+    """The rate, frame count and full duration of the file are notes; a part of it or a rate to sample at is refused."""
     write_clip("a.mp4")
     clip = {"video": "a.mp4", "conversations": turns("<video>", "ring")}
     notes = [{"fps": 29.97, "num_frames": 300, "duration": 10.0}, {"frame_rate": 25, "nframes": 9}, {"raw_fps": 30},
@@ -222,7 +221,7 @@ def test_a_turn_that_another_program_would_not_train_on_is_not_trained_on(tmp_pa
 
 
 def test_marks_that_a_note_says_the_meaning_of_are_not_learnt(tmp_path):
-    """VTimeLLM's times, and ms-swift's boxes and names."""
+    """VTimeLLM's time marks, and ms-swift's box and name marks."""
     times = {"meta": {"duration": 9, "token": {"<s0>": 0, "<e0>": 3.5}}}
     boxes = {"objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}
     said = [(times, "From <s0> on"), (boxes, "<bbox>"), (boxes, "<ref-object> is here")]

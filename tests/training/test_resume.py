@@ -1,4 +1,4 @@
-"""A run goes on from what it saved itself, whole and unchanged, or says in one line why not; nothing is lost."""
+"""A run resumes from its own whole and unchanged checkpoint, or says in one line why not; nothing is lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def damage(file: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_every_damaged_file_is_named_and_the_last_whole_checkpoint_offered(cut_run, tmp_path, how):
-    """The law over all files of a checkpoint, whole.json among them: see the next test for one that is gone."""
+    """Every file of a checkpoint, including whole.json. test_run_folder.py deletes whole.json itself."""
     newest = tmp_path / "run" / "checkpoint-6"
     kept = tmp_path / "kept"
     shutil.copytree(newest, kept)
@@ -127,7 +127,7 @@ def test_the_first_editions_checkpoints_are_checked_as_far_as_can_be(whole_run, 
 
 
 def test_every_byte_of_a_large_file_counts(tmp_path):
-    """A file of several blocks: a change in the first, the last and at a border, and blocks that change places."""
+    """The digest changes with a byte of the first block, the last one or at a border, and if blocks change places."""
     file = tmp_path / "large"
     with open(file, "wb") as out:
         out.truncate(2 * BLOCK + 5)
@@ -155,7 +155,7 @@ def test_every_byte_of_a_large_file_counts(tmp_path):
 
 
 def test_another_runs_checkpoint_in_the_folder_is_refused(whole_run, cut_run, tmp_path):
-    """A ran on while B had been started over it: B's identity.json beside A's checkpoints."""
+    """Run A kept running after run B had been started over it: B's identity.json lies beside A's checkpoints."""
     other = cut_run | {"learning_rate": 1e-4}
     values = json.loads((Path(cut_run["output"]) / "identity.json").read_text()) | {"learning_rate": 1e-4}
     (Path(cut_run["output"]) / "identity.json").write_text(json.dumps(values))
@@ -168,7 +168,7 @@ def test_another_runs_checkpoint_in_the_folder_is_refused(whole_run, cut_run, tm
 )
 @pytest.mark.ci
 def test_a_run_goes_on_however_its_paths_are_spelled(whole_run, cut_run, tmp_path, monkeypatch, capfd, spelling):
-    """What stands at them counts: weights, records and the content of files."""
+    """What counts is the content at the paths: weights, records and media files."""
     model, data = Path(cut_run["model"]), Path(cut_run["data"]).parent
     monkeypatch.chdir(data)
     start = {"..": f"{data}/../{data.name}", "relative": f"../{data.name}"}.get(spelling, str(tmp_path / "data"))
@@ -191,7 +191,7 @@ def test_a_run_goes_on_however_its_paths_are_spelled(whole_run, cut_run, tmp_pat
 
 @pytest.mark.parametrize("change", ["template", "mean", "size", "vocabulary"])
 def test_another_processor_is_refused(cut_run, monkeypatch, change):
-    """Its files lie beside the base's weights, where somebody may have changed them since."""
+    """The processor's files lie beside the base's weights, where they may have been changed since."""
     processor = trainer.load_processor(cut_run["model"])
     if change == "template":
         processor.chat_template += "{# other #}"
@@ -267,12 +267,12 @@ def test_large_media_are_told_by_their_size_and_pieces_of_their_content(tmp_path
 
 # -- files of another kind ---------------------------------------------------------------------------------------------
 
-DEEP = "[" * 100_000  # JSON at which Python's reader ends in a RecursionError
+DEEP = "[" * 100_000  # JSON so deep that Python's parser raises a RecursionError
 
 
 @pytest.mark.parametrize("name", ["train.json", "identity.json", "summary.json"])
 def test_a_runs_own_file_of_another_kind_is_named_at_once(cut_run, name):
-    """Also a pipe, for whose writer a reader would wait."""
+    """Also a named pipe, on which reading would wait for a writer."""
     file = Path(cut_run["output"], name)
     file.write_text(DEEP)
     refused(cut_run, file, "nested too deeply", "move it away")
@@ -303,7 +303,7 @@ def test_a_list_of_media_that_is_no_text_keeps_no_changed_picture_from_being_not
     ("save_steps", "left"), [(2, ["checkpoint-6"]), (0, ["checkpoint-2", "checkpoint-4", "checkpoint-6"])]
 )
 def test_what_a_killed_run_was_about_to_drop_is_dropped_by_the_one_that_goes_on(cut_run, save_steps, left):
-    """It had given the new checkpoint its name. A run that saves none drops none."""
+    """The killed run had already named its new checkpoint. A run that saves no checkpoints drops none."""
     config = TrainConfig(**cut_run | {"save_total_limit": 1, "save_steps": save_steps})
     output.begin_output(config, Path(config.output, "checkpoint-6"), 7, {}, [])
     assert [folder.name for folder in loop.checkpoints(config.output)] == left

@@ -1,4 +1,4 @@
-"""A run's folder: what is not the run's stays, one run at a time, and a full disk loses nothing."""
+"""A run's folder: other files in it stay, one run uses it at a time, and a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ppe_npu.training.trainer import train
 
 
 def test_a_device_is_another_where_its_kind_is_here(tmp_path):
-    """What "auto" chooses, "cpu" for a CPU, and one device of several are no other settings."""
+    """The device "auto" equals what it chooses, and "npu" equals "npu:1"; a device of another kind is refused."""
     here = devices.resolve("auto").type
     for before, now, same in (
         ("auto", here, True), (here, "auto", True), ("npu", "npu:1", True), ("cpu", "cuda", False),
@@ -39,7 +39,7 @@ def test_a_device_is_another_where_its_kind_is_here(tmp_path):
 
 
 def test_a_run_that_began_where_auto_was_an_accelerator_does_not_go_on_elsewhere(tmp_path, monkeypatch):
-    """Both are asked for as "auto": what it chose is written down."""
+    """Both runs ask for "auto"; the identity records which kind of device was chosen."""
     here, known = devices.resolve("auto"), {"processor": "p"}
     monkeypatch.setattr(output, "processor_marks", lambda processor: known)
     config = TrainConfig("model", "data.jsonl", str(tmp_path))
@@ -119,7 +119,7 @@ def test_data_that_a_run_would_drop_or_write_is_refused(cut_run, tmp_path, name)
 
 
 def test_a_checkpoint_of_an_earlier_edition_is_this_runs(tmp_path):
-    """Whose identity says nothing of the processor: it would else stay in the way of the run that goes on."""
+    """Its identity lacks the processor; if it counted as another run's, it would block the run that resumes."""
     (tmp_path / "identity.json").write_text('{"model": "a", "data": "b"}')
     assert output._same_run(tmp_path, {"model": "a", "data": "b", "processor": {}})
     assert not output._same_run(tmp_path, {"model": "c", "data": "b", "processor": {}})
@@ -169,7 +169,7 @@ def test_what_has_the_name_of_a_checkpoint_being_saved_is_not_dropped(cut_run, n
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_curves_of_other_runs_stay(whole_run, cut_run, tmp_path, linked):
-    """In a folder in which no run began, and behind a link."""
+    """They stay in a folder in which no run began, and behind a link."""
     mine = tmp_path / "curves" / "events.out.tfevents.1.host"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -222,7 +222,7 @@ def test_final_that_a_kill_left_aside_comes_back(whole_run, tmp_path):
 
 def _stay(folder: Path, ready) -> None:
     with output.sole_run(folder):
-        if os.fork() == 0:  # as a loader's worker is: it outlives a killed parent for a while
+        if os.fork() == 0:  # like a loader's worker, it outlives a killed parent for a while
             ready.set()
             time.sleep(20)
             os._exit(0)
@@ -266,7 +266,7 @@ def _limited(values: dict, size: int, file: str) -> None:
 )
 @pytest.mark.ci
 def test_a_checkpoint_that_cannot_be_written_is_named_and_the_run_goes_on_later(whole_run, cut_run, size, file):
-    """The limit on a file's size is met as a full disk is: by a write that fails in the middle."""
+    """A limit on the file size acts like a full disk: a write fails in the middle."""
     run = Path(cut_run["output"])
     shutil.rmtree(run / "checkpoint-6")
     kept = {name: value for name, value in state(run).items() if "/checkpoint-" in name}

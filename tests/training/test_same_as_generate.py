@@ -1,4 +1,4 @@
-"""What a model is asked in training is what generate() is asked: the same tokens, pixels, positions, logits."""
+"""Training and generate() give a model the same tokens, pixels and positions, and get the same logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The survey: the collator's own numbers, found without decoding; faults listed, and stopped at or left out."""
+"""The survey counts what the collator gives, without decoding media; faults are listed, and stop it or are skipped."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", 
 
 @pytest.fixture(scope="module")
 def processors(tiny_folder, spelling_processors):
-    """Of two families, with room for pictures of several sizes; the second spells a video's seconds."""
+    """Processors of two families, with room for pictures of several sizes; the second spells a video's seconds."""
     first = load_processor(tiny_folder, min_pixels=16 * 16, max_pixels=100 * 100)
     return {"qwen2_5_vl": first, "qwen3_vl": spelling_processors["qwen3_vl"]}
 
@@ -43,7 +43,7 @@ def talk(*texts: str) -> tuple[tuple[str, str], ...]:
 
 @pytest.fixture
 def records(tmp_path, write_image, write_clip) -> list[Record]:
-    """Of every kind; pictures and clips of odd sizes, one lying on its side."""
+    """Records of every kind, with pictures and clips of odd sizes, one of them turned on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (90, 31)).save(tmp_path / "side.jpg", exif=exif)
@@ -113,7 +113,7 @@ def test_lengths_are_those_of_the_collators_batches(processors, records, family,
 
 
 def test_of_pictures_whose_pixels_say_how_many_tokens_stay_the_number_is_counted(processors, tmp_path):
-    """Two pages of one size: one blank, one of noise. A later step halves what the first one keeps."""
+    """Two pages of the same size, one blank, one of noise. A later step halves what the first one keeps."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     records, processor = [], processors["qwen2_5_vl"]
     for name, drawn in (("blank", np.full_like(noise, 255)), ("noise", noise)):
@@ -168,7 +168,7 @@ def test_nothing_is_decoded_but_a_videos_first_frame(processors, records, monkey
 )
 @pytest.mark.ci
 def test_videos_are_counted_as_they_are_read(processors, tmp_path, rule):
-    """Of no constant rate, cut by an edit list, standing upright, with a damaged end: the collator's own tokens."""
+    """Videos with a varying rate, an edit list, a turned picture or a damaged end have as many tokens as collated."""
     uneven = [*range(0, 1000, 50), *range(1000, 21000, 1000)]
     files = [write_video(tmp_path / f"uneven.{kind}", times=uneven, rate=20) for kind in ("mp4", "mkv", "ts")]
     long = write_video(tmp_path / "long.mp4", draw=lambda number: numbered(number, 88, 32))
@@ -234,7 +234,7 @@ def test_the_markdown_report(processors, records):
 
 
 def test_what_the_processor_or_the_template_refuses_is_a_fault(processors, records, write_image, write_clip, tmp_path):
-    # transformers before 5.10 or so takes a video of one frame: there it is one that is no video.
+    # transformers before about 5.10 accepts a video of one frame; there, a file that is no video takes its place.
     narrow, one = write_image("narrow.png", size=(201, 1)), write_clip("one.mp4", frames=1)
     if not _refuses_one_frame(processors["qwen3_vl"]):
         Path(one).write_bytes(b"no video")

@@ -18,7 +18,7 @@ DENSE, PPE = CompressionConfig.preset("dense"), CompressionConfig.preset("ppe", 
 
 @pytest.fixture
 def data(tmp_path, write_image) -> Path:
-    """Four records that can be used, and five that cannot, each for another reason."""
+    """Four usable records, and five that cannot be used, each for a different reason."""
     write_image("a.png")
     good = [{"id": n, "image": "a.png", "conversations": spoken("<image>\nrow red", "3")} for n in range(4)]
     bad = [
@@ -117,7 +117,7 @@ def test_a_survey_is_not_written_over_what_it_reads(run, tiny_folder, tmp_path):
 @pytest.mark.parametrize("left", [["faults.jsonl"], ["faults.jsonl", "data.md"], ["data.json", "data.md"]])
 @pytest.mark.parametrize("faulty", [True, False])
 def test_what_a_kill_left_of_a_survey_is_written_anew(data, tiny_processor, tmp_path, left, faulty):
-    """Of this edition, and of an earlier one, which wrote faults.jsonl first and data.json last."""
+    """What this version left, and what an earlier one left, which wrote faults.jsonl first and data.json last."""
     whole, clean = tmp_path / "whole", tmp_path / "clean.jsonl"
     clean.write_text(json.dumps({"conversations": spoken("row", "3")}))
     found = survey_files(data if faulty else clean, tiny_processor, PPE)

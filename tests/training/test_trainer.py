@@ -1,4 +1,4 @@
-"""train(): learns, resumes bit-equally, leaves a checkpoint that plain transformers loads, refuses what cannot be."""
+"""train() learns, resumes bit-equally, leaves a checkpoint that plain transformers loads, and refuses bad settings."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _weights(folder: str) -> dict[str, torch.Tensor]:
 def test_two_runs_are_bit_identical_and_the_final_folder_is_a_start(settings, tmp_path):
     first, second = (train(TrainConfig(**settings | {"output": str(tmp_path / name)})) for name in "ab")
     assert first.losses == second.losses
-    # And a third goes on from where the first ended, with several files of data.
+    # A third run starts from the first one's final folder, with several data files.
     again = {"model": first.final, "data": [settings["data"]] * 2, "max_steps": 1}
     assert train(TrainConfig(**settings | again)).losses[0][1] < first.losses[0][1]
 
@@ -166,7 +166,7 @@ def test_what_is_frozen_does_not_move(settings, tiny_folder):
 
 
 def test_a_run_that_has_ended_leaves_nothing_in_memory(settings):
-    """Its last epoch is not exhausted: two of three steps."""
+    """The last epoch is not exhausted: the run ends after two of three steps."""
     before = {id(one) for one in trainers()}
     train(TrainConfig(**settings | {"max_steps": 2, "validation_share": 0.2, "eval_steps": 1}))
     gc.collect()
@@ -216,7 +216,7 @@ def test_bad_models_are_named(settings, tmp_path):
 
 @pytest.mark.parametrize("stage", [3, "3"])
 def test_zero_3_is_refused_where_it_cannot_be(settings, monkeypatch, tmp_path, stage):
-    """However the file writes the stage (DeepSpeed takes both), and before a record is read."""
+    """Whichever way the file writes the stage (DeepSpeed takes both), and before any record is read."""
     file = tmp_path / "zero.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,7 @@
-"""TRL's fused head and SFTTrainer on compressed models, in both orders; `make test-integrations` has what they need."""
+"""TRL's fused head, SFTTrainer and GRPOTrainer on compressed models; `make test-integrations` installs TRL.
+
+A model is compressed before TRL gets it, or afterwards.
+"""
 
 import pytest
 import torch
@@ -37,7 +40,7 @@ def test_the_fused_head_scores_what_the_models_own_loss_does(setting, first, fam
 @pytest.mark.parametrize("setting", SETTINGS)
 @torch.no_grad()
 def test_the_fused_head_gives_a_policys_log_probabilities_and_entropies(setting, family):
-    """As GRPOTrainer asks for them: prompts padded on the left, answers on the right, labels of answers alone."""
+    """Called as GRPOTrainer does: prompts padded on the left, answers on the right, labels of answers alone."""
     inputs, model = pictures(), compressed(random_model(family=family), setting)
     asked = {"max_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
     answer = model.generate(**inputs, **asked)
@@ -58,7 +61,7 @@ def test_the_fused_head_gives_a_policys_log_probabilities_and_entropies(setting,
 
 
 class Turns:
-    """Collates prompts with a picture and one with a clip, of which the last tokens are the answer."""
+    """Collates a prompt with a picture and one with a clip; the last tokens of each are the answer."""
 
     def __init__(self, family: str):
         clip = ("frames", (2, 2, 3)) if family == "qwen3_vl" else ("video", (2, 2, 3))
@@ -82,7 +85,7 @@ class Turns:
 @pytest.mark.parametrize("first", ["compress", "trainer"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_sft_learns_from_the_models_own_loss(tmp_path, setting, first, family):
-    """Compressed first, or the trainer's model afterwards; it learns, and logs the loss of a pass without a trainer."""
+    """Compresses the model before or after the trainer gets it; it learns, and first logs the loss of a plain pass."""
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     collate, plain = Turns(family), random_model(family=family)
     expected = compressed(plain, setting)(**collate([{"number": 0}, {"number": 1}])).loss.item()
@@ -104,7 +107,7 @@ def test_sft_learns_from_the_models_own_loss(tmp_path, setting, first, family):
 
 
 class Told:
-    """What a policy drew by generate(), and how GRPOTrainer scores it before the first step."""
+    """Records what a policy drew in generate(), and how GRPOTrainer scores it before the first step."""
 
     def __init__(self, model, monkeypatch, trainers):
         self.wrote, self.scored, generate = {}, [], model.generate
@@ -133,7 +136,7 @@ class Told:
 @pytest.mark.parametrize("first", ["compress", "trainer"])
 @pytest.mark.parametrize("setting", ["dense", "ppe", "cascade"])
 def test_grpo_scores_a_policys_answers_as_it_wrote_them(tmp_path, monkeypatch, setting, first):
-    """GRPOTrainer from messages and pictures to a step, compressed before it or after."""
+    """One step of GRPOTrainer on messages and pictures; the model is compressed before or after it gets it."""
     datasets, trl = pytest.importorskip("datasets"), pytest.importorskip("trl")
     config = CompressionConfig.preset("ppe", ratio=0.25, k=4, layers=[1]) if setting == "cascade" else SETTINGS[setting]
     model, picture = build_model(seed=0), Image.radial_gradient("L").convert("RGB")

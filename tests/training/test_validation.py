@@ -1,4 +1,4 @@
-"""Records that a run does not learn from: chosen once, scored as training scores, and without a trace in the run."""
+"""Records that a run does not learn from: chosen once, scored as in training, and without any effect on the run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def short(whole_run, tmp_path):
 
 
 def test_the_loss_is_the_mean_over_all_labelled_tokens(short, whole_run):
-    """Of batches that hold unequal numbers of them; and validation leaves no trace in the run."""
+    """Batches hold unequal numbers of labelled tokens; validation has no effect on the run."""
     data = whole_run[0]["data"]
     plain = go_on(short)
     result = go_on(short, validation_data=data, eval_steps=1, overwrite=True, batch_size=2)
@@ -89,7 +89,7 @@ def test_refused(short, asked, said):
 
 
 def test_curves_go_to_wandb_through_the_trainers_own_callback(short, monkeypatch):
-    """wandb itself is not needed here: what the callback of transformers calls of it is written down."""
+    """wandb itself is not needed: a callback that records the logs replaces the one in transformers."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="wandb needs wandb"):
         go_on(short, wandb=True)

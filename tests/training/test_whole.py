@@ -1,4 +1,4 @@
-"""whole.json, the list of a checkpoint's files: what it does not say as it was written is named."""
+"""whole.json lists a checkpoint's files: a file that differs from its row, or a changed list, is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppe_npu.training.whole import check_whole, whole_record
 
 
 def test_folders_of_shards_and_several_processes_files_are_listed_and_checked(tmp_path):
-    """As DeepSpeed and torchrun leave them."""
+    """Files as DeepSpeed and torchrun leave them."""
     folder = tmp_path / "checkpoint-3"
     shares = [f"global_step3/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
     for name in ("rng_state_0.pth", "rng_state_1.pth", "latest", *shares):
@@ -48,7 +48,7 @@ NEEDED = ("trainer_state.json", "scheduler.pt", "optimizer.pt", "rng_state.pth",
     ],
 )
 def test_a_list_of_files_that_somebody_changed_is_named(tmp_path, change, words, earlier):
-    """A row that is gone would leave its file unchecked; an earlier edition's list has no sum of its own."""
+    """A missing row would leave its file unchecked; an earlier version's list has no checksum of its own."""
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     for name in NEEDED:
@@ -71,6 +71,6 @@ def test_a_list_that_lost_its_sum_is_not_taken_for_an_earlier_editions(cut_run, 
     (newest / "whole.json").write_text(json.dumps({key: record[key] for key in record if key not in lost}))
     words = f"{newest / 'whole.json'} is damaged: the checksum of its list is missing"
     refused(cut_run, words, "--resume-from-checkpoint checkpoint-4")
-    for needed in (None, lambda name: name == "config.json"):  # as export asks
+    for needed in (None, lambda name: name == "config.json"):  # as export calls it
         with pytest.raises(InputError, match=words):
             check_whole(newest, needed)

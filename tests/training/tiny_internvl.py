@@ -76,7 +76,7 @@ def save(folder: Path, seed: int = 0) -> Path:
 
 
 def write_records(folder: Path, count: int = 6) -> Path:
-    """Clips and pictures in turns, each with one question; returns the .jsonl."""
+    """Writes records of clips and pictures alternately, each with one question; returns the .jsonl."""
     rng, rows = np.random.default_rng(0), []
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):

@@ -6,7 +6,7 @@ results were found to have the same shapes and dtypes. Autograd is torch_npu's o
 *_backward operators, which are emulated in the same way.
 
 An emulation is a function of CPU tensors, decorated with the operator's name. It is called by keyword, with those of
-the operator's parameters that it names; the others must have their defaults, because nobody heeds them. It checks the
+the operator's parameters that it names; the others must have their defaults, because they are ignored. It checks the
 documented limits first (limits.py). To add one: write it, in a file that is listed in `_FILES`, and test it.
 """
 
@@ -25,7 +25,7 @@ _FILES = ("attention", "inference", "loss", "norm", "rotary", "swiglu")
 
 
 class EmulationError(AssertionError):
-    """The emulation does not do what torch_npu's kernel announces. It is wrong, not the program under test."""
+    """The emulation does not return what torch_npu's kernel announces: it is wrong, not the program under test."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Emulation:
     ignores: frozenset[str]
 
 
-# Operator name without "npu::" -> its emulation. Looked up at every call: a test may put another one in.
+# Operator name without "npu::" -> its emulation. Looked up at every call, so that a test may replace one.
 EMULATIONS: dict[str, Emulation] = {}
 
 _library = torch.library.Library("npu", "IMPL")

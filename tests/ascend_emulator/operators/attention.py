@@ -1,7 +1,7 @@
 """npu_fusion_attention and npu_fusion_attention_v3, the operator behind F.scaled_dot_product_attention.
 
-softmax(scale * query key^T, masked) value. What differs from everybody else's attention: the scale is 1 unless it is
-passed; True in a mask means masked out; without a mask the sparse mode is ignored and attention is full.
+softmax(scale * query key^T, masked) value. Unlike in other attention operators, the scale is 1 unless it is passed,
+True in a mask means masked out, and without a mask the sparse mode is ignored and attention is full.
 """
 
 import itertools
@@ -193,7 +193,7 @@ class _Call:
         return _Call(rows, columns, options)
 
     def generator(self) -> torch.Generator:
-        """Of the dropout mask: the same for the forward and the backward pass."""
+        """The generator of the dropout mask: the same for the forward and the backward pass."""
         return torch.Generator().manual_seed(self.options.seed)
 
 

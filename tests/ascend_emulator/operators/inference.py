@@ -74,7 +74,7 @@ _BAND = ("sparse_mode", "pre_tokens", "next_tokens")
 def prompt_flash_attention(
     query: Tensor, key: Tensor, value: Tensor, scale_value: float, actual_seq_lengths_kv: list[int] | None, **form: Any
 ) -> Tensor:
-    """For a whole prompt. Beware of next_tokens: with a mask, its default of 0 looks at no later key."""
+    """For a whole prompt. Beware of next_tokens: with a mask, its default of 0 excludes all later keys."""
     name = "npu_prompt_flash_attention"
     return _infer(name, query, key, value, scale=scale_value, key_lengths=actual_seq_lengths_kv, **form)[0]
 
