@@ -194,7 +194,7 @@ def test_layers_beyond_the_model_are_refused(model):
         compress(model, CompressionConfig.preset("ppe", k=4, layers=[1, 3]))
 
 
-def test_dense_text_tokens_keep_their_embedding(model):
+def test_text_alone_gives_the_logits_of_the_unmodified_model(model):
     """Prompts of text alone give the logits of the unmodified model in every setting."""
     inputs = batch(Prompt([7], seed=1), Prompt([4], seed=2))
     assert (inputs["input_ids"] < IMAGE_ID).all()

@@ -318,7 +318,7 @@ def test_sampling_repeats_with_its_seed(model):
     assert len(runs[0]) == 6
 
 
-def test_a_peft_adapter_around_a_staged_model_keeps_it_staged(model):
+def test_only_a_staged_model_replaces_its_decoders_forward(model):
     """Without stages, and after restore(), the decoder has its own forward again."""
     compress(model, CASCADE)
     assert "forward" in vars(model.model.language_model)

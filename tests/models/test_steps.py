@@ -247,7 +247,8 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
         if positions != "renumber":
             assert own[:, 2:-3].min() >= 2
             assert own[:, 2:-3].max() < 18
-    assert len(run.rows[0][:, 0, 2:-3].unique()) == (8 if positions != "ppe" else len(run.rows[0][:, 0, 2:-3].unique()))
+    found = len(run.rows[0][:, 0, 2:-3].unique())
+    assert found > 8 if positions == "ppe" else found == 8
     after = engine.continue_text(run.state, torch.ones(2, 1, dtype=torch.bool), 1, padded=False)
     assert after.rows[0].shape == (1, 2, 1)
 
