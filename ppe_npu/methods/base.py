@@ -78,9 +78,26 @@ def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Gr
     def with_counts(self: Method, view: View) -> Grouping:
         if view.num_kept is None:
             view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
-        return group(self, replace(view, least=1) if self.counts == "late" else view)
+        found = group(self, replace(view, least=1) if self.counts == "late" else view)
+        # Shapes alone: values would have to be read back from the device.
+        fits = hasattr(found, "labels") and (view.tokens is None or found.labels.shape == view.tokens.shape[:2])
+        if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):
+            raise _misfit(self, found, view)
+        return found
 
     return with_counts
+
+
+def _misfit(method: Method, found: Any, view: View) -> Exception:
+    """The error for what no group() may return."""
+    returned = f"{method.name}.group() returned"
+    if not hasattr(found, "labels"):
+        return TypeError(f"{returned} {type(found).__name__}: return a Grouping")
+    cells, tokens = view.present.shape
+    return ValueError(
+        f"{returned} labels {list(found.labels.shape)} and representatives {list(found.representatives.shape)}: give "
+        f"labels {[cells, tokens]} and representatives {[cells, view.most]}, as many as the largest num_kept"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ import toys
 
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, AvgPool, Random, Uniform
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
 TOKENS = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0))
@@ -68,3 +70,29 @@ def test_a_cell_without_tokens_keeps_none():
     view = View.of(tokens=TOKENS, valid=VALID & (torch.arange(3) < 2)[:, None])
     with pytest.raises(InputError, match=r"num_kept=\[9, 4, 1\] of \[20, 7, 0\]"):
         DPCKNN(0.45).group(view)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda view: None, r"toy_wrong\.group\(\) returned NoneType: return a Grouping"),
+        (lambda view: grouping(view, tokens=3), r"returned labels \[2, 3\] and .*: give labels \[2, 4\]"),
+        (lambda view: grouping(view, groups=1), r"representatives \[2, 1\]: give .* representatives \[2, 2\]"),
+        (lambda view: grouping(view, groups=3), r"representatives \[2, 3\]: give .* representatives \[2, 2\]"),
+    ],
+)
+def test_what_no_method_may_return_is_refused_by_the_methods_name(returned, words):
+    class Wrong(Method):
+        name = "toy_wrong"
+
+        def group(self, view):
+            return returned(view)
+
+    view = View.of(tokens=torch.randn(2, 4, 3), num_kept=[2, 1])
+    with pytest.raises((TypeError, ValueError), match=words):
+        Wrong().group(view)
+
+
+def grouping(view: View, tokens: int = 4, groups: int = 2) -> Grouping:
+    cells = len(view.num_kept)
+    return Grouping.of(torch.zeros(cells, tokens, dtype=torch.long), torch.zeros(cells, groups, dtype=torch.long))
