@@ -48,7 +48,7 @@ def test_describe_and_eval_take_it(run, adapter, tmp_path, write_image):  # noqa
         asked = ["--image", image, "--prompt", "row red", "--max-new-tokens", 4, "--device", "cpu"]
         code, out, err = run("describe", "--model", model, *asked)
         assert code == 0, err
-        assert f"that of {model}/compression.json" in err
+        assert f"the one in {model}/compression.json" in err
         said.append(out.splitlines()[:4])
         where = ["--data-root", tmp_path / "data", "--output", tmp_path / "eval" / model.name, "--device", "cpu"]
         code, _, err = run("eval", "--model", model, *where, "--max-new-tokens", 2, *plain)
