@@ -14,6 +14,7 @@ from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation.decoding import beside_greedy
+from ppe_npu.evaluation.own_code import calling
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, is_key, question
 from ppe_npu.evaluation.run_protocol import compared, label
@@ -39,7 +40,8 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
     """
     known, kept = f"row {number}" if key is None else key, {}
     try:
-        sample = benchmark[number]
+        with calling(benchmark, "__getitem__"):
+            sample = benchmark[number]
         index, _ = sample["index"], sample["prompt"]
         if key is None and is_key(index):
             known = _spelt(index) if isinstance(index, str) else int(index)
