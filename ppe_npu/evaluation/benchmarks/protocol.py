@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mimetypes
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.rows import FAULTS
 
 MODALITIES = ("image", "video", "text")
 VISUALS = ("image", "image_path", "video_path")
+_KEYS = ("index", "prompt", "GT", "type", "sampling", *VISUALS)
+_SHOWN = {
+    "image": ("picture", "image or image_path"),
+    "video": ("video", "video_path"),
+}  # and its keys
 
 
 class Benchmark(Protocol):
@@ -82,3 +91,49 @@ def check_question(sample: Mapping[str, Any], where: str) -> None:
     truth = sample["GT"]
     if not isinstance(truth, str) and not (isinstance(truth, (list, tuple)) and all(isinstance(t, str) for t in truth)):
         raise InputError(f"{where} has a GT of type {type(truth).__name__}: use a str or a list of str")
+
+
+def shows(sample: Mapping[str, Any]) -> bool:
+    """Whether a sample has a visual; one that cannot be read counts, because answering the sample reports the error."""
+    try:
+        return any(sample.get(key) is not None for key in VISUALS)
+    except FAULTS:
+        return True
+
+
+def check_spelling(sample: Mapping[str, Any], modality: str, where: str) -> None:
+    """Raise InputError, naming `where`, if a sample of pictures or videos shows none, but has one under another key.
+
+    A question in text alone is legal, so only a picture in memory or the path of a picture or video counts.
+    """
+    if modality not in _SHOWN or shows(sample):
+        return
+    if any(_is_visual(sample[key]) for key in sample if key not in _KEYS):
+        what, asked = _SHOWN[modality]
+        keys = ", ".join(map(str, sample))
+        raise InputError(f"{where} has modality {modality} and no {what} (its keys: {keys}): give {asked}")
+
+
+def check_shown(name: str, modality: str, keys: Iterable[str]) -> None:
+    """Raise InputError if a benchmark, none of whose samples has a visual, is one of pictures or videos.
+
+    Args:
+        keys: of its first sample, for the message.
+    """
+    if modality in _SHOWN:
+        what, asked = _SHOWN[modality]
+        raise InputError(
+            f"benchmark {name} has modality {modality}, but none of its samples has a {what} (keys of the first: "
+            f'{", ".join(map(str, keys))}): give {asked}, or set modality = "text"'
+        )
+
+
+def _is_visual(value: Any) -> bool:
+    """Whether a value is a picture or frames in memory, the path of a picture or video, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(not isinstance(item, (list, tuple)) and _is_visual(item) for item in value)
+    if isinstance(value, (str, Path)):
+        kind = mimetypes.guess_type(str(value))[0] or ""
+        return kind.startswith(("image/", "video/")) and os.path.isfile(value)
+    shape = getattr(value, "shape", None)
+    return hasattr(value, "getpixel") or (isinstance(shape, tuple) and len(shape) in (3, 4))
