@@ -29,7 +29,7 @@ class Benchmark(Protocol):
             def __getitem__(self, number):
                 return {"index": number, "prompt": "What is it?", "GT": "a cat", "image_path": "cat.png"}
 
-    All attributes but modality, and all of these methods, are optional:
+    Its constructor takes nothing or the data root. All attributes but modality, and all of these methods, are optional:
 
     Attributes:
         modality: "image", "video" or "text".
@@ -41,10 +41,10 @@ class Benchmark(Protocol):
 
     Methods:
         score(answer, sample) -> float in [0, 1], or None if only a corpus metric exists. Without the method an
-            answer is scored by exact match.
+            answer is scored by exact match. After a change of the benchmark's code stored answers are scored anew.
         metrics(rows) -> {name: float}, corpus metrics. A row holds index, type, prompt, GT, answer and score of one
-            sample, as written in predictions.jsonl; rows come in any order. A failed sample's row has an empty answer,
-            a score of 0.0 and its "error".
+            sample, as written in predictions.jsonl; rows come in any order. A failed sample's row has a score of 0.0
+            and its "error", and an empty answer unless score() failed.
         unit(row) -> the unit of resampling that a row belongs to: the bootstrap that gives metrics() an interval draws
             all rows of a unit together, and each repetition of a unit has its own row["copy"]. Without the method
             metrics have no interval.
@@ -61,10 +61,11 @@ class Benchmark(Protocol):
         """One sample, as a dict.
 
         index: str or int, unique; prompt: str; GT: str or list of str; type: str, the subset or category (optional);
-        and at most one kind of visual: image (a Pillow picture, or anything else that ppe_npu.data.pictures.load_image
-        takes, or a list), image_path (path or list), video_path (path of a file or of a folder of frames, or list). A
-        question in text alone has none. If the prompt holds one <image> or <video> for each visual, the visuals replace
-        them; else they precede the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample, with clip
+        and at most one kind of visual: image (a Pillow picture, or anything else that
+        ppe_npu.data.pictures.load_image takes, or a list), image_path (path or list), video_path (path of a file or
+        of a folder of frames, or list). A question in text alone has none, but not every sample of modality "image"
+        or "video" may be one. If the prompt holds one <image> or <video> for each visual, the visuals replace them;
+        else they precede the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample, with clip
         bounds or a rule for frames (optional).
         """
 
