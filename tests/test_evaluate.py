@@ -96,13 +96,16 @@ def test_a_users_rotten_row_and_metrics_stop_neither_the_other_runs_nor_the_repo
     names = [f"{tmp_path}/user.py:Mine", f"{tmp_path}/user.py:Other"]
     code, out, err = run(*asked, "--benchmarks", *names, "--compression", "dense", "keep_one")
     assert code == 1
-    assert "ppe-npu: 4 of 12 samples failed" in err
-    assert "ppe-npu: Mine, keep_one 0.45: metrics() failed (ZeroDivisionError: division by zero)" in err
+    assert "ppe-npu: 4 of 12 samples failed; the first one with: sample row 1: __getitem__() of Mine failed at" in err
+    where = "metrics() of Mine failed at user.py:11: ZeroDivisionError: division by zero; fix it and run again"
+    assert f"ppe-npu: Mine, keep_one 0.45: {where}" in err
     assert "Other, dense: metrics()" not in err
     assert len(list(tmp_path.rglob("results.json"))) == 4
     assert "| keep_one 0.45 |" in out
     failed = [row for row in rows(tmp_path / "out" / "Mine" / "dense") if "error" in row]
-    assert [(row["index"], row["error"]) for row in failed] == [("row 1", "ValueError: rotten")]
+    assert [(row["index"], row["error"]) for row in failed] == [
+        ("row 1", "__getitem__() of Mine failed at user.py:8: ValueError: rotten")
+    ]
 
 
 @pytest.mark.ci
@@ -170,9 +173,25 @@ def test_other_weights_in_the_folder_are_refused(run, asked, tiny_folder, monkey
 
 def test_what_failed_is_said_and_all_failing_is_a_failure(run, asked, monkeypatch):
     monkeypatch.setattr("ppe_npu.evaluation.answers.generate", lambda *_, **__: 1 / 0)
-    code, _, err = run(*asked, "--compression", "keep_one")
+    code, out, err = run(*asked, "--compression", "keep_one")
     assert code == 1
-    assert "12 of 12 samples failed" in err
+    assert "12 of 12 samples failed, so there is no table; the first one with: sample " in err
+    assert "|" not in out
+    assert out.startswith("written to ")
+
+
+def test_what_failed_is_said_before_the_table(run, asked, tmp_path, monkeypatch):
+    """A score of 0.0 in the table does not say that nothing was scored."""
+    scored = USER.format(name="Mine", divisor=1)
+    (tmp_path / "user.py").write_text(scored + "    def score(self, answer, sample): return 1 / 0\n")
+    said = []
+    monkeypatch.setattr("ppe_npu.cli.failures.say", said.append)
+    monkeypatch.setattr("ppe_npu.cli.evaluate.print", lambda text: said.append(text), raising=False)
+    code = run(*asked, "--benchmarks", "layout", f"{tmp_path}/user.py:Mine", "--compression", "dense")[0]
+    assert code == 0
+    failed, table, _ = (said.index(line) for line in said if line.startswith(("3 of 15", "| method", "answers of")))
+    assert said[failed].startswith("3 of 15 samples failed, among them all of Mine, dense; the first one with: sample ")
+    assert failed < table
 
 
 def test_report_of_a_folder(run, asked, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
-from ppe_npu.cli import common, costs
+from ppe_npu.cli import common, costs, failures
 from ppe_npu.cli.output import print_json, say
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
@@ -36,7 +36,6 @@ from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.evaluation.vllm_engine import Engines, VLLMAnswers, check_engine
 from ppe_npu.models import compress
-from ppe_npu.utils.escape import printable
 
 DENSE = CompressionConfig.preset("dense")
 _FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
@@ -93,14 +92,21 @@ def run_eval(args: argparse.Namespace) -> int:
     late = _as_many_tokens(runs, results, known) if smaller else []
     try:
         results += _evaluate(model, late, answers, args)
-        if args.cost_rounds != 0 and devices.process_rank() == 0:
+        if args.cost_rounds != 0 and devices.process_rank() == 0 and not failures.all_failed(results):
             costs.measure(model, runs + late, args, answers)
     finally:  # stopping the control or the cost pass must not lose the scores
         say(common.whose(args, model_path, chosen))
-        if devices.process_rank() == 0:
-            _report(args, Path(args.output), Path(args.output) / "report.md", f"Evaluation of {model_path}")
-            print(f"answers of {', '.join(dict.fromkeys(map(_place, results)))}")
-    return _verdict(results)
+        code = _told(args, model_path, results)
+    return code
+
+
+def _told(args: argparse.Namespace, model: Path, results: list[dict[str, Any]]) -> int:
+    """Print what failed, then the table, which does not show that; the exit code."""
+    code, output = failures.tell(results), Path(args.output)
+    if devices.process_rank() == 0:
+        _report(args, output, output / "report.md", f"Evaluation of {model}", failures.all_failed(results))
+        print(f"answers of {', '.join(dict.fromkeys(map(_place, results)))}")
+    return code
 
 
 def _check_output(output: Path) -> None:
@@ -305,46 +311,18 @@ def _evaluate(
     return results
 
 
-def _report(args: argparse.Namespace, folder: Path, out: Path, title: str) -> None:
+def _report(args: argparse.Namespace, folder: Path, out: Path, title: str, untold: bool = False) -> None:
+    """Write a report on a folder and print its table, unless it is `untold`."""
     html, papers = getattr(args, "html", False), getattr(args, "published", None)
     path, table = write_report(collect(folder), out, title, (), unfinished(folder), html, papers)
     if html:
         print(f"HTML page: {path.with_suffix('.html')}")
-    print(f"{table}\n\nwritten to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
+    shown = "" if untold else f"{table}\n\n"
+    print(f"{shown}written to {path}, with {path.with_suffix('.json').name} and {path.with_suffix('.png').name}")
     if args.json:
         print_json(args, json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
-
-
-def _verdict(results: list[dict[str, Any]]) -> int:
-    """The exit code: 1 if every sample failed, or a benchmark's metrics() did. Prints how many samples failed, why the
-    first one did, and which file lists all of them."""
-    failed, asked = sum(result["errors"] for result in results), sum(result["samples"] for result in results)
-    if failed and devices.process_rank() == 0:
-        first = next(result for result in results if result["errors"])
-        file = Path(first["folder"]) / "predictions.jsonl"
-        print(
-            f"ppe-npu: {failed} of {asked} samples failed, the first one with: {printable(_first_error(file))}; see "
-            f"{file}, and run the command again to retry them",
-            file=sys.stderr,
-        )
-    broken = [result for result in results if "metrics_error" in result]
-    for result in broken if devices.process_rank() == 0 else []:
-        where = printable(f"{result['settings']['benchmark']}, {result['name']}")
-        print(
-            f"ppe-npu: {where}: metrics() failed ({printable(result['metrics_error'])}); fix it and run again: the "
-            f"answers are kept in {result['folder']}",
-            file=sys.stderr,
-        )
-    return 1 if broken or failed == asked else 0
 
 
 def _place(result: dict[str, Any]) -> str:
     """A run's name in the table, and the folder of its answers. BENCHMARK stands for the folder of any benchmark."""
     return f"{result['name']}: BENCHMARK/{Path(result['folder']).name}"
-
-
-def _first_error(file: Path) -> str:
-    """The index and the error of the first failed sample in a run's predictions."""
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
-    row = next(row for row in rows if "error" in row)
-    return f"sample {row['index']}: {row['error']}"

@@ -30,6 +30,8 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
     text += f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else ""
+    if len({run["scored_by"] for run in runs if run.get("scored_by")}) > 1:
+        text += " The benchmark's code changed between its runs, so their scores do not compare: run all again."
     return f"{text} Protocol: {protocol}."
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError, first_line, shown
+from ppe_npu.evaluation.benchmarks.protocol import check_shown, check_spelling, shows
 from ppe_npu.evaluation.decoding import beside_greedy
+from ppe_npu.evaluation.own_code import called, calling
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, is_key, question
 from ppe_npu.evaluation.run_protocol import compared, label
@@ -39,7 +41,8 @@ def read_sample(benchmark: Any, number: int, key: int | str | None = None) -> An
     """
     known, kept = f"row {number}" if key is None else key, {}
     try:
-        sample = benchmark[number]
+        with calling(benchmark, "__getitem__"):
+            sample = benchmark[number]
         index, _ = sample["index"], sample["prompt"]
         if key is None and is_key(index):
             known = _spelt(index) if isinstance(index, str) else int(index)
@@ -66,15 +69,19 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
         {"data": with paths as they are spelled, "places": with the resolved paths}; data is the same if either is.
 
     Raises:
-        InputError: no sample can be read, or two have the same index.
+        InputError: no sample can be read, two have the same index, or the pictures or videos are missing.
     """
     digests, seen, unreadable = {"data": hashlib.sha256(), "places": hashlib.sha256()}, {}, []
+    modality, keys, shown_once = getattr(benchmark, "modality", ""), [], False
     for number in range(len(benchmark)):
         sample = read_sample(benchmark, number)
         index = sample["index"]
         if isinstance(sample, Unreadable):  # its type and GT are only there for metrics
             unreadable.append(sample["error"])
-            sample = {**sample, "type": None, "GT": None}
+            sample, shown_once = {**sample, "type": None, "GT": None}, True  # for all that is known
+        else:
+            check_spelling(sample, modality, f"sample {number} of benchmark {called(benchmark)}")
+            keys, shown_once = keys or list(sample), shown_once or shows(sample)
         if index in seen:
             raise InputError(
                 f"benchmark {benchmark.name}: samples {seen[index]} and {number} both have the index {index!r}: give "
@@ -87,6 +94,8 @@ def data_fingerprints(benchmark: Any) -> dict[str, str]:
             digest.update("\0".join([*map(str, values.values()), *sizes]).encode("utf-8", "surrogatepass"))
     if unreadable and len(unreadable) == len(seen):
         raise InputError(f"benchmark {benchmark.name}: no sample can be read ({unreadable[0]}): fix its __getitem__")
+    if not shown_once:
+        check_shown(called(benchmark), modality, keys)
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
+from ppe_npu.evaluation.own_code import called, calling
 from ppe_npu.evaluation.rows import FAULTS
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 from ppe_npu.methods import as_method
@@ -34,19 +35,30 @@ def score(benchmark: Any, answer: str, sample: Row) -> float | None:
         None if the benchmark does not score single answers.
 
     Raises:
-        InputError: the benchmark gives a number outside [0, 1].
+        InputError: the benchmark's rule fails, or returns anything but None or a number in [0, 1].
     """
     judge = getattr(benchmark, "judged", None) or getattr(benchmark, "score", None)
     if judge is not None:
-        found = judge(answer, sample)
+        with calling(benchmark, "score"):
+            found = judge(answer, sample)
         if found is None:
             return None
-        value = float(found)
+        value, said = _number(found), f"score() of {called(benchmark)} returned {shown(found)}"
+        if value is None:
+            raise InputError(f"{said}, not a number: return one in [0, 1], or None")
         if not -_ROUNDING <= value <= 1 + _ROUNDING:
-            raise InputError(f"score() returned {value:g}: return a number in [0, 1], or None")
+            raise InputError(f"{said}: return a number in [0, 1], or None")
         return min(max(value, 0.0), 1.0)
     right = sample["GT"] if isinstance(sample["GT"], (list, tuple)) else [sample["GT"]]
     return max((exact_match(answer, expected) for expected in right), default=0.0)
+
+
+def _number(value: Any) -> float | None:
+    """The value as a float; None if it is no number."""
+    try:
+        return None if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # torch raises RuntimeError for several values
+        return None
 
 
 def summarise(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
@@ -67,8 +79,19 @@ def _units(benchmark: Any, rows: Sequence[Row]) -> dict[str, int]:
     """{"units": number of groups} if the benchmark judges samples in groups; {} if each is judged by itself."""
     if not hasattr(benchmark, "unit"):
         return {}
-    count = len({benchmark.unit(row) for row in rows})
+    count = len({_unit(benchmark, row) for row in rows})
     return {} if count == len(rows) else {"units": count}
+
+
+def _unit(benchmark: Any, row: Row) -> Any:
+    with calling(benchmark, "unit"):
+        found = benchmark.unit(row)
+    try:
+        hash(found)
+    except TypeError as error:
+        said = f"unit() of {called(benchmark)} returned {shown(found)}"
+        raise InputError(f"{said}: return a str, a number or a tuple of them") from error
+    return found
 
 
 def costs(rows: Sequence[Row]) -> dict[str, float | None]:
@@ -112,7 +135,8 @@ def corpus(benchmark: Any, rows: Sequence[Row]) -> dict[str, Any]:
     if name is None:
         return found
     if name not in metrics:
-        raise InputError(f"metrics() returned no {name!r}, the benchmark's headline: return it, or name another")
+        said = f"metrics() of {called(benchmark)} returned no {name!r}"
+        raise InputError(f"{said}, the benchmark's headline: return it, or name another")
     return {**found, "headline": {"name": name, "value": metrics[name], **_spread(benchmark, name, seen)}}
 
 
@@ -122,13 +146,16 @@ def _metrics(benchmark: Any, rows: Sequence[Row]) -> dict[str, float]:
     Raises:
         InputError: they are not names with finite numbers.
     """
-    given = benchmark.metrics(rows)
+    with calling(benchmark, "metrics"):
+        given = benchmark.metrics(rows)
+    said = f"metrics() of {called(benchmark)} returned"
     if not isinstance(given, Mapping):
-        raise InputError(f"metrics() returned a {type(given).__name__}: return a dict of names and numbers")
-    wrong = [name for name, value in given.items() if not isinstance(name, str) or not math.isfinite(float(value))]
-    if wrong:
-        raise InputError(f"metrics() returned {wrong[0]!r}: {given[wrong[0]]!r}: return names and finite numbers")
-    return {name: float(value) for name, value in given.items()}
+        raise InputError(f"{said} a {type(given).__name__}: return a dict of names and numbers")
+    found = {name: _number(value) for name, value in given.items()}
+    for name, value in found.items():
+        if not isinstance(name, str) or value is None or not math.isfinite(value):
+            raise InputError(f"{said} {shown(name)}: {shown(given[name])}: return names and finite numbers")
+    return found
 
 
 def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
@@ -137,8 +164,10 @@ def _spread(benchmark: Any, name: str, rows: Sequence[Row]) -> dict[str, Any]:
         return {"why": "the benchmark has no unit(), which says what is resampled"}
     try:
         if hasattr(benchmark, "addends"):
-            values = np.array(list(benchmark.addends(rows).values()), dtype=np.float64)
-            replicates = benchmark.from_sums(bootstrap_sums(values, _DRAWS)).tolist()
+            with calling(benchmark, "addends"):
+                values = np.array(list(benchmark.addends(rows).values()), dtype=np.float64)
+            with calling(benchmark, "from_sums"):
+                replicates = benchmark.from_sums(bootstrap_sums(values, _DRAWS)).tolist()
         else:
             replicates = _recomputed(benchmark, name, rows)
         if not np.isfinite(np.array(replicates, dtype=np.float64).reshape(len(replicates))).all():
@@ -155,11 +184,12 @@ def _recomputed(benchmark: Any, name: str, rows: Sequence[Row]) -> list[float]:
     """The metric on _DRAWS resamples of the rows, or on as many as _SECONDS allow."""
     units: dict[Any, list[Row]] = {}
     for row in rows:
-        units.setdefault(benchmark.unit(row), []).append(row)
+        units.setdefault(_unit(benchmark, row), []).append(row)
     groups, replicates, started = list(units.values()), [], time.perf_counter()
     for drawn in itertools.chain.from_iterable(resamples(len(groups), _DRAWS)):
         again = [{**row, "copy": copy} for copy, unit in enumerate(drawn.tolist()) for row in groups[unit]]
-        replicates.append(float(benchmark.metrics(again)[name]))
+        with calling(benchmark, "metrics"):
+            replicates.append(float(benchmark.metrics(again)[name]))
         if time.perf_counter() - started > _SECONDS:
             break
     return replicates

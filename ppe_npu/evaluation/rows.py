@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError, first_line, shown
+from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.files import check_regular
 from ppe_npu.utils.reading import checksum, is_number, json_or_none
 
@@ -57,14 +57,20 @@ def _scalar(value: Any) -> Any:
 
 
 def fault_of(error: BaseException) -> str:
-    """An error in one line: its class and the first line of its message."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    """An error in one line: its class and the first line of its message; a UserError's message says all by itself."""
+    return first_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def signed(row: Mapping[str, Any]) -> Row:
     """A row with the checksum of its content."""
     plain = json.loads(json.dumps(row, default=_scalar))
     return {**plain, _SUM: checksum(plain)}
+
+
+def judged_anew(row: Mapping[str, Any], judged: Mapping[str, Any]) -> Row:
+    """A row with another "score" and, if it could not be scored, "error"."""
+    kept = {key: value for key, value in row.items() if key not in ("score", "error", _SUM)}
+    return signed({**kept, **judged})
 
 
 def encode(rows: Any) -> bytes:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 from ppe_npu.errors import InputError, UserError
 from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
-from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, score, summarise
+from ppe_npu.evaluation.own_code import code_mark
+from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, summarise
 from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault, fault_of, question, signed
+from ppe_npu.evaluation.scoring import judged, renewed
 from ppe_npu.evaluation.sharing import Share, add_sums
 from ppe_npu.evaluation.tuned import tuned_with
 from ppe_npu.files import write_json
@@ -74,7 +76,7 @@ def evaluate(
         The contents of results.json: {"name", "method" (the name without its ratio), "accuracy" {accuracy, count, low,
         high}, "types" {type: the same}, "metrics" and "headline" if the benchmark has them (results.corpus) or
         "metrics_error" (why its metrics() failed), "costs" (results.costs), "samples", "errors", "settings",
-        "versions", "ignored" (the checkpoint's generation settings that were not used)}; and "folder", the output path.
+        "versions", "ignored" (unused settings of the checkpoint), "scored_by" (own_code.code_mark)}; and the "folder".
 
     Raises:
         InputError: the folder holds another run or a damaged file, a file cannot be written, a size is not positive.
@@ -144,7 +146,8 @@ class Evaluation:
             sample = read_sample(benchmark, number)
             self._numbers[sample["index"]], self._asked[sample["index"]] = number, _digest(sample)
         self._measures = self._measured()
-        self._share = Share(self.output, self._order(), self._wrong)
+        self._code = code_mark(benchmark)
+        self._share = Share(self.output, self._order(), self._wrong, self._code, self._renewed)
         self._warm = self._told = False
 
     def _sample(self, key: int | str) -> Sample:
@@ -174,6 +177,9 @@ class Evaluation:
         if reason or "error" in row or digest is None or checksum([row[key] for key in QUESTION]) == digest:
             return reason
         return f"answers another question than the benchmark's sample {row['index']!r}"
+
+    def _renewed(self, rows: list[dict[str, Any]], differs: bool | None) -> list[dict[str, Any]]:
+        return renewed(self.benchmark, rows, self._sample, differs, self.title)
 
     def _order(self) -> list[int | str]:
         """All indices, longest samples first within a bucket, so that similar lengths are batched together. A sample
@@ -281,12 +287,8 @@ class Evaluation:
         rows = []
         for number, sample in enumerate(samples):
             row = {**_row(sample), "answer": done.answers[number]}
-            try:
-                judged = {"score": score(self.benchmark, row["answer"], sample)}
-            except FAULTS as error:  # raised by the benchmark's own code; its other samples must still be judged
-                judged = {"score": 0.0, "error": fault_of(error)}
             costs = {key: getattr(done, key)[number] for key in PER_SAMPLE}
-            rows.append(signed({**row, **judged, **costs, **shared}))
+            rows.append(signed({**row, **judged(self.benchmark, row["answer"], sample), **costs, **shared}))
         return rows
 
     def _sum_up(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -299,6 +301,7 @@ class Evaluation:
             "versions": self.answers.versions(),
             "ignored": getattr(self.answers, "ignored", dict)(),
             "tuned": tuned_with(self.settings.get("model", "")),
+            **({"scored_by": self._code} if self._code else {}),
         }
 
     def _scores(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,18 +18,19 @@ import socket
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError, shown
-from ppe_npu.evaluation.rows import BOM, Row, encode, has_sums, is_key, parse, with_sums
-from ppe_npu.files import check_regular, locked, write_bytes, write_json, write_whole, writing
+from ppe_npu.evaluation.lines import Check, Lines
+from ppe_npu.evaluation.rows import Row, encode, has_sums, is_key, with_sums
+from ppe_npu.files import check_regular, locked, write_bytes, write_json, writing
 from ppe_npu.utils.launched import environment_number
 
-Check = Callable[[Row], str | None]  # returns what is wrong with a row; None: nothing
+Renew = Callable[[list[Row], bool | None], list[Row]]  # (rows, whether other code scored them; None: unknown)
 _PATIENCE = 120.0  # seconds to wait for another machine's file; NFS caches listings for up to 60
 
 
@@ -81,96 +82,6 @@ def add_sums(folder: Path) -> None:
             write_bytes(file, summed)
 
 
-class Lines:
-    """A file of JSON lines to which processes append under a common lock.
-
-    Args:
-        path: of the file.
-        check: returns what is wrong with a row, or None.
-        remedy: what an error message advises for a wrong line.
-    """
-
-    def __init__(self, path: Path, check: Check, remedy: str) -> None:
-        self.path, self._check, self._remedy = path, check, remedy
-        self._read, self._count = 0, 0  # bytes and lines read so far
-
-    def new(self) -> list[Row]:
-        """The lines that were added since the last call; see pairs()."""
-        return [row for row, _ in self.pairs()]
-
-    def pairs(self) -> list[tuple[Row, bytes]]:
-        """(row, its bytes) of the lines that were added since the last call.
-
-        A last line that was cut off by a kill is removed from the file; whole lines are never changed, even wrong ones.
-
-        Raises:
-            InputError: a line is wrong; the message names file and line.
-        """
-        check_regular(self.path)
-        with writing(self.path), open(self.path, "a+b") as file:
-            # "a+" may create the file, so NFS asks the server; opening for reading might consult a stale cache.
-            file.seek(self._read)
-            data = file.read()
-        if self._read == 0 and data.startswith(BOM):
-            data, self._read = data.removeprefix(BOM), len(BOM)
-        end = data.rfind(b"\n") + 1
-        found = [self._row(line, number) for number, line in enumerate(data[:end].split(b"\n")[:-1], self._count + 1)]
-        last = data[end:]
-        if last:
-            found.append(self._finish(last, self._read + end))
-        kept = [pair for pair in found if pair is not None]
-        self._read += end if not last or found[-1] is None else len(data) + 1
-        self._count += data.count(b"\n") + (1 if last and found[-1] is not None else 0)
-        return kept
-
-    def _row(self, line: bytes, number: int) -> tuple[Row, bytes] | None:
-        """(row, line), or None for a blank line."""
-        if not line.strip():
-            return None
-        row, reason = parse(line)
-        reason = reason or self._check(row)
-        if reason:
-            raise InputError(f"{self.path} line {number} {reason}: {self._remedy}")
-        return row, line
-
-    def _finish(self, last: bytes, at: int) -> tuple[Row, bytes] | None:
-        """Complete a last line that lacks its newline; one that was cut off is removed from the file instead (None)."""
-        cut = last.lstrip().startswith(b"{") and parse(last)[0] is None
-        blank = not last.strip(b"\0 \t\r\n")  # after a power cut a file may end in zeros
-        found = None if cut or blank else self._row(last, self._count + 1)
-        with writing(self.path):
-            if found is None:
-                os.truncate(self.path, at)
-            else:
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(b"\n")
-        return found
-
-    def append(self, rows: Iterable[Row]) -> None:
-        """Append lines. The file's last line must be whole, so call new() first.
-
-        Closing the file makes the lines visible on other machines.
-
-        Raises:
-            InputError: writing failed, for example because the disk is full; lines that were written whole stay.
-        """
-        data = encode(rows)
-        with writing(self.path), open(self.path, "ab", buffering=0) as file:
-            start = os.fstat(file.fileno()).st_size
-            try:
-                write_whole(file, data)
-            except OSError:
-                written = os.fstat(file.fileno()).st_size - start
-                with contextlib.suppress(OSError):  # if this fails, the next reader removes the half line
-                    os.truncate(self.path, start + data[:written].rfind(b"\n") + 1)
-                raise
-
-    def sync(self) -> None:
-        """Wait until appended lines are on the disk. This needs no lock."""
-        with writing(self.path), open(self.path, "ab") as file:
-            os.fsync(file.fileno())
-
-
 class Share:
     """This process's part in a run. A context manager: inside it the process counts as alive.
 
@@ -178,13 +89,23 @@ class Share:
         folder: of the run.
         keys: every sample's index, in the order in which samples are to be taken.
         check: returns what is wrong with a row that another process wrote, or None; the index is checked here.
+        code: mark of the code that scores answers; processes with other marks do not work at the same time. None: any.
+        renew: the rows that are kept of what earlier processes stored; by default those of samples that did not fail.
 
     Raises:
         InputError: the folder's file system has no locks, or a line of its files is wrong; the message names it.
     """
 
-    def __init__(self, folder: str | Path, keys: Sequence[int | str], check: Check | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        keys: Sequence[int | str],
+        check: Check | None = None,
+        code: str | None = None,
+        renew: Renew | None = None,
+    ) -> None:
         self.folder, self._keys, self._check = Path(folder), keys, check
+        self._code, self._renew = code, renew or _unfailed
         self._known: frozenset[int | str] = frozenset(keys)
         self._given: set[int | str] = set()  # indices that this process answered
         self._work = self.folder / ".work"
@@ -198,7 +119,7 @@ class Share:
         self._claims = Lines(self._work / "claims.jsonl", _wrong_claim, remedy)
         self._open: OrderedDict[int | str, None] = OrderedDict.fromkeys(self._keys)
         self._taken: dict[int | str, str] = {}  # index -> name of the process that is answering it
-        self._workers: dict[str, None] = {}
+        self._workers: dict[str, str | None] = {}  # name -> mark of its code
 
     def _answers(self) -> Lines:
         remedy = "delete that line to have its sample asked again, or choose another output"
@@ -218,30 +139,46 @@ class Share:
         with writing(self._work):
             self._work.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            if not any(self._lives(name) for name in self._workers):
+            working = {code for name, code in self._workers.items() if self._lives(name)}
+            if not working:
                 self._tidy()
+            elif working - {self._code, None}:
+                raise InputError(
+                    f"output {self.folder}: another process works on this run with other code of the benchmark: wait "
+                    "until it ends, or choose another output"
+                )
             with writing(self._work):
                 self._alive.acquire(timeout=0)
-            self._claims.append([{"worker": self._name}])
+            self._claims.append([{"worker": self._name, **({"code": self._code} if self._code else {})}])
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self._alive.release()
 
     def _tidy(self) -> None:
-        """Remove what earlier processes left: results, claims, and rows of failed samples, which are answered again."""
-        pairs = self._answers().pairs()
-        whole = {row["index"]: line for row, line in reversed(pairs) if "error" not in row}  # the first of an index
+        """Remove what earlier processes left: results, claims, and rows that `renew` does not keep, whose samples are
+        answered again. Of several rows of a sample the first counts, but one without an error before others."""
+        pairs = sorted(self._answers().pairs(), key=lambda pair: "error" in pair[0])
+        first = {row["index"]: (row, line) for row, line in reversed(pairs)}
+        kept = self._renew([row for row, _ in reversed(first.values())], self._differs())
+        stored = [first[row["index"]] for row in kept]
         with writing(self.folder):
             (self.folder / "results.json").unlink(missing_ok=True)
-            lines = b"".join(line + b"\n" for line in reversed(whole.values()))
-            if len(lines) != self._predictions.path.stat().st_size:  # blank lines and a byte order mark go, too
+            lines = b"".join(line + b"\n" if old is row else encode([row]) for row, (old, line) in zip(kept, stored))
+            if lines != self._predictions.path.read_bytes():  # blank lines and a byte order mark go, too
                 write_bytes(self._predictions.path, lines)
             for old in self._work.glob("*.alive"):
                 old.unlink()
             self._claims.path.unlink(missing_ok=True)
         self._start()
         self._look()
+
+    def _differs(self) -> bool | None:
+        """Whether other code than this process's scored the stored rows; None: unknown."""
+        if self._code is None:
+            return False
+        codes = set(self._workers.values())
+        return None if codes <= {None} else codes != {self._code}
 
     # -- taking and giving -------------------------------------------------------------------------------------------
 
@@ -297,7 +234,7 @@ class Share:
     def _look(self) -> None:
         """Read the claims and answers that were added since the last read."""
         for claim in self._claims.new():
-            self._workers[claim["worker"]] = None
+            self._workers.setdefault(claim["worker"], claim.get("code"))
             for key in claim.get("take", ()):
                 if key in self._open or key in self._taken:
                     self._open.pop(key, None)
@@ -323,6 +260,10 @@ class Share:
             return True
         probe.release()
         return False
+
+
+def _unfailed(rows: list[Row], differs: bool | None) -> list[Row]:
+    return [row for row in rows if "error" not in row]
 
 
 def _wrong_claim(row: Row) -> str | None:

@@ -96,6 +96,7 @@ class _Results(_Part):
     metrics_error: str = ""
     tuned: str | None = None
     ignored: Mapping[str, Any] | None = None
+    scored_by: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ import pytest
 from stand_in import Counting, Instant
 from video_files import write_video
 
-from ppe_npu.cli.evaluate import _first_error
+from ppe_npu.cli.failures import first_error
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import readers
@@ -132,14 +132,14 @@ def test_a_score_that_rounding_carried_over_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (None, "metrics() returned a NoneType"),
-        ([0.5], "metrics() returned a list"),
-        ({"share": float("nan")}, "metrics() returned 'share': nan"),
-        ({"share": "much"}, "could not convert"),
-        ({"share": None}, "TypeError"),
-        ({"other": 0.5}, "metrics() returned no 'share'"),
-        ({3: 0.5}, "metrics() returned 3"),
-        ({}, "metrics() returned no 'share'"),
+        (None, "metrics() of counting returned a NoneType"),
+        ([0.5], "metrics() of counting returned a list"),
+        ({"share": float("nan")}, "metrics() of counting returned 'share': nan"),
+        ({"share": "much"}, "metrics() of counting returned 'share': 'much'"),
+        ({"share": None}, "metrics() of counting returned 'share': None"),
+        ({"other": 0.5}, "metrics() of counting returned no 'share'"),
+        ({3: 0.5}, "metrics() of counting returned 3"),
+        ({}, "metrics() of counting returned no 'share'"),
         (SystemExit(4), "SystemExit: 4"),
         (KeyError("x"), "KeyError"),
     ],
@@ -200,7 +200,7 @@ def test_resamples_without_sense_cost_the_interval_alone(tmp_path, sums):
 
 def test_a_benchmark_whose_file_exits_is_named(tmp_path):
     (tmp_path / "mine.py").write_text("import sys\nsys.exit(3)\n")
-    with pytest.raises(InputError, match=r"mine\.py cannot be imported: SystemExit: 3"):
+    with pytest.raises(InputError, match=r"mine\.py cannot be imported \(mine\.py:2\): SystemExit: 3"):
         benchmarks.load(f"{tmp_path / 'mine.py'}:Mine", tmp_path)
 
 
@@ -259,4 +259,4 @@ def test_lines_of_json_end_at_line_feeds_alone(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(encode([{"index": 0, "prompt": text}, {"index": 1, "prompt": text, "error": "a fault"}]))
     assert [row["prompt"] for row in readers.read_jsonl(file)] == [text, text]
-    assert _first_error(file) == "sample 1: a fault"
+    assert first_error(file) == "sample 1: a fault"

@@ -15,14 +15,14 @@ from stand_in import Counting, Instant
 
 from ppe_npu import files
 from ppe_npu.errors import FileError
-from ppe_npu.evaluation import sharing
+from ppe_npu.evaluation import lines as shared
 from ppe_npu.evaluation.report import collect, write_report
 
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "claims.jsonl"])
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
     """The disk has room for two and a half of the appended lines."""
-    write = sharing.write_whole
+    write = shared.write_whole
 
     def full(file, data):
         if name not in file.name or len(data) < 200:
@@ -40,13 +40,13 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, name):
             done.answers = [sample["GT"] for sample in prepared]
             return done
 
-    monkeypatch.setattr(sharing, "write_whole", full)
+    monkeypatch.setattr(shared, "write_whole", full)
     with pytest.raises(FileError, match=rf"{name} cannot be written \(no space is left on its disk\): make room there"):
         run(tmp_path, benchmark=Wordy(SAMPLES), answers=Words())
     kept = (tmp_path / "predictions.jsonl").read_bytes() if name == "predictions.jsonl" else b""
     assert kept.count(b"\n") == (2 if kept else 0)
     assert kept.endswith(b"\n") or not kept
-    monkeypatch.setattr(sharing, "write_whole", write)
+    monkeypatch.setattr(shared, "write_whole", write)
     results = run(tmp_path, benchmark=Wordy(SAMPLES), answers=Words())
     assert (results["samples"], results["errors"], results["accuracy"]["accuracy"]) == (SAMPLES, 0, 1.0)
     assert (tmp_path / "predictions.jsonl").read_bytes().startswith(kept)

@@ -93,14 +93,14 @@ def test_a_name_of_the_packages_own_is_refused(tmp_path):
         ("NoLength", "has no __len__"),
         ("NoModality", "has modality 'sound': set it to one of image, video, text"),
         ("Empty", "holds no samples"),
-        ("Breaks", "cannot be constructed: RuntimeError: no"),
+        ("Breaks", r"cannot be constructed \(mine\.py:15\): RuntimeError: no"),
         ("NoTruth", "has no GT: a sample needs index, prompt and GT"),
         ("BadTruth", "has a GT of type int: use a str or a list of str"),
         ("BadIndex", "has an index of type float"),
         ("TwoVisuals", "has image_path and video_path: give one"),
         ("Tuples", "is a tuple: return a dict"),
         ("Closed", "has no name and none can be set: give its class an attribute name"),
-        ("Raises", "fails for its first 2 samples: IndexError"),
+        ("Raises", r"fails for its first 2 samples \(mine\.py:33\): IndexError"),
     ],
 )
 def test_malformed_classes(mine, name, reason):
@@ -122,7 +122,7 @@ def test_files_that_cannot_be_imported(tmp_path):
     with pytest.raises(InputError, match=r"gone\.py does not exist"):
         benchmarks.load(f"{tmp_path}/gone.py:Mine", tmp_path)
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
-    with pytest.raises(InputError, match=r"broken\.py cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(InputError, match=r"broken\.py cannot be imported \(broken\.py:1\): ModuleNotFoundError"):
         benchmarks.load(f"{tmp_path}/broken.py:Mine", tmp_path)
     with pytest.raises(InputError, match=r"'nosuch' is unknown: use path/to/file\.py:Class or one of activitynetqa, "):
         benchmarks.load("nosuch", tmp_path)

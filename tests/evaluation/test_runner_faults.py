@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,19 @@ class Rotten:
         return {"index": f"q{number}", "prompt": "What comes next?", "GT": "a", "type": "t"}
 
 
+ROTTEN = f"__getitem__() of rotten failed at test_runner_faults.py:{Rotten.__getitem__.__code__.co_firstlineno + 2}"
+
+
 def test_a_row_that_cannot_be_read_is_recorded_and_the_rest_goes_on(model, tiny_processor, tmp_path):
     results = evaluate(model, tiny_processor, Rotten(), tmp_path, batch_size=3, max_new_tokens=1)
     assert (results["samples"], results["errors"], results["accuracy"]["count"]) == (4, 1, 4)
     found = {row["index"]: row.get("error") for row in rows(tmp_path)}
-    assert found == {"q0": None, "q1": None, "q3": None, "row 2": "ValueError: row 2 is rotten"}
+    assert found == {
+        "q0": None,
+        "q1": None,
+        "q3": None,
+        "row 2": f"{ROTTEN}: ValueError: row 2 is rotten",
+    }
     again = evaluate(model, tiny_processor, Rotten(), tmp_path, batch_size=3, max_new_tokens=1)
     assert again["accuracy"] == results["accuracy"]
     assert sorted(row["index"] for row in rows(tmp_path)) == ["q0", "q1", "q3", "row 2"]
@@ -64,7 +73,7 @@ def test_a_fault_of_ours_in_a_sample_keeps_its_first_traceback(
     monkeypatch.setattr("ppe_npu.models.vision_language.make_plan", breaks)
     results = evaluate(model, tiny_processor, Rotten(()), tmp_path, batch_size=3, max_new_tokens=1)
     assert results["errors"] == 4
-    assert {row["error"] for row in rows(tmp_path)} == {f"{type(error).__name__}: {error}"}
+    assert {row["error"] for row in rows(tmp_path)} == {f"KeyError: {error}" if told else "theirs"}
     err = capsys.readouterr().err
     assert (
         err.count("Traceback") == err.count("failed through no fault of yours: please report all of the above") == told
@@ -101,7 +110,9 @@ def test_a_picture_that_cannot_be_decoded_is_recorded(model, tiny_processor, tmp
 
 
 def test_a_benchmark_without_a_readable_row_is_refused(model, tiny_processor, tmp_path):
-    with pytest.raises(InputError, match=r"benchmark rotten: no sample can be read \(ValueError: row 0 is rotten\)"):
+    with pytest.raises(
+        InputError, match=rf"rotten: no sample can be read \({re.escape(ROTTEN)}: ValueError: row 0 is rotten\)"
+    ):
         evaluate(model, tiny_processor, Rotten(range(4)), tmp_path)
 
 
@@ -116,7 +127,8 @@ def test_metrics_that_fail_lose_no_answer_and_are_computed_when_mended(model, ti
             return {"share": 1 / self.divisor}
 
     results = evaluate(model, tiny_processor, Broken(), tmp_path, max_new_tokens=1)
-    assert results["metrics_error"] == "ZeroDivisionError: division by zero"
+    at = f"test_runner_faults.py:{Broken.metrics.__code__.co_firstlineno + 1}"
+    assert results["metrics_error"] == f"metrics() of rotten failed at {at}: ZeroDivisionError: division by zero"
     assert "metrics" not in results
     assert (results["accuracy"]["accuracy"], results["errors"], results["costs"]["batch"]) == (0.75, 1, 3)
     assert json.loads((tmp_path / "results.json").read_text())["metrics_error"]

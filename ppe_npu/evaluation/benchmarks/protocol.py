@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import mimetypes
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from ppe_npu.errors import InputError
+from ppe_npu.evaluation.rows import FAULTS
 
 MODALITIES = ("image", "video", "text")
 VISUALS = ("image", "image_path", "video_path")
+_KEYS = ("index", "prompt", "GT", "type", "sampling", *VISUALS)
+_SHOWN = {
+    "image": ("picture", "image or image_path"),
+    "video": ("video", "video_path"),
+}  # and its keys
 
 
 class Benchmark(Protocol):
@@ -20,7 +29,7 @@ class Benchmark(Protocol):
             def __getitem__(self, number):
                 return {"index": number, "prompt": "What is it?", "GT": "a cat", "image_path": "cat.png"}
 
-    All attributes but modality, and all of these methods, are optional:
+    Its constructor takes nothing or the data root. All attributes but modality, and all of these methods, are optional:
 
     Attributes:
         modality: "image", "video" or "text".
@@ -32,10 +41,10 @@ class Benchmark(Protocol):
 
     Methods:
         score(answer, sample) -> float in [0, 1], or None if only a corpus metric exists. Without the method an
-            answer is scored by exact match.
+            answer is scored by exact match. After a change of the benchmark's code stored answers are scored anew.
         metrics(rows) -> {name: float}, corpus metrics. A row holds index, type, prompt, GT, answer and score of one
-            sample, as written in predictions.jsonl; rows come in any order. A failed sample's row has an empty answer,
-            a score of 0.0 and its "error".
+            sample, as written in predictions.jsonl; rows come in any order. A failed sample's row has a score of 0.0
+            and its "error", and an empty answer unless score() failed.
         unit(row) -> the unit of resampling that a row belongs to: the bootstrap that gives metrics() an interval draws
             all rows of a unit together, and each repetition of a unit has its own row["copy"]. Without the method
             metrics have no interval.
@@ -52,10 +61,11 @@ class Benchmark(Protocol):
         """One sample, as a dict.
 
         index: str or int, unique; prompt: str; GT: str or list of str; type: str, the subset or category (optional);
-        and at most one kind of visual: image (a Pillow picture, or anything else that ppe_npu.data.pictures.load_image
-        takes, or a list), image_path (path or list), video_path (path of a file or of a folder of frames, or list). A
-        question in text alone has none. If the prompt holds one <image> or <video> for each visual, the visuals replace
-        them; else they precede the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample, with clip
+        and at most one kind of visual: image (a Pillow picture, or anything else that
+        ppe_npu.data.pictures.load_image takes, or a list), image_path (path or list), video_path (path of a file or
+        of a folder of frames, or list). A question in text alone has none, but not every sample of modality "image"
+        or "video" may be one. If the prompt holds one <image> or <video> for each visual, the visuals replace them;
+        else they precede the prompt. sampling: a VideoSampling (ppe_npu.data.sampling) for this sample, with clip
         bounds or a rule for frames (optional).
         """
 
@@ -82,3 +92,49 @@ def check_question(sample: Mapping[str, Any], where: str) -> None:
     truth = sample["GT"]
     if not isinstance(truth, str) and not (isinstance(truth, (list, tuple)) and all(isinstance(t, str) for t in truth)):
         raise InputError(f"{where} has a GT of type {type(truth).__name__}: use a str or a list of str")
+
+
+def shows(sample: Mapping[str, Any]) -> bool:
+    """Whether a sample has a visual; one that cannot be read counts, because answering the sample reports the error."""
+    try:
+        return any(sample.get(key) is not None for key in VISUALS)
+    except FAULTS:
+        return True
+
+
+def check_spelling(sample: Mapping[str, Any], modality: str, where: str) -> None:
+    """Raise InputError, naming `where`, if a sample of pictures or videos shows none, but has one under another key.
+
+    A question in text alone is legal, so only a picture in memory or the path of a picture or video counts.
+    """
+    if modality not in _SHOWN or shows(sample):
+        return
+    if any(_is_visual(sample[key]) for key in sample if key not in _KEYS):
+        what, asked = _SHOWN[modality]
+        keys = ", ".join(map(str, sample))
+        raise InputError(f"{where} has modality {modality} and no {what} (its keys: {keys}): give {asked}")
+
+
+def check_shown(name: str, modality: str, keys: Iterable[str]) -> None:
+    """Raise InputError if a benchmark, none of whose samples has a visual, is one of pictures or videos.
+
+    Args:
+        keys: of its first sample, for the message.
+    """
+    if modality in _SHOWN:
+        what, asked = _SHOWN[modality]
+        raise InputError(
+            f"benchmark {name} has modality {modality}, but none of its samples has a {what} (keys of the first: "
+            f'{", ".join(map(str, keys))}): give {asked}, or set modality = "text"'
+        )
+
+
+def _is_visual(value: Any) -> bool:
+    """Whether a value is a picture or frames in memory, the path of a picture or video, or a list of such."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(not isinstance(item, (list, tuple)) and _is_visual(item) for item in value)
+    if isinstance(value, (str, Path)):
+        kind = mimetypes.guess_type(str(value))[0] or ""
+        return kind.startswith(("image/", "video/")) and os.path.isfile(value)
+    shape = getattr(value, "shape", None)
+    return hasattr(value, "getpixel") or (isinstance(shape, tuple) and len(shape) in (3, 4))

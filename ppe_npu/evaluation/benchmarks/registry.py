@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.benchmarks.protocol import MODALITIES, VISUALS, Benchmark, check_sample
+from ppe_npu.evaluation.own_code import modules_of, place
 from ppe_npu.evaluation.protocols import Protocol
 from ppe_npu.evaluation.rows import FAULTS, fault_of
 from ppe_npu.utils.escape import brief
+from ppe_npu.utils.reading import checksum
 
 GROUP = "ppe_npu.benchmarks"  # of entry points: name = package.module:Class
 TRIED = 8  # samples that are tried until one can be read
@@ -171,14 +173,15 @@ def _find(name: str) -> Any:
 def _from_file(path: Path, cls: str) -> Any:
     if not path.is_file():
         raise InputError(f"benchmark file {path} does not exist: check the path")
-    spec = importlib.util.spec_from_file_location(f"ppe_npu_benchmark_{path.stem}", path)
+    name = f"ppe_npu_benchmark_{path.stem}_{checksum(str(path.resolve()))}"  # files of one name are several modules
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
     except FAULTS as error:  # a user's module may raise anything
         del sys.modules[spec.name]
-        raise InputError(f"benchmark file {path} cannot be imported: {fault_of(error)}") from error
+        raise InputError(f"benchmark file {path} cannot be imported{_at(error, {spec.name})}") from error
     if not hasattr(module, cls):
         raise InputError(f"benchmark file {path} has no class {cls!r}: name one as {path}:Class")
     return getattr(module, cls)
@@ -194,7 +197,7 @@ def _construct(name: str, cls: Any, data_root: str | Path) -> Any:
     except InputError:
         raise
     except FAULTS as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} cannot be constructed: {fault_of(error)}") from error
+        raise InputError(f"benchmark {name} cannot be constructed{_at(error, modules_of(cls))}") from error
 
 
 def _check(name: str, benchmark: Any) -> None:
@@ -208,7 +211,7 @@ def _check(name: str, benchmark: Any) -> None:
     try:
         count = len(benchmark)
     except FAULTS as error:  # a user's class may raise anything
-        raise InputError(f"benchmark {name} has no length: {fault_of(error)}") from error
+        raise InputError(f"benchmark {name} has no length{_at(error, modules_of(type(benchmark)))}") from error
     if not count:
         raise InputError(f"benchmark {name} holds no samples: check its data below the data root")
     number, first = _first_sample(name, benchmark, min(count, TRIED))
@@ -228,7 +231,14 @@ def _first_sample(name: str, benchmark: Any, tried: int) -> tuple[int, Any]:
             errors.append(error)
     if isinstance(errors[0], InputError):
         raise errors[0]
-    raise InputError(f"benchmark {name} fails for its first {tried} samples: {fault_of(errors[0])}") from errors[0]
+    at = _at(errors[0], modules_of(type(benchmark)))
+    raise InputError(f"benchmark {name} fails for its first {tried} samples{at}") from errors[0]
+
+
+def _at(error: BaseException, modules: Collection[str]) -> str:
+    """The end of a message on an error in a user's code: " (file.py:line): KeyError: ...", as far as it is known."""
+    at = place(error, modules)
+    return f"{f' ({at})' if at else ''}: {fault_of(error)}"
 
 
 def _check_name(name: Any) -> None:
