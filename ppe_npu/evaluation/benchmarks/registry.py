@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -170,11 +171,18 @@ def _find(name: str) -> Any:
     raise InputError(f"benchmark {shown(name)} is unknown: use path/to/file.py:Class or one of {', '.join(names())}")
 
 
+class _Source(SourceFileLoader):
+    """Compiles the source at every import: cached bytecode of a file that was changed within a second is stale."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _from_file(path: Path, cls: str) -> Any:
     if not path.is_file():
         raise InputError(f"benchmark file {path} does not exist: check the path")
     name = f"ppe_npu_benchmark_{path.stem}_{checksum(str(path.resolve()))}"  # files of one name are several modules
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
