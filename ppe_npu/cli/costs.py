@@ -91,7 +91,8 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     titles = [_title(run) for run in runs]
     if len(runs) < 2 or (asked is None and _measured(folder, runs)):
         return
-    print(f"ppe-npu: {name}: measuring costs in {count} rounds", file=sys.stderr)
+    rounds = f"{count} or more rounds, until the ratios are known (--cost-rounds 0: not at all)"
+    print(f"ppe-npu: {name}: measuring costs in {rounds}", file=sys.stderr)
     dense = next((t for t, run in zip(titles, runs) if run.config.is_dense and run.share is None), titles[0])
     samples = cost_pass.chosen(runs[0].benchmark, PROMPTS)
     candidates = []
