@@ -192,6 +192,14 @@ def test_what_failed_is_said_before_the_table(run, asked, tmp_path, monkeypatch)
     failed, table, _ = (said.index(line) for line in said if line.startswith(("3 of 15", "| method", "answers of")))
     assert said[failed].startswith("3 of 15 samples failed, among them all of Mine, dense; the first one with: sample ")
     assert failed < table
+    said.clear()
+    monkeypatch.setattr("ppe_npu.cli.evaluate.say", said.append)
+    (tmp_path / "user.py").write_text(scored + "    def score(self, answer, sample): return 1.0\n")
+    run(*asked, "--benchmarks", f"{tmp_path}/user.py:Mine", "--compression", "keep_one")
+    assert (
+        f"Mine: its code changed between runs below {tmp_path / 'out'}, so their scores do not compare: run all"
+        in "\n".join(filter(None, said))
+    )
 
 
 def test_report_of_a_folder(run, asked, tmp_path):

@@ -23,7 +23,7 @@ from ppe_npu.cli.output import print_json, say
 from ppe_npu.cli.train import EMBEDDED, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation import benchmarks, protocols
+from ppe_npu.evaluation import benchmarks, facts, protocols
 from ppe_npu.evaluation.answers import ModelAnswers, answer_settings
 from ppe_npu.evaluation.benchmarks import registry
 from ppe_npu.evaluation.benchmarks.dataset import Dataset
@@ -36,6 +36,7 @@ from ppe_npu.evaluation.runner import Evaluation, new_tokens
 from ppe_npu.evaluation.sharing import check_shared
 from ppe_npu.evaluation.vllm_engine import Engines, VLLMAnswers, check_engine
 from ppe_npu.models import compress
+from ppe_npu.utils.escape import printable
 
 DENSE = CompressionConfig.preset("dense")
 _FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
@@ -314,7 +315,10 @@ def _evaluate(
 def _report(args: argparse.Namespace, folder: Path, out: Path, title: str, untold: bool = False) -> None:
     """Write a report on a folder and print its table, unless it is `untold`."""
     html, papers = getattr(args, "html", False), getattr(args, "published", None)
-    path, table = write_report(collect(folder), out, title, (), unfinished(folder), html, papers)
+    results = collect(folder)
+    path, table = write_report(results, out, title, (), unfinished(folder), html, papers)
+    for name in facts.of_changed_code(results):
+        say(f"{printable(name)}: its code changed between its runs, so their scores do not compare: run all again")
     if html:
         print(f"HTML page: {path.with_suffix('.html')}")
     shown = "" if untold else f"{table}\n\n"

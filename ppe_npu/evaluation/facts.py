@@ -30,9 +30,17 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
         counts = {kind: max(r["types"][kind]["count"] for r in runs if kind in r["types"]) for kind in found["types"]}
         text += " Samples per type: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
     text += f" {errors:,} of {answers:,} answers failed and count as wrong." if errors else ""
-    if len({run["scored_by"] for run in runs if run.get("scored_by")}) > 1:
-        text += " The benchmark's code changed between its runs, so their scores do not compare: run all again."
+    mixed = " The benchmark's code changed between its runs, so their scores do not compare: run all again."
+    text += mixed if name in of_changed_code(runs) else ""
     return f"{text} Protocol: {protocol}."
+
+
+def of_changed_code(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The benchmarks whose runs were scored by different code; runs that do not record theirs are left out."""
+    codes: dict[str, set[str]] = {}
+    for run in results:
+        codes.setdefault(run["settings"]["benchmark"], set()).update(filter(None, [run.get("scored_by")]))
+    return [name for name, own in codes.items() if len(own) > 1]
 
 
 def _decoding(runs: Sequence[Mapping[str, Any]]) -> str:

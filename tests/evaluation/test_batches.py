@@ -189,7 +189,9 @@ def test_a_metric_without_an_interval_says_why(tmp_path, monkeypatch):
     headline = run(Noting(), 9, tmp_path / "a", Strict(9))["headline"]
     assert headline == {"name": "all", "value": 1.0, "why": "the benchmark has no unit(), which says what is resampled"}
     headline = run(Noting(), 9, tmp_path / "b", Unit(9))["headline"]
-    assert headline == {"name": "all", "value": 1.0, "why": "all failed on a resample: a sample is there twice"}
+    raised = f"metrics() of counting failed at test_batches.py:{Strict.metrics.__code__.co_firstlineno + 2}: ValueError"
+    why = f"all failed on a resample: {raised}: a sample is there twice"
+    assert headline == {"name": "all", "value": 1.0, "why": why}
     monkeypatch.setattr("ppe_npu.evaluation.results._SECONDS", 0.0)
     Unit.metrics = lambda benchmark, rows: {"all": 1.0}
     headline = run(Noting(), 9, tmp_path / "c", Unit(9))["headline"]
