@@ -196,10 +196,7 @@ def test_what_failed_is_said_before_the_table(run, asked, tmp_path, monkeypatch)
     monkeypatch.setattr("ppe_npu.cli.evaluate.say", said.append)
     (tmp_path / "user.py").write_text(scored + "    def score(self, answer, sample): return 1.0\n")
     run(*asked, "--benchmarks", f"{tmp_path}/user.py:Mine", "--compression", "keep_one")
-    assert (
-        f"Mine: its code changed between runs below {tmp_path / 'out'}, so their scores do not compare: run all"
-        in "\n".join(filter(None, said))
-    )
+    assert "Mine: its code changed between its runs, so their scores do not compare: run all again" in said
 
 
 def test_report_of_a_folder(run, asked, tmp_path):
