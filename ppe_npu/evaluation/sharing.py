@@ -271,4 +271,6 @@ def _wrong_claim(row: Row) -> str | None:
     name, keys = row.get("worker"), row.get("take", [])
     if not isinstance(name, str) or not name.isprintable() or "/" in name or not 0 < len(name) < 200:
         return "names no process"
+    if not isinstance(row.get("code", ""), str):
+        return "has a mark of code that is no string"
     return None if isinstance(keys, list) and all(map(is_key, keys)) else "takes something other than a list of samples"

@@ -84,6 +84,16 @@ def test_a_line_that_a_kill_cut_off_is_taken_away_by_whoever_comes_next(tmp_path
     assert [row["index"] for row in rows(tmp_path)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("code", [[], {}, 1, None])
+def test_a_claim_whose_mark_of_code_is_no_string_is_named(tmp_path, code):
+    with Share(tmp_path, range(1)):
+        pass
+    with open(tmp_path / ".work" / "claims.jsonl", "a") as file:
+        file.write(json.dumps({"worker": "other", "code": code}) + "\n")
+    with pytest.raises(InputError, match=r"claims\.jsonl line 2 has a mark of code that is no string"):
+        Share(tmp_path, range(1)).__enter__()
+
+
 def test_failed_samples_are_asked_again_by_the_first_of_the_next_processes_only(tmp_path):
     with Share(tmp_path, range(2)) as share:
         share.take(first(2))
