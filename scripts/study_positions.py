@@ -30,6 +30,7 @@ from study_positions_tasks import TASKS, Task, tuned
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
+from ppe_npu.demo.costs import stamp
 from ppe_npu.demo.pipeline import set_up_process
 from ppe_npu.demo.recipe import EVAL, K
 from ppe_npu.evaluation import benchmarks
@@ -128,10 +129,9 @@ def ask_all(
         how: "free", or how the weights were trained further ("sft", "distill").
     """
     out, model, processor = [], None, None
-    stamp = [weights.stat().st_size, weights.stat().st_mtime_ns]
     for row, share in asked:
         file, config = folder / f"{row.slug}-{share:g}-{how}.json", row.config(questions.task, share)
-        same = {"config": config.to_dict(), "weights": stamp, "questions": len(questions.samples)}
+        same = {"config": config.to_dict(), "weights": stamp(weights), "questions": len(questions.samples)}
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if found.get("made_from") != same:
             if model is None:
