@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
+from ppe_npu.utils.registering import files_that_register
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +43,6 @@ NEEDS = (
     *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
 )
 SCOPES = ("frame", "span", "segment")
-_HELPERS = (  # files in this folder that define no method
-    *("base", "choosing", "frames", "grids", "grouping", "listing", "peaks", "positions", "predicting", "space"),
-    *("thinning", "view"),
-)
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -306,8 +302,7 @@ def register(name: str):
 
 def published() -> tuple[str, ...]:
     """Names of the methods that have a file in this folder, without importing them."""
-    files = pkgutil.iter_modules([__file__.rpartition("/")[0]])
-    return tuple(file.name for file in files if file.name not in _HELPERS)
+    return files_that_register(__file__.rpartition("/")[0])
 
 
 def method_names() -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import pytest
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, get, method_class
 from ppe_npu.methods.base import published
+from ppe_npu.utils.registering import files_that_register
 
 
 def test_a_name_and_fields_give_the_method():
@@ -26,6 +27,14 @@ def test_a_name_and_fields_give_the_method():
 def test_what_cannot_be_is_refused(name, fields, message):
     with pytest.raises(InputError, match=message):
         get(name, **fields)
+
+
+def test_a_file_that_registers_nothing_is_a_helper(tmp_path):
+    (tmp_path / "method.py").write_text('"""Text."""\n\n\n@register("method")\nclass Method: ...\n')
+    (tmp_path / "helper.py").write_text('"""Says how:\n\n    @register("helper")\n"""\n')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__init__.py").write_text('@register("folder")\nclass Method: ...\n')
+    assert files_that_register(str(tmp_path)) == ("method",)
 
 
 def test_every_file_registers_the_method_that_it_is_named_after():

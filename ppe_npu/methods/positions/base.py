@@ -15,11 +15,11 @@ position of the j-th token on that axis.
 
 from __future__ import annotations
 
-import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
 from ppe_npu.errors import InputError, shown
+from ppe_npu.utils.registering import files_that_register
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ppe_npu.methods.positions.entries import Entries
 
 RUNS, MEAN, MEAN_ANGLE = "runs", "mean", "mean_angle"
-_HELPERS = ("base", "entries")
 _FIRST_EDITION = ("nearest", "spread", "last", "nearest_first")  # rules of the first release, listed first
 _REGISTERED: dict[str, Rule] = {}
 
@@ -76,7 +75,7 @@ def register(name: str):
 
 def rule_names() -> tuple[str, ...]:
     """Names of all rules, without importing them; those of the first release come first."""
-    files = [file.name for file in pkgutil.iter_modules([__file__.rpartition("/")[0]]) if file.name not in _HELPERS]
+    files = files_that_register(__file__.rpartition("/")[0])
     return (*_FIRST_EDITION, *sorted({*files, *_REGISTERED} - {*_FIRST_EDITION}))
 
 
