@@ -78,7 +78,7 @@ def run(model, pixels: torch.Tensor, grid: torch.Tensor) -> float:
     if compression is None:
         model.model.visual(pixels, grid_thw=grid)
         return 1.0
-    pools = pools_of_grids(compression.inside, grid, len(pixels))
+    pools = pools_of_grids(compression.inside.pool, grid, len(pixels))
     passing = pass_of(compression.inside, pools, compression.vision, pixels.device)
     passing.report = TowerReport(*compression.widths, Stopwatch(pixels.device))
     released = getattr(compression.inside, "released", False)

@@ -50,9 +50,14 @@ def run(model, inputs, kind="image"):
     return model.model.visual(pixels.to(model.model.visual.dtype), grid_thw=inputs[f"{kind}_grid_thw"])
 
 
-def naive(visual, pixels, grid, method, pools):
-    """The tower's output under a method's settings. pools: the sizes of the runs of patches that compete, in order."""
-    return with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, pools))
+def naive(visual, pixels, grid, method, pools, score=None):
+    """The tower's output under a method's settings.
+
+    Args:
+        pools: the sizes of the runs of patches that compete, in order.
+        score: score(row of the block before, row), in place of IPCV's.
+    """
+    return with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, pools, score or changed))
 
 
 def with_blocks(visual, pixels, grid, made):
@@ -73,7 +78,7 @@ def with_blocks(visual, pixels, grid, made):
     return output
 
 
-def _blocks(visual, calls, method, pools):
+def _blocks(visual, calls, method, pools, score):
     """The output of each block."""
     state, before, out, first = calls[0][0], None, [], method.prune_block
     kept = leaving = start = None
@@ -81,7 +86,7 @@ def _blocks(visual, calls, method, pools):
         segments = segments_of(given["cu_seqlens"].tolist())
         rows = torch.arange(len(state))
         if number == first:
-            kept, leaving = _chosen(before, state, method, pools)
+            kept, leaving = _chosen(before, state, method, pools, score)
             start = state
         before = state
         if number < first:
@@ -100,12 +105,16 @@ def segments_of(borders):
     return torch.tensor([n for n in range(len(borders) - 1) for _ in range(borders[n + 1] - borders[n])])
 
 
-def _chosen(before, state, method, pools):
+def changed(before, now):
+    return (now - before).norm()
+
+
+def _chosen(before, state, method, pools, score=changed):
     """The rows that stay, and for each pool (the rows that leave [R], their nearest kept rows [R, k])."""
     kept, leaving, at = [], [], 0
     for size in pools:
         rows = list(range(at, at + size))
-        scores = {row: float((state[row] - before[row]).detach().norm()) for row in rows}
+        scores = {row: float(score(before[row].detach(), state[row].detach())) for row in rows}
         own = sorted(sorted(rows, key=lambda row: -scores[row])[: max(int(size * method.keep), 1)])
         left = [row for row in rows if row not in own]
         away = torch.cdist(state[left].detach(), state[own].detach(), compute_mode="donot_use_mm_for_euclid_dist")

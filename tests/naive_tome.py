@@ -9,15 +9,20 @@ import torch
 from naive_ipcv import attention, heads_of, segments_of, with_blocks
 
 
-def naive(visual, pixels, grid, method, frames):
+def naive(visual, pixels, grid, method, frames, match=None, mean=None):
     """(The tower's output under a method's settings, for each cell in the tower's order the cell at which its group
-    continues). frames: how many cells each frame has."""
+    continues).
+
+    Args:
+        frames: how many cells each frame has. match, mean: in place of matched() and _mean() for the joined cells.
+    """
     stands: list[int] = []
-    output = with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, frames, stands))
+    how = match or matched, mean or _mean
+    output = with_blocks(visual, pixels, grid, lambda calls: _blocks(visual, calls, method, frames, stands, *how))
     return output, stands
 
 
-def _blocks(visual, calls, method, frames, stands):
+def _blocks(visual, calls, method, frames, stands, match, mean):
     """The output of each block."""
     state, out = calls[0][0], []
     joins = sorted(block % len(visual.blocks) for block in method.merge_blocks)
@@ -33,10 +38,10 @@ def _blocks(visual, calls, method, frames, stands):
             for size in frames:
                 own = {cell: len(members[cell]) for cell in members if first <= cell < first + size}
                 gone = (size - method.kept(size)) * (joins.index(number) + 1) // len(joins)
-                groups |= matched(own, keys, size - gone)
+                groups |= match(own, keys, size - gone)
                 first += size
             sizes = {cell: len(own) for cell, own in members.items()}
-            mid = {cell: _mean(mid, joined, sizes) for cell, joined in groups.items()}
+            mid = {cell: mean(mid, joined, sizes) for cell, joined in groups.items()}
             members = {cell: [one for part in joined for one in members[part]] for cell, joined in groups.items()}
         fed = torch.cat(list(mid.values()))
         fed = dict(zip(members, (fed + block.mlp(block.norm2(fed))).split(4)))

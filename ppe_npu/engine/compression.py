@@ -17,7 +17,7 @@ from ppe_npu.engine.late import Ahead
 from ppe_npu.engine.layout import Stage, Standing, lay_out, left_as_given
 from ppe_npu.engine.masks import Masking
 from ppe_npu.engine.merge import Holding
-from ppe_npu.engine.pixels import Chosen
+from ppe_npu.engine.pixels import Chosen, numbered_by_kept
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import HALVES, axes_of, check_channels, position_rows, prompt_positions
 from ppe_npu.engine.run import Prefill, Run
@@ -225,7 +225,7 @@ class Compression:
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
         first = None if start is None else start.tolist()
-        counts_kept = getattr(self.config.at_pixels, "numbering", "prompt") == "kept"
+        counts_kept = numbered_by_kept(self.config.at_pixels)
         kept = chosen.on_host if chosen is not None and counts_kept else None
         return prompt_positions(layout, self.vision, first, self.axes, kept)
 

@@ -80,10 +80,18 @@ class TowerPass(ABC):
     seen: frozenset[int] = frozenset()
     report: TowerReport | None = None
 
+    def prepare(self, patches: int, where: torch.device) -> None:  # noqa: B027  most kinds have nothing to prepare
+        """Lay out what is known before the tower starts. patches: how many a cell has. where: their device."""
+
     @abstractmethod
     def run(self, number: int, block: Any, rows: torch.Tensor) -> torch.Tensor:
         """Run block `number` on the output of the block before. What an open block returns, and what the block after
         it is given, are all rows of the tower, in order. block: a Block, or a kind of it that the pass needs."""
+
+    @property
+    def stands(self) -> torch.Tensor | None:
+        """[V] int64, once the tower has run, the cell that each cell was joined into; None if none can be joined."""
+        return None
 
     def show_all(self) -> None:
         """Return all rows after every block."""

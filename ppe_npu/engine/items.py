@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.pixels import Chosen, PixelValues, choose, leave_after
+from ppe_npu.engine.pixels import Chosen, PixelValues, choose, leave_after, numbered_by_kept
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import grid_positions
 from ppe_npu.engine.rounds import as_tensor
@@ -154,7 +154,7 @@ def item_runs(
     for method in config.stages[0][1]:
         cells = method.kept_cells(cells)
     positions = grid_positions(span, vision)
-    if getattr(config.at_pixels, "numbering", "prompt") == "kept":
+    if numbered_by_kept(config.at_pixels):
         positions = positions[:, chosen.on_host]
     return [ItemRun(sum(cells), int(positions.max()) + 1)]
 

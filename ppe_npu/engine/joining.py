@@ -1,6 +1,6 @@
-"""A pass of the vision tower in which cells of a frame are joined and stay joined (methods/tome_tower.py).
+"""A pass of the vision tower in which cells are joined and stay joined (see JoiningMethod in methods/tower_methods.py).
 
-How many cells of each frame are left after each block is known before the tower runs, and so are the buckets in which
+How many cells of each pool are left after each block is known before the tower runs, and so are the buckets in which
 cells are gathered. Only if blocks attend in windows does the host read which cells are left, once for each block that
 joins some, because the number of cells in a window depends on the features.
 """
@@ -16,7 +16,7 @@ import torch
 from ppe_npu.engine.inside import KeyedBlock, TowerPass
 from ppe_npu.engine.merge import Tokens, merge
 from ppe_npu.engine.rounds import Movable, Round, as_tensor, buckets_of
-from ppe_npu.methods.tome_tower import ToMeTower
+from ppe_npu.methods.tower_methods import JoiningMethod
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Joined(Movable):
         cells: [n] int64, the cells that are left, rising. rows: [n * patches of a cell] int64, their patches.
         group: [V] int64, the index among the n of the cell that each of the V was joined into.
         sizes: [n] int64, how many cells each of them stands for.
-        ends: 0, then where each frame's cells end among the n.
+        ends: 0, then where each pool's cells end among the n.
     """
 
     cells: torch.Tensor
@@ -71,11 +71,11 @@ class Joining(TowerPass):
     cells that were joined have equal values.
 
     Args:
-        pools: patches of each frame. rounds: the round of each block that joins cells. ends: for each of these blocks,
+        pools: patches of each pool. rounds: the round of each block that joins cells. ends: for each of these blocks,
             as Joined.ends. start: the cells before any of these blocks.
     """
 
-    method: ToMeTower
+    method: JoiningMethod
     rounds: Mapping[int, Round] = field(default_factory=dict)
     ends: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     start: Joined | None = None
@@ -85,7 +85,7 @@ class Joining(TowerPass):
     _read: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def prepare(self, patches: int, where: torch.device) -> None:
-        """Lay out the rounds, before the tower starts. patches: how many a cell has."""
+        """Lay out the rounds."""
         counts = [size // patches for size in self.pools]
         ends, steps, rounds, of_block = np.cumsum([0, *counts]), zip(*map(self.method.left, counts)), {}, {}
         here = torch.arange(int(ends[-1]), device=where)
@@ -153,10 +153,10 @@ class Joining(TowerPass):
         key = (last, *borders)
         if key not in self._borders:
             assert self.start is not None, "prepare() was called"
-            patches, frames = before.patches, [end * before.patches for end in self.start.ends]
+            patches, pools = before.patches, [end * before.patches for end in self.start.ends]
             if last < 0:
                 found = list(borders)
-            elif list(borders) == frames:
+            elif list(borders) == pools:
                 found = [end * patches for end in before.ends]
             else:
                 if last not in self._read:

@@ -163,7 +163,12 @@ class Chosen:
 def leave_after(method: Method) -> int:
     """How many blocks of the vision tower run on all cells before those that a method drops leave; -1: all blocks; 0:
     they never enter the tower, or the method is not at the pixels."""
-    return getattr(method, "leave_after", 0) if method.place == "pixels" else 0
+    return method.leave_after if method.place == "pixels" else 0
+
+
+def numbered_by_kept(method: Method | None) -> bool:
+    """Whether the text after a picture is numbered from the cells that a step at the pixels keeps."""
+    return method is not None and method.numbering == "kept"
 
 
 def choose(

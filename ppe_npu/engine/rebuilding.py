@@ -1,4 +1,5 @@
-"""A pass of the vision tower in which patches leave, and are rebuilt where all are needed (methods/ipcv.py)."""
+"""A pass of the vision tower in which patches leave, and are rebuilt where all are needed (see RebuildingMethod in
+methods/tower_methods.py)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.inside import Block, TowerPass
-from ppe_npu.methods.ipcv import IPCV, Leaving
+from ppe_npu.methods.leaving import Leaving
+from ppe_npu.methods.tower_methods import RebuildingMethod
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Rebuilding(TowerPass):
             token) stay. None: all rows, in their order.
     """
 
-    method: IPCV
+    method: RebuildingMethod
     patches: torch.Tensor | None = None
     _before: torch.Tensor | None = field(default=None, repr=False)
     _leaving: Leaving | None = field(default=None, repr=False)
@@ -71,10 +73,10 @@ class Rebuilding(TowerPass):
             assert self._before is not None, "the block before has run"
             before, now = self._before.to(rows.device), rows.detach()
             if self.patches is None:
-                self._leaving = self.method.choose(before, now, self.pools)
+                self._leaving = self.method.leaving(before, now, self.pools)
             else:
                 at = self.patches.to(rows.device)
-                found = self.method.choose(before.index_select(0, at), now.index_select(0, at), self.pools)
+                found = self.method.leaving(before.index_select(0, at), now.index_select(0, at), self.pools)
                 self._leaving = found.among(at, len(rows))
             self._before = None
         self._leaving = self._leaving.to(rows.device)

@@ -1,12 +1,12 @@
 """Makes the passes of the vision tower in which a method works between its blocks, with the pools that compete.
 
-In IPCV patches leave and are rebuilt (rebuilding.py), in ToMe cells are joined (joining.py), and cells that a step at
-the pixels has dropped leave (dropping.py).
+A method says which kind of pass it needs (tower_pass): patches leave and are rebuilt (rebuilding.py), or cells are
+joined (joining.py). Cells that a step at the pixels has dropped leave (dropping.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,11 +22,14 @@ from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import Stopwatch
 from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.tome_tower import ToMeTower
+from ppe_npu.methods.checking import check_class
+from ppe_npu.methods.tower_methods import TowerMethod
 
 if TYPE_CHECKING:
     from ppe_npu.engine.compression import Compression
     from ppe_npu.engine.plan import PromptPlan
+
+_PASSES: dict[str, type[TowerPass]] = {"": Dropping, "rebuilding": Rebuilding, "joining": Joining}
 
 
 def pass_of_plan(compression: Compression, plan: PromptPlan, kinds: Sequence[str], where: torch.device) -> TowerPass:
@@ -38,7 +41,8 @@ def pass_of_plan(compression: Compression, plan: PromptPlan, kinds: Sequence[str
     method, vision, patches = compression.inside, compression.vision, compression.vision.merge_size**2
     assert method is not None, "a method works inside the tower"
     leaving = plan.chosen is not None and plan.chosen.leave != 0
-    pools = pools_of(method, plan.layout, kinds, vision.merge_size, None if leaving else plan.chosen)
+    pool = method.pool if isinstance(method, TowerMethod) else "prompt"
+    pools = pools_of(pool, plan.layout, kinds, vision.merge_size, None if leaving else plan.chosen)
     passing = pass_of(method, pools, vision, where, compression.tower.all)
     if isinstance(passing, Dropping):
         assert plan.chosen is not None, "the cells that leave are chosen"
@@ -58,11 +62,9 @@ def pass_of(
         pools: patches of each pool. where: the device of the patches. seen: blocks that are looked into.
     """
     last = vision.tower_blocks - 1
-    made: Callable[..., TowerPass] = Rebuilding if method.restores else Joining
-    made = Dropping if method.place == "pixels" else made
+    made = _PASSES[method.tower_pass]
     passing = made(method, tuple(pools), last + 1, frozenset((*vision.taps, last)), frozenset(seen))
-    if isinstance(passing, Joining):
-        passing.prepare(vision.merge_size**2, where)
+    passing.prepare(vision.merge_size**2, where)
     return passing
 
 
@@ -70,20 +72,16 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
     """The method that works inside the tower, or whose dropped cells leave there; None if there is none.
 
     Raises:
-        InputError: there are several, the tower has no such block, or `released` borders are asked for with tiles.
+        InputError: there are several, one that is not of a kind in methods/tower_methods.py, or it refuses this tower.
     """
     late = [method for method in methods if leave_after(method)]
     inside = [method for method in methods if method.place == "tower"]
     if len(inside) > 1:
         raise InputError(f"{inside[1].name} after {inside[0].name}: only one can run inside the vision tower; keep one")
     for method in inside:
-        if vision.tile_blocks and getattr(method, "released", False):
-            raise InputError(
-                f"{method.name} released=true: the published borders are those of frames in Qwen2-VL's tower, but this "
-                "one has tiles with a class token each; leave released out"
-            )
-        if isinstance(method, ToMeTower):
-            method.joins(vision.tower_blocks)
+        check_class(type(method))  # again, because a class may be used without being registered
+        assert isinstance(method, TowerMethod), "check_class() refuses all others"
+        method.check_tower(vision.tower_blocks or vision.tile_blocks, vision.tile_blocks > 0)
     if late and inside:
         raise InputError(
             f"{inside[0].name} after {late[0].name} with leave_after={leave_after(late[0])}: cells cannot leave inside "
@@ -100,34 +98,31 @@ def inside_of(methods: Sequence[Method], vision: VisionTokens) -> Method | None:
 
 
 def pools_of(
-    method: Method, layout: PromptLayout, kinds: Sequence[str], merge_size: int, chosen: Chosen | None = None
+    pool: str, layout: PromptLayout, kinds: Sequence[str], merge_size: int, chosen: Chosen | None = None
 ) -> list[int]:
-    """The number of patches in each pool, in the order of the tower. Depending on the method, a pool is a frame, one
-    image or video, or all images (or all videos) of a sample.
+    """The number of patches in each pool, in the order of the tower.
 
     Args:
+        pool: as in TowerMethod.
         kinds: "image", "video" or both, whatever the tower runs on. chosen: the tokens that a step at the pixels keeps.
     """
     sizes: dict[tuple, int] = {}
     for span in sorted(layout.spans, key=lambda span: span.feature):
         for frame in range(span.grid[0]) if span.modality in kinds else ():
-            pool: tuple = (span.modality, span.sample)
-            if method.scope == "frame":
-                pool = (span.feature, frame)
-            elif getattr(method, "per_image", False):
-                pool = (span.modality, span.source)
+            of_kind = {"frame": (span.feature, frame), "image": (span.source,), "prompt": (span.sample,)}
+            key = (span.modality, *of_kind[pool])
             first, tokens = span.feature + frame * span.frame_tokens, span.frame_tokens
             tokens = tokens if chosen is None else int(chosen.counts([first], [tokens])[0])
-            sizes[pool] = sizes.get(pool, 0) + tokens * merge_size**2
+            sizes[key] = sizes.get(key, 0) + tokens * merge_size**2
     return list(sizes.values())
 
 
-def pools_of_grids(method: Method, grids: torch.Tensor, patches: int) -> list[int]:
+def pools_of_grids(pool: str, grids: torch.Tensor, patches: int) -> list[int]:
     """pools_of() for a tower that is called by itself: all patches compete that the method does not keep apart.
 
     Args:
         grids: [n, 3] (frames, height, width) in patches, which the host reads if necessary.
     """
-    if method.scope == "frame":
+    if pool == "frame":
         return [height * width for frames, height, width in grids.tolist() for _ in range(frames)]
-    return grids.prod(-1).tolist() if getattr(method, "per_image", False) else [patches]
+    return [patches] if pool == "prompt" else grids.prod(-1).tolist()

@@ -14,7 +14,8 @@
 
 A method declares its inputs (`needs`), which tokens compete (`scope`), where it can be applied (`places`), and how many
 tokens it keeps (`kept`). The engine passes it a View of many cells at once and applies the Grouping that it returns. A
-cell is a set of tokens that is grouped by itself: a frame, a whole image or video, or a segment of frames.
+cell is a set of tokens that is grouped by itself: a frame, a whole image or video, or a segment of frames. Methods
+inside the vision tower have more to say: tower_methods.py.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def at_layer(default: int | tuple[int, ...]) -> Any:
     return field
 
 
-def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
-    """Wrap group() so that its view always has num_kept: a method that is run alone gets the numbers from its own
-    kept(). A method with late counts gets them as an upper bound, with `least` set to 1."""
+def counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
+    """Wrap group(), or match() of a JoiningMethod, so that its view always has num_kept: a method that is run alone
+    gets the numbers from its own kept(). With late counts they are an upper bound, and `least` is 1."""
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
@@ -78,15 +79,14 @@ def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Gr
         # Shapes alone: values would have to be read back from the device.
         fits = hasattr(found, "labels") and (view.tokens is None or found.labels.shape == view.tokens.shape[:2])
         if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):
-            raise _misfit(self, found, view)
+            raise _misfit(f"{self.name}.{group.__name__}() returned", found, view)
         return found
 
     return with_counts
 
 
-def _misfit(method: Method, found: Any, view: View) -> Exception:
+def _misfit(returned: str, found: Any, view: View) -> Exception:
     """The error for what no group() may return."""
-    returned = f"{method.name}.group() returned"
     if not hasattr(found, "labels"):
         return TypeError(f"{returned} {type(found).__name__}: return a Grouping")
     cells, tokens = view.present.shape
@@ -116,6 +116,13 @@ class Method:
             all of whose blocks attend in windows it is always "frame".
         restores: for a method inside the vision tower, whether as many tokens leave the tower as enter it, so that
             nothing after the tower is affected. If not, the method also groups the tower's output, accordingly.
+        tower_pass: for a method inside the vision tower, how it works there. Such a method does not set this, but
+            derives from RebuildingMethod or JoiningMethod, see tower_methods.py.
+        leave_after: for a method at the pixels, how many blocks of the vision tower run on all cells before the dropped
+            ones leave; 0: they never enter it; -1: they leave after the tower.
+        numbering: for a method at the pixels, the positions of the text after a picture: "prompt", as if nothing were
+            dropped; "kept", starting after the largest position of a kept cell.
+        must_define: what a subclass must define, in addition to what its places and scope require.
         levels: methods that group a cell one after the other, and whose tokens are all kept. Empty, for this method
             alone, everywhere except in ppe_npu.released.Levels.
         layer_before: whether its inputs from a decoder layer (layer_*) come from the layer before its own, which has
@@ -149,10 +156,17 @@ class Method:
         def first_only(self) -> bool: ...
         @property
         def sees_ahead(self) -> bool: ...
+        @property
+        def leave_after(self) -> int: ...
+        @property
+        def numbering(self) -> str: ...
     else:
         needs, scope, counts, tower_windows = frozenset({"tokens"}), "frame", "exact", "refuse"
         layer_before, first_only, sees_ahead, levels = False, False, False, ()
+        leave_after, numbering = 0, "prompt"
     restores: ClassVar[bool] = False
+    tower_pass: ClassVar[str] = ""
+    must_define: ClassVar[tuple[str, ...]] = ()
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -161,7 +175,7 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "group" in vars(cls):
-            cls.group = _counted(cls.group)  # type: ignore[assignment]
+            cls.group = counted(cls.group)  # type: ignore[assignment]
 
     def __post_init__(self):
         check_fields(self)
@@ -283,16 +297,9 @@ def register(name: str):
     """Class decorator that names the method in settings. A method of this package is in methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
-        known = {"scope": SCOPES, "counts": ("exact", "late"), "tower_windows": ("refuse", "frame", "skip")}
-        for key, choices in known.items():
-            value = getattr(method, key)
-            if isinstance(value, str) and value not in choices:
-                raise InputError(f"{method.__name__}.{key}={value!r}: use one of {', '.join(choices)}")
-        for key, choices in (("needs", NEEDS), ("places", PLACES)):
-            value = getattr(method, key)
-            unknown = set() if isinstance(value, property) else set(value) - set(choices)
-            if unknown:
-                raise InputError(f"{method.__name__}.{key} has {sorted(unknown)}: use some of {', '.join(choices)}")
+        from ppe_npu.methods.checking import check_class  # which imports this file
+
+        check_class(method, name)
         method.name = name
         _REGISTERED[name] = method
         return method

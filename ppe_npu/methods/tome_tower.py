@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ppe_npu.errors import InputError
-from ppe_npu.methods.base import Method, register, share
+from ppe_npu.methods.base import register, share
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.tome import ToMe
+from ppe_npu.methods.tower_methods import JoiningMethod
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+
+_BY_KEYS = ToMe(metric="tokens")  # the tokens that it is given are keys
 
 
 def _rising(blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -22,7 +23,7 @@ def _rising(blocks: tuple[int, ...]) -> tuple[int, ...]:
 
 @register("tome_tower")
 @dataclass(frozen=True)
-class ToMeTower(Method):
+class ToMeTower(JoiningMethod):
     """In some blocks of the vision tower, between attention and MLP, the most similar cells of a frame are joined, as
     ToMe joins tokens: by the cosine of the keys in the attention that has just run. A cell is a square of patches that
     becomes one visual token, so that the tower's patch merger works unchanged.
@@ -43,52 +44,5 @@ class ToMeTower(Method):
     ratio: float = share(0.5)
     merge_blocks: tuple[int, ...] = setting((4, 8, 12), convert=_rising)
 
-    needs = frozenset({"tower_groups"})
-    places = ("tower",)
-
-    def left(self, cells: int) -> tuple[int, ...]:
-        """How many of a frame's cells are left after each of merge_blocks."""
-        gone, steps = cells - self.kept(cells), len(self.merge_blocks)
-        return tuple(cells - gone * step // steps for step in range(1, steps + 1))
-
-    def joins(self, depth: int) -> tuple[int, ...]:
-        """merge_blocks in a tower of `depth` blocks, counted from 0, in ascending order.
-
-        Raises:
-            InputError: a block does not exist, or two are the same.
-        """
-        blocks = sorted(block % depth for block in self.merge_blocks if -depth <= block < depth)
-        if len(set(blocks)) < len(self.merge_blocks):
-            raise InputError(
-                f"{self.name} merge_blocks={list(self.merge_blocks)}: the vision tower has {depth} blocks; give "
-                f"different ones from 0 to {depth - 1}"
-            )
-        return tuple(blocks)
-
-    @property
-    def matching(self) -> Method:
-        """The method that groups a frame's cells by their keys, which it gets as tokens."""
-        return ToMe(metric="tokens")
-
-    def group(self, view: View) -> Grouping:
-        """The groups that were found inside the tower."""
-        view.require(self.name, "tower_groups")
-        groups, present = view.tower_groups, view.present
-        here = torch.arange(groups.shape[1], device=groups.device)
-        stands = present & (groups == 0)
-        number = stands.long().cumsum(1) - 1
-        own = number.gather(1, (here + groups).clamp(0, len(here) - 1))
-        kept = torch.where(stands, here, len(here)).sort(dim=1).values[:, : view.most]
-        return Grouping.of(torch.where(present, own, -1), torch.where(kept < len(here), kept, 0))
-
-
-def groups_of(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """[V] int64 View.tower_groups of a batch's tokens, from the cell at which each cell's group continues.
-
-    Args:
-        stands: [V] int64, that cell, by index in the tower. order: [V] each token's index in the tower; None: the same.
-    """
-    here = torch.arange(len(stands), device=stands.device)
-    if order is None:
-        return stands - here
-    return order.argsort().index_select(0, stands.index_select(0, order)) - here
+    def match(self, view: View) -> Grouping:
+        return _BY_KEYS.group(view)

@@ -10,7 +10,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ppe_npu.engine.cache import CacheState
 from ppe_npu.engine.compression import Compression
-from ppe_npu.engine.joining import Joining
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.positions import prompt_positions
 from ppe_npu.engine.spans import IMAGE, VIDEO, HiddenItems, Parts, VisionTokens
@@ -267,7 +266,7 @@ def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple
     passing, stands = inside.get(KEYWORD), None
     if passing is not None:
         plan.in_tower = passing.finished()
-        stands = passing.stands if isinstance(passing, Joining) else None
+        stands = passing.stands
     if seen is None or not (compression.tower.all or stands is not None):
         return output, None
     return output, seen.tokens(joined(output.pooler_output).device, stands)

@@ -46,9 +46,10 @@ def pass_of_parts(model, parts: Parts, samples: list[int], pixels: torch.Tensor)
     """
     if model.compression.inside is None:
         return None
-    alone = model.compression.inside.per_image
-    whose = [(part.modality, part.source if alone else sample) for part, sample in zip(parts, samples)]
-    pools = [own for own, part in zip(whose, parts) for _ in range(part.grid[0])]
+    pool = model.compression.inside.pool
+    keys = {"frame": range(len(parts)), "image": [part.source for part in parts], "prompt": samples}[pool]
+    whose = [(part.modality, key) for part, key in zip(parts, keys)]
+    pools = [(*own, tile * (pool == "frame")) for own, part in zip(whose, parts) for tile in range(part.grid[0])]
     passing = _pass(model.vision_tower, pools, pixels)
     own, decoders = model.compression.widths
     passing.report = TowerReport(own, decoders, Stopwatch(pixels.device))
@@ -84,7 +85,7 @@ def _passing(tower, kwargs: dict) -> Rebuilding | None:
         return None
     if passing is None:
         tiles = len(kwargs["pixel_values"])
-        passing = _pass(tower, list(range(tiles)) if inside.per_image else [0] * tiles, kwargs["pixel_values"])
+        passing = _pass(tower, [0] * tiles if inside.pool == "prompt" else list(range(tiles)), kwargs["pixel_values"])
     if kwargs.get("output_hidden_states") or getattr(tower.config, "output_hidden_states", False):
         passing.show_all()
     return passing

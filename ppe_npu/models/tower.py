@@ -17,7 +17,7 @@ from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import as_tensor, upload
 from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_lengths, kept_in_tower, received
-from ppe_npu.methods.tome_tower import groups_of
+from ppe_npu.methods.tower_methods import groups_of
 
 
 @dataclass

@@ -39,7 +39,7 @@ def _tower_forward(self, **kwargs):
         if compression.inside.place == "pixels":  # no cells were chosen
             return original(self, "forward")(**kwargs)
         pixels, seen = kwargs["hidden_states"], compression.tower.all
-        pools, where = pools_of_grids(compression.inside, kwargs["grid_thw"], len(pixels)), pixels.device
+        pools, where = pools_of_grids(compression.inside.pool, kwargs["grid_thw"], len(pixels)), pixels.device
         kwargs[KEYWORD] = pass_of(compression.inside, pools, compression.vision, where, seen)
     if shown:
         kwargs[KEYWORD].show_all()

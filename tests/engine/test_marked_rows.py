@@ -18,7 +18,7 @@ from ppe_npu.engine.pixels import Chosen
 from ppe_npu.engine.positions import HALVES, NEIGHBOURS, contiguous_channels, interleaved_channels
 from ppe_npu.engine.rotary import channel_rows, rotary_table
 from ppe_npu.engine.spans import VisionTokens
-from ppe_npu.methods.ipcv import Leaving
+from ppe_npu.methods.leaving import Leaving
 from ppe_npu.models.pixels import KeptPatches
 
 VISION = VisionTokens(IMAGE_ID, VIDEO_ID, 2, 2)

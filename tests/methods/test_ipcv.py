@@ -6,7 +6,7 @@ import torch
 from tolerances import assert_near
 
 from ppe_npu.methods import IPCV
-from ppe_npu.methods.ipcv import nearest
+from ppe_npu.methods.leaving import nearest
 
 
 def states(length=60, seed=0, dtype=torch.float64):

@@ -14,7 +14,7 @@ from tower_laws import check_attending, check_checkpoints, check_looking, check_
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, PixelPrune, ToMeTower, VisionZip
-from ppe_npu.methods.tome_tower import groups_of
+from ppe_npu.methods.tower_methods import groups_of
 from ppe_npu.methods.view import View
 from ppe_npu.models.fused import fuse
 
