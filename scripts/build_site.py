@@ -27,7 +27,9 @@ COPIED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.c
 REFERENCE = {
     "Compression": ("ppe_npu:CompressionConfig", "ppe_npu:compress", "ppe_npu:restore", "ppe_npu:from_pretrained",
                     "ppe_npu:align", "ppe_npu.inspect.report:CompressionReport", "ppe_npu.models.fused:fuse"),
-    "Methods": ("ppe_npu.methods.base:Method", "ppe_npu.methods.view:View", "ppe_npu.methods.grouping:Grouping"),
+    "Methods": ("ppe_npu.methods.base:Method", "ppe_npu.methods.view:View", "ppe_npu.methods.grouping:Grouping",
+                "ppe_npu.methods.tower_methods:RebuildingMethod", "ppe_npu.methods.tower_methods:JoiningMethod",
+                "ppe_npu.methods.leaving:Leaving"),
     "Inputs": ("ppe_npu.data.inputs:build_inputs", "ppe_npu.data.sampling:VideoSampling",
                "ppe_npu.data.pictures:load_image"),
     "Training": ("ppe_npu.training.args:TrainConfig", "ppe_npu.training.trainer:train",
@@ -37,11 +39,11 @@ REFERENCE = {
 }  # fmt: skip
 _PIXELS = 19200  # height * width of the picture, whose tokens are 8 x 8 pixels
 _RATIO = 0.3  # for the pictures: low enough that merges are visible
-_NOT_DRAWN = {  # method -> the text of its page in place of a picture of its groups
-    "events": "It groups frames of videos; all methods on four frames, by `python scripts/draw_methods.py`.\n\n"
-    "![groups of every method on four frames](../methods-video.png)",
-    "ipcv": "There is no picture: patches leave early blocks of the vision tower, and its end rebuilds every one.",
-}
+_OF_VIDEOS = (
+    "It groups frames of videos; all methods on four frames, by `python scripts/draw_methods.py`.\n\n"
+    "![groups of every method on four frames](../methods-video.png)"
+)
+_REBUILT = "There is no picture: patches leave early blocks of the vision tower, and its end rebuilds every one."
 
 
 def write_pages(folder: Path, pictures: bool = True) -> None:
@@ -58,7 +60,7 @@ def write_pages(folder: Path, pictures: bool = True) -> None:
 
     own = folder / "docs" / "methods"
     own.mkdir()
-    drawn = _draw_all(own, [name for name in published() if name not in _NOT_DRAWN]) if pictures else {}
+    drawn = _draw_all(own, [name for name in published() if undrawn(name) is None]) if pictures else {}
     for name in published():
         (own / f"{name}.md").write_text(method_page(Listed.of(name), drawn.get(name)), encoding="utf-8")
     rows = [f"* [`{name}`]({name}.md): {Listed.of(name).what}" for name in published()]
@@ -74,6 +76,15 @@ def _copy_linked(page: Path, folder: Path) -> None:
         if not there.exists() and source.is_file():
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, there)
+
+
+def undrawn(name: str) -> str | None:
+    """The text of a method's page in place of a picture of its groups, if it has none in a picture."""
+    from ppe_npu.methods.listing import default, grouping, of_pictures
+
+    if default(name).restores:
+        return _REBUILT
+    return _OF_VIDEOS if name in grouping() and name not in of_pictures() else None
 
 
 def method_page(one: Any, picture: str | None) -> str:
@@ -105,8 +116,8 @@ def method_page(one: Any, picture: str | None) -> str:
             f"![groups]({one.name}.png)",
             command,
         ]
-    elif one.name in _NOT_DRAWN:
-        parts += ["## Its groups", _NOT_DRAWN[one.name]]
+    elif undrawn(one.name):
+        parts += ["## Its groups", undrawn(one.name)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -175,7 +186,7 @@ def _draw(file: Path, model: Any, inputs: Any, picture: Any, name: str) -> str:
     values: dict[str, Any] = {"positions": "ppe", "k": 4}
     values |= {"ratio": _RATIO} if hasattr(own, "ratio") else {}
     values |= {"layer": [1]} if own.place == "layer" else {}
-    values |= {"merge_blocks": [0]} if hasattr(own, "merge_blocks") else {}  # the tiny tower has only this block
+    values |= {"merge_blocks": [0]} if "merge_blocks" in vars(own) else {}  # the tiny tower has only this block
     compress(model, CompressionConfig.preset(name, **values))
     model.compression.keep_groups = True
     with torch.inference_mode():

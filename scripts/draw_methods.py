@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ppe_npu import compress
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import scenes, tiny
-from ppe_npu.demo.methods import _ONLY_VIDEOS, Row
+from ppe_npu.demo.methods import Row
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes
 from ppe_npu.inspect.show import draw_strip
 from ppe_npu.inspect.trace import Groups
-from ppe_npu.methods.listing import grouping
+from ppe_npu.methods.listing import grouping, of_pictures
 
 SEED, FRAMES, COLUMNS, SIDE, GAP, LINE = 3, 4, 6, 144, 8, 18
 DROPPED = (40, 40, 40)
@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     model, processor, frames = tiny.build_model(0).eval(), tiny.build_processor(), pictures()
     for name, shown, columns, side in (("picture", frames[:1], COLUMNS, SIDE), ("video", frames, 2, SIDE // 2)):
         titled = []
-        for method in grouping():
+        for method in of_pictures() if name == "picture" else grouping():
             config = config_of(method, args.ratio)
-            if config is None or (method in _ONLY_VIDEOS and name == "picture"):
+            if config is None:
                 continue
             groups = groups_of(model, processor, config, shown)
             title = f"{method}: {len(groups.representatives)} of {groups.labels.size}"

@@ -23,12 +23,11 @@ from ppe_npu.demo import methods_page, tiny
 from ppe_npu.demo.recipe import EVAL, TUNE, K
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json, write_text
-from ppe_npu.methods.listing import default, grouping
+from ppe_npu.methods.listing import default, of_pictures
 from ppe_npu.settings import fields_to_plain
 
 RATIOS = (0.5, 0.25, 0.1)
 _LAYER = 1  # of the tiny model's two decoder layers, the one for methods that work at a layer
-_ONLY_VIDEOS = {"events"}  # methods that leave pictures as they are
 FEW = 64  # number of test pictures to use if not all seeds are run; 12 questions each
 _PROMPTS = 64  # size of the batch on which a method's cost is measured
 
@@ -94,11 +93,11 @@ def asked(names: Sequence[str]) -> list[str]:
         InputError: an unknown name or key, or a method that leaves pictures alone.
     """
     names = [name for each in names for name in each.split()]
-    names = [name for name in grouping() if name not in _ONLY_VIDEOS] if names == ["all"] else names
+    known = of_pictures()
+    names = list(known) if names == ["all"] else names
     for name in names:
-        if name.partition(":")[0] not in grouping() or name in _ONLY_VIDEOS:
-            choices = ", ".join(one for one in grouping() if one not in _ONLY_VIDEOS)
-            raise InputError(f"--methods {shown(name)}: give all, or some of {choices}")
+        if name.partition(":")[0] not in known:
+            raise InputError(f"--methods {shown(name)}: give all, or some of {', '.join(known)}")
         for ratio in RATIOS:
             Row(name, "ppe", ratio, False).config  # noqa: B018  raises before any work if a setting is wrong
     return list(dict.fromkeys(names))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
@@ -241,13 +242,14 @@ def method(compression: Mapping[str, Any]) -> str:
         parts += [compression["positions"], *([f"k={compression['k']}"] if compression["k"] > 1 else [])]
         return " ".join(parts + ([compression["members"]] if compression["members"] != "nearest" else []) + counted)
     positions = compression["positions"]
-    if positions == "renumber":
-        positions = "chatunivi" if compression["method"] == "dpc_knn" else "renumber"
-    parts = [] if compression["method"] == "dpc_knn" else [compression["method"]]
+    usual = compression["method"] == CompressionConfig.method  # the paper's, which is not named
+    if positions == "renumber" and usual:
+        positions = "chatunivi"
+    parts = [] if usual else [compression["method"]]
     parts += [positions, *([f"k={compression['k']}"] if compression["k"] > 1 else [])]
     parts += [compression["members"]] if positions == "ppe" and compression["members"] != "nearest" else []
-    usual = "score" if positions == "chatunivi" else "raster"
-    parts += [f"{compression['order']} order"] if compression["order"] != usual else []
+    order = "score" if positions == "chatunivi" else "raster"
+    parts += [f"{compression['order']} order"] if compression["order"] != order else []
     parts += [f"layers {'+'.join(map(str, compression['layers']))}"] if compression["layers"] else []
     parts += [f"events {compression['temporal_ratio']:g}"] if compression["temporal_ratio"] else []
     return " ".join(parts + counted)

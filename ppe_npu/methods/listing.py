@@ -9,6 +9,8 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, method_class, published
 from ppe_npu.settings import to_plain
 
+_TOKENS = 64  # of a picture
+
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
@@ -71,6 +73,15 @@ def grouping() -> tuple[str, ...]:
     """Names of the published methods that group tokens: all except those that choose cells of a picture at the pixels,
     and those inside the vision tower."""
     return tuple(name for name in published() if default(name).place not in ("pixels", "tower"))
+
+
+def of_pictures() -> tuple[str, ...]:
+    """Those of grouping() that keep fewer tokens of a picture. The others group nothing but the frames of videos."""
+    return tuple(name for name in grouping() if _fewer(default(name)))
+
+
+def _fewer(method: Method) -> bool:
+    return method.counts == "late" or method.kept_cells([_TOKENS]) != [_TOKENS]
 
 
 def default(name: str, layer: int | None = None) -> Method:
