@@ -17,7 +17,8 @@ from families import supported
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_DIMENSION = "A family with one-dimensional positions"
-RECIPES = ("A method", "A benchmark", "A model family", ONE_DIMENSION, "An implementation for a device")
+IN_TOWER = "A method inside the vision tower"
+RECIPES = ("A method", IN_TOWER, "A benchmark", "A model family", ONE_DIMENSION, "An implementation for a device")
 ADDED = 25  # lines that such a family may take
 
 # Runs in the copy: the blocks of each recipe share a namespace, as if typed one after the other.
