@@ -272,8 +272,6 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     this, embeds = kwargs.get(KEYWORD, NOTHING), kwargs.get("inputs_embeds")
     plan = this.plan or make_plan(self, self.compression, kwargs, past)
     device = (kwargs["input_ids"] if embeds is None else embeds).device
-    if self.compression.config.proportional_attention:
-        check_key_bias(self.language_model, device)
     on = plan.on(device)  # upload everything now, before the tower keeps the device busy
     scored = self.compression.last_scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
