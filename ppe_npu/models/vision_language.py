@@ -277,7 +277,8 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     if plan.layout.spans and _DELTAS in vars(self) and (this.left or kwargs.get("position_ids") is None):
-        self.rope_deltas = on.deltas  # as transformers, which outside generate() sets none for given position_ids
+        # As transformers, which outside generate() sets none for given position_ids; cloned, because plans are shared.
+        self.rope_deltas = on.deltas.clone()
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     apart = bool(parts or plan.ahead) and not compiling
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)

@@ -95,6 +95,8 @@ def test_rope_deltas_are_those_of_the_prompt(plain, setting):
     assert torch.equal(ours.rope_deltas, out(plain, inputs).rope_deltas)
     names = list(out(plain, inputs).keys())
     assert list(ours.keys()) == names
+    ours.rope_deltas.add_(100)  # no later pass of such a prompt reads the caller's tensor
+    assert torch.equal(out(compressed(plain, setting), inputs).rope_deltas, out(plain, inputs).rope_deltas)
 
 
 @newer
