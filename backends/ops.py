@@ -11,6 +11,7 @@ from torch import Tensor
 from . import device, dispatch, segments
 from .common import IGNORED
 from .dispatch import check_kinds, require
+from .key_bias import widened
 from .merging import dpc_knn as dpc_knn
 from .merging import group_mean as group_mean
 
@@ -21,6 +22,7 @@ def attention(
     value: Tensor,
     *,
     mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
     cu_seqlens: list[int] | None = None,
     cu_seqlens_k: list[int] | None = None,
     causal: bool = False,
@@ -34,14 +36,13 @@ def attention(
         query: [B, H, S, D], floating point.
         key, value: [B, Hkv, T, D], the same dtype; H is a multiple of Hkv, query head h reads key head h // (H / Hkv).
         mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
-            (some implementations first round it to the inputs' dtype).
-            A row that may attend to nothing (all False, or all -inf) gives zeros.
+            (some implementations first round it to the inputs' dtype). A row that may attend to nothing gives zeros.
+        key_bias: [B, T], finite, added to the scaled scores of each key; no implementation refuses it.
         cu_seqlens: the borders of packed segments, a non-decreasing list [0, ..., S] on the host. Each segment attends
             only to itself. Requires B = 1, S = T and no mask. Build it once per forward pass, not per layer.
         cu_seqlens_k: separate borders for the keys, [0, ..., T], as many as in cu_seqlens: the queries of the i-th
             segment attend to the keys of the i-th segment. A segment with queries must have keys. Not with causal.
-        causal: the last query sees all keys, and each earlier query sees one key fewer (bottom-right alignment, which
-            decoding with a cache needs). Requires S <= T.
+        causal: the last query sees all keys, each earlier one a key fewer (bottom-right alignment). Requires S <= T.
         scale: 1/sqrt(D) if None.
         dropout: probability of dropping an attention weight. Implementations do not drop the same ones.
 
@@ -51,14 +52,15 @@ def attention(
     Raises:
         InputError: shapes, dtypes or options that do not fit together.
     """
-    _check_attention(query, key, value, mask, causal, scale, dropout)
+    _check_attention(query, key, value, mask, key_bias, causal, scale, dropout)
     segments.check(cu_seqlens, query, key, mask, cu_seqlens_k, causal)
-    require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
-    if mask is not None and mask.dim() < 2:
-        mask = mask.expand(1, -1) if mask.dim() else mask.expand(1, 1)
+    mask, width = None if mask is None else torch.atleast_2d(mask), query.shape[3]
+    if key_bias is not None:
+        query, key, value, scale = widened(query, key, value, key_bias, scale)
     options = {"causal": bool(causal), "scale": scale, "dropout": dropout, "mask": mask, "cu_seqlens": cu_seqlens}
     options |= {} if cu_seqlens_k is None else {"cu_seqlens_k": cu_seqlens_k}
-    return dispatch.call("attention", query, key, value, **options, implementation=implementation)
+    output = dispatch.call("attention", query, key, value, **options, implementation=implementation)
+    return output if key_bias is None else output[..., :width]
 
 
 def _check_attention(
@@ -66,12 +68,13 @@ def _check_attention(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    key_bias: Tensor | None,
     causal: bool,
     scale: float | None,
     dropout: float,
 ) -> None:
     """Raise InputError unless the arguments of attention() fit together."""
-    given = {"query": query, "key": key, "value": value, "mask": mask}
+    given = {"query": query, "key": key, "value": value, "mask": mask, "key_bias": key_bias}
     check_kinds("attention", **given, causal=causal, scale=scale, dropout=dropout)
     shapes = (tuple(query.shape), tuple(key.shape), tuple(value.shape))
     fits = query.dim() == key.dim() == 4 and key.shape == value.shape and query.shape[0] == key.shape[0]
@@ -86,6 +89,9 @@ def _check_attention(
     require(
         not causal or queries <= keys, "attention: causal needs at most as many queries as keys, got", (queries, keys)
     )
+    require(0 <= dropout <= 1, "attention: dropout must be a probability, from 0 to 1, got", dropout)
+    fits = key_bias is None or tuple(key_bias.shape) == (key.shape[0], keys)
+    require(fits, f"attention: key_bias must be {[key.shape[0], keys]}, got", getattr(key_bias, "shape", None))
     if mask is None:
         return
     target = (query.shape[0], heads, queries, keys)

@@ -15,8 +15,8 @@ ANY = ("any",)
 
 ARGUMENTS = {  # op -> argument -> its kind, which `dispatch.check_kinds` checks
     "attention": {
-        "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None", "causal": "flag",
-        "scale": "number or None", "dropout": "number",
+        "query": "floating", "key": "floating", "value": "floating", "mask": "tensor or None",
+        "key_bias": "floating or None", "causal": "flag", "scale": "number or None", "dropout": "number",
     },
     "rotary": {"query": "floating", "key": "floating", "cos": "floating", "sin": "floating"},
     "dpc_knn": {

@@ -29,7 +29,8 @@ from ppe_npu.backends import device as devices
 from ppe_npu.files import write_json
 from ppe_npu.models.fused import fuse, unfuse
 
-UNTOUCHED, PPE, STAGED, FUSED, CASE = "untouched", "ppe", "ppe, staged", "ppe, fused", "video-16x128"
+UNTOUCHED, PPE, PLUS, STAGED, FUSED = "untouched", "ppe", "ppe_plus", "ppe, staged", "ppe, fused"
+CASE = "video-16x128"
 COUNTED = 5  # the token in which functions are counted; operators are counted in the next one
 
 
@@ -97,6 +98,7 @@ def contenders(size: str) -> dict[str, tuple]:
     return {
         UNTOUCHED: (twin(None), text),
         PPE: (twin(ppe), prompt),
+        PLUS: (twin(CompressionConfig.preset("ppe_plus")), prompt),
         STAGED: (twin(staged), text),
         FUSED: (fuse(twin(ppe)), prompt),
     }

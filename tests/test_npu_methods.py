@@ -17,6 +17,7 @@ if not ascend_emulator.active():
 from methods import views
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.backends import dispatch
 from ppe_npu.methods.listing import default, grouping
 from ppe_npu.models.fused import fuse
 
@@ -53,3 +54,22 @@ def test_a_method_looks_into_the_layers_of_a_fused_model(name, family):
     answers = model.generate(**inputs, max_new_tokens=3, **GREEDY)
     assert answers.shape[1] == inputs["input_ids"].shape[1] + 3
     assert model.compression.report.tokens_after < model.compression.report.tokens_before
+
+
+@pytest.mark.parametrize("name", ["ppe_plus", "tome"])
+def test_sizes_are_counted_by_fused_attention(name):
+    """Prompts in segments and steps of decoding: npu_fusion_attention and the operator for decoding take the sizes as a
+    channel of the keys; neither takes a mask of numbers, and the reference stays unused."""
+    keys = {"k": 4} if name == "ppe_plus" else {"metric": "tokens", "proportional_attention": True}
+    config = CompressionConfig.preset(name, ratio=0.4, **keys)
+    tokens = {}
+    for device in ("cpu", DEVICE):
+        model = compress(fuse(random_model()).to(device), config)
+        dispatch.reset()
+        inputs = {key: value.to(device) for key, value in batch(*MIXED[:2]).items()}
+        tokens[device] = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, **GREEDY).cpu()
+        packed = model(**inputs, labels=inputs["input_ids"], packed=True)
+        packed.loss.backward()
+    assert torch.equal(tokens[DEVICE], tokens["cpu"])
+    assert dispatch.chosen()["attention"].startswith("torch_npu")
+    assert "reference" not in dispatch.chosen()["attention"]

@@ -40,13 +40,21 @@ def _normal(generator: Generator, *shape: int) -> Tensor:
 
 
 def _attention(
-    name: str, query: tuple, key: tuple, mask: Callable | None = None, grads: tuple = (0, 1, 2), **options: Any
+    name: str,
+    query: tuple,
+    key: tuple,
+    mask: Callable | None = None,
+    key_bias: Callable | None = None,
+    grads: tuple = (0, 1, 2),
+    **options: Any,
 ) -> Case:
-    """A case of attention. query, key: shapes. mask: generator -> mask, which the run passes by keyword."""
+    """A case of attention. query, key: shapes. mask, key_bias: generator -> tensor, which the run passes by keyword."""
 
     def build(generator: Generator) -> tuple:
         tensors = tuple(_normal(generator, *shape) for shape in (query, key, key))
-        return tensors if mask is None else (*tensors, {"mask": mask(generator)})
+        named = {"mask": mask, "key_bias": key_bias}
+        named = {name: made(generator) for name, made in named.items() if made is not None}
+        return (*tensors, named) if named else tensors
 
     return Case("attention", name, build, options, grads=grads)
 
@@ -58,6 +66,11 @@ def _transposed(query: tuple, key: tuple) -> Callable:
         return tuple(_normal(generator, b, s, h, d).transpose(1, 2) for b, h, s, d in (query, key, key))
 
     return build
+
+
+def _log_sizes(batch: int, keys: int) -> Callable[[Generator], Tensor]:
+    """[batch, keys] logarithms of sizes from 1 to 40."""
+    return lambda generator: torch.randint(1, 41, (batch, keys), generator=generator).double().log()
 
 
 def _left_padding(generator: Generator) -> Tensor:
@@ -111,6 +124,16 @@ ATTENTION = (
     ),
     _attention(
         "some of the windows", (1, 2, _SOME[-1], 80), (1, 2, _WINDOWS[-1], 80), cu_seqlens=_SOME, cu_seqlens_k=_WINDOWS
+    ),
+    _attention("key bias", (2, 4, 13, 20), (2, 2, 13, 20), key_bias=_log_sizes(2, 13), causal=True),
+    _attention("key bias, decoding", (3, 4, 1, 32), (3, 2, 19, 32), key_bias=_log_sizes(3, 19), grads=(), causal=True),
+    _attention(
+        "key bias in segments",
+        (1, 4, _WINDOWS[-1], 16),
+        (1, 2, _WINDOWS[-1], 16),
+        key_bias=_log_sizes(1, _WINDOWS[-1]),
+        cu_seqlens=_WINDOWS,
+        causal=True,
     ),
     _attention("many segments", (1, 1, _MANY[-1], 8), (1, 1, _MANY[-1], 8), cu_seqlens=_MANY),
 )

@@ -32,6 +32,15 @@ def causal_mask(real: torch.Tensor) -> torch.Tensor:
     return ((lower & real[:, None, :]) | eye)[:, None]
 
 
+def key_bias(sizes: torch.Tensor, dtype: torch.dtype, room: int = 0) -> torch.Tensor:
+    """[B, T], fp32 or wider: what attention adds to each key's scores, so that a place of size s counts as s places.
+
+    Args:
+        sizes: [B, L] int64 of the places that are filled. dtype: of the model. room: T, if it is more than L.
+    """
+    return pad(sizes.to(torch.promote_types(dtype, torch.float32)).log(), (0, max(room - sizes.shape[1], 0)))
+
+
 def proportional_mask(
     mask: torch.Tensor | None, sizes: torch.Tensor, hidden: torch.Tensor, room: int = 0
 ) -> torch.Tensor:
@@ -43,11 +52,11 @@ def proportional_mask(
         sizes: [B, L] int64 of the places that are filled, L at most T. hidden: [B, Q, C], for shape and dtype.
         room: how many places a cache of fixed length has: without a mask, T.
     """
-    bias = sizes.to(torch.promote_types(hidden.dtype, torch.float32)).log()[:, None, None]
     if mask is None:
         queries, keys = hidden.shape[1], sizes.shape[1]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=sizes.device).tril(keys - queries)[None, None]
-    bias, mask = (pad(part, (0, max(room, mask.shape[-1]) - part.shape[-1])) for part in (bias.to(mask.device), mask))
+    mask = pad(mask, (0, max(room - mask.shape[-1], 0)))
+    bias = key_bias(sizes, hidden.dtype, mask.shape[-1])[:, None, None].to(mask.device)
     if mask.dtype == torch.bool:
         return bias.to(hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
     return (mask + bias).to(mask.dtype).clamp_min(torch.finfo(mask.dtype).min)

@@ -302,9 +302,7 @@ class Prefill(Run):
             sizes = self._tokens.sizes
             assert sizes is not None, "tokens are counted from the first stage on"
             new = sizes.view(real.shape).clamp_min(1)  # text and padding count for one
-        joined = self.sizes[stage] = joined_sizes(past.sizes[stage], past.masks[stage], new, real)
-        if joined is not None and self.segments[stage] is not None:  # attention in segments takes no bias
-            self.segments[stage], self.masks[stage] = None, real.long()
+        self.sizes[stage] = joined_sizes(past.sizes[stage], past.masks[stage], new, real)
         if self.plan.ahead is None and isinstance(self.state, CacheState):
             self.state = replace(self.state, sizes=tuple(self.sizes))
 

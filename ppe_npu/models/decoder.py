@@ -12,11 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, MoeModelOutpu
 
 from ppe_npu.compat import cache_argument, cache_of, cache_position, decoder_cache, layer_causal_mask, run_linear
 from ppe_npu.config import CompressionConfig
-from ppe_npu.engine.masks import proportional_mask
+from ppe_npu.engine.masks import key_bias, proportional_mask
 from ppe_npu.engine.packing import Unpacked
 from ppe_npu.engine.run import Prefill, Run
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, ForwardPass
+from ppe_npu.models.fused import adds_to_keys
 from ppe_npu.models.known import has_attention
 from ppe_npu.models.looking import Looking
 from ppe_npu.models.seam import is_overridden, original
@@ -88,15 +89,18 @@ def _stage_inputs(model, run: Run, stage: int, hidden: torch.Tensor, cache, laye
         unpacked, segments = Unpacked.of(segments.borders, hidden.device), None
         real, batch = unpacked.real, unpacked.batch(hidden)
         table = table if again else tuple(map(unpacked.batch, table))
-    mask = None if sized is None else layer_causal_mask(model.config, batch, real, cache, sized, past)
+    mask, bias = None if sized is None else layer_causal_mask(model.config, batch, real, cache, sized, past), None
     if sizes is not None and sized is not None:
-        room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
-        mask = proportional_mask(mask, sizes, hidden, room)
+        if adds_to_keys(model, mask, hidden):
+            bias = key_bias(sizes, hidden.dtype, 0 if mask is None else mask.shape[-1])
+        else:
+            room = cache.layers[sized].max_cache_len if cache is not None and cache.is_compileable else 0
+            mask = proportional_mask(mask, sizes, hidden, room)
     return {
         "attention_mask": mask,
         _TABLE: table,
         "position_ids": None,
-        KEYWORD: ForwardPass(segments=segments, unpacked=unpacked),
+        KEYWORD: ForwardPass(segments=segments, unpacked=unpacked, key_bias=bias),
         **cache_argument(type(model.layers[layer]).forward, cache),
         **cache_position(type(model.layers[layer]).forward, past, hidden),
     }

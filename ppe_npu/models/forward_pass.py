@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from ppe_npu.engine.packing import Segments, Unpacked
     from ppe_npu.engine.plan import PromptPlan
     from ppe_npu.engine.run import Run
@@ -43,6 +45,7 @@ class ForwardPass:
         left: move the prompt's padding to the left (True) or right (False); None: it stays on its side.
         plan: the prompt's plan, if the labels needed it before.
         run: the pass through the decoder. segments: the segments that attention keeps apart.
+        key_bias: [B, T] what attention by ppe_npu.backends adds to the scores of each key; None: nothing.
         unpacked: a packed row as a batch, for layers that cannot keep its samples apart.
     """
 
@@ -56,6 +59,7 @@ class ForwardPass:
     plan: PromptPlan | None = None
     run: Run | None = None
     segments: Segments | None = None
+    key_bias: torch.Tensor | None = None
     unpacked: Unpacked | None = None
 
 

@@ -44,23 +44,30 @@ def takes_segments(text: Any) -> bool:
     return fused and text.config._attn_implementation == "sdpa"
 
 
-def check_key_bias(text: Any, device: torch.device | None = None, packed: bool = False) -> None:
+def adds_to_keys(text: Any, mask: torch.Tensor | None, hidden: torch.Tensor) -> bool:
+    """Whether layers are to be given a key_bias, and not a mask that includes it: attention by ppe_npu.backends takes
+    it without a matrix of queries by keys. A single query's mask is small and spares copying all keys in every layer,
+    but not every device's attention takes a mask of numbers.
+
+    Args:
+        mask: of the layers. hidden: [B, Q, C], their input.
+    """
+    alone = hidden.shape[1] == 1 and any(e.name == "sdpa" for e in candidates("attention", hidden.device.type))
+    return takes_segments(text) and not alone and (mask is None or mask.dtype == torch.bool)
+
+
+def check_key_bias(text: Any, packed: bool = False) -> None:
     """Raise InputError unless a text model's attention can add a bias to the scores of each key.
 
     Args:
-        device: where it will run; None: not known yet.
+        packed: whether the samples of a batch are packed into one row, which needs attention by ppe_npu.backends.
     """
     subject, name = "proportional_attention adds log(size) to the scores of keys", text.config._attn_implementation
     if name not in ("sdpa", "eager"):
         raise InputError(f"{subject}, but {name} takes no mask: load the model with attn_implementation='sdpa'")
-    if packed:
-        raise InputError(f"{subject}, but attention in the segments of a packed batch cannot: leave packed out")
-    fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
-    if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
-        best = candidates("attention", device.type)[0].name
+    if packed and not takes_segments(text):
         raise InputError(
-            f"{subject}, but {best} on {device.type} cannot: call ppe_npu.models.fused.unfuse(model), or load the "
-            "model with attn_implementation='eager'"
+            f"{subject}, which attention outside ppe_npu.backends cannot do in a packed batch: leave packed out"
         )
 
 
@@ -131,25 +138,28 @@ def _text_attention(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """hidden_states [B, S, C]; position_embeddings cos, sin [B, S, D]; attention_mask bool [B, 1, S, T] or None."""
-    segments = kwargs.get(KEYWORD, NOTHING).segments
+    this = kwargs.get(KEYWORD, NOTHING)
+    segments, bias = this.segments, this.key_bias
     # Older transformers has one table per axis, from which each layer picks its sections. Ours is one table expanded to
-    # three (with stride 0, until it is copied), and only ours comes with segments.
-    ours = segments is not None or position_embeddings[0].stride(0) == 0
+    # three (with stride 0, until it is copied), and only ours comes with segments or a bias.
+    ours = segments is not None or bias is not None or position_embeddings[0].stride(0) == 0
     table = [part[0] if part.ndim == 4 and ours else part for part in position_embeddings]
     if self.config._attn_implementation != "sdpa" or table[0].ndim != 3:
         inputs = {"attention_mask": attention_mask, **kwargs}
         return original(self, "forward")(hidden_states, position_embeddings=position_embeddings, **inputs)
     cache = cache_of(kwargs)
     query, key, value = heads_of(self, hidden_states, table, cache, kwargs.get("cache_position"))
+    bias = None if bias is None else bias.to(key.device)
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
         causal = attention_mask is None and query.shape[2] > 1
         if causal and cache is not None and cache.layers[self.layer_idx].is_compileable:
             # A static cache returns its whole length, but a first pass has filled only as many places as queries.
             key, value = (part[:, :, : query.shape[2]] for part in (key, value))
-        out = backends.attention(query, key, value, mask=attention_mask, causal=causal, **options)
+        out = backends.attention(query, key, value, mask=attention_mask, key_bias=bias, causal=causal, **options)
     else:
         row = (segments.row(part) for part in (query, key, value))
-        out = backends.attention(*row, cu_seqlens=list(segments.borders), causal=True, **options)
-        out = segments.batch(out, len(query))
+        bias = None if bias is None else segments.row(bias[:, None, :, None])[:, 0, :, 0]
+        options |= {"cu_seqlens": list(segments.borders), "causal": True, "key_bias": bias}
+        out = segments.batch(backends.attention(*row, **options), len(query))
     return self.o_proj(out.transpose(1, 2).flatten(2)), None

@@ -272,14 +272,13 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     this, embeds = kwargs.get(KEYWORD, NOTHING), kwargs.get("inputs_embeds")
     plan = this.plan or make_plan(self, self.compression, kwargs, past)
     device = (kwargs["input_ids"] if embeds is None else embeds).device
-    if self.compression.config.proportional_attention:
-        check_key_bias(self.language_model, device)
     on = plan.on(device)  # upload everything now, before the tower keeps the device busy
     scored = self.compression.last_scored = is_scored(self, kwargs)
     known = scored and plan.ahead is None and not plan.as_given
     places = as_tensor(plan.places_of_columns).to(device) if known else None
     if plan.layout.spans and _DELTAS in vars(self) and (this.left or kwargs.get("position_ids") is None):
-        self.rope_deltas = on.deltas  # as transformers, which outside generate() sets none for given position_ids
+        # As transformers, which outside generate() sets none for given position_ids; cloned, because plans are shared.
+        self.rope_deltas = on.deltas.clone()
     parts = [stage.segments for stage in on.stages if stage.segments is not None]
     apart = bool(parts or plan.ahead) and not compiling
     apart = apart and takes_segments(self.language_model) and not is_traced(self.language_model)

@@ -160,11 +160,6 @@ class TrainConfig:
         check_fields(self)
         if not self.data:
             raise InputError("data is an empty list: name a .json or .jsonl file of records")
-        if self.packing and self.compression.proportional_attention:
-            raise InputError(
-                "packing and proportional_attention exclude each other, because packed samples are segments: "
-                "give one of them"
-            )
         if self.distill_weight and self.compression.is_dense:
             raise InputError("distill_weight needs compression: without it the teacher sees what the student sees")
         if self.least_rate and self.schedule != "cosine":

@@ -19,6 +19,8 @@ from ppe_npu.data.tiles import is_tiled
 from ppe_npu.errors import InputError
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.models import another_k, compress, restore
+from ppe_npu.models.fused import check_key_bias
+from ppe_npu.models.known import text_model
 from ppe_npu.models.loss import Distillation
 from ppe_npu.models.pvc.install import add_pvc, fit_processor, pvc_of
 from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, write_adapter
@@ -238,6 +240,8 @@ def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
     if config.pvc is not None and not hasattr(model.config, "pvc"):
         model = add_pvc(model, config.pvc)
     model = compress(model, config.compression)
+    if config.packing and config.compression.proportional_attention:
+        check_key_bias(text_model(model.model), packed=True)
     if config.adapter is not None:
         model = add_adapter(model, config.adapter)
     freeze(model, config.all_frozen)

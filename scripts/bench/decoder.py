@@ -48,6 +48,7 @@ def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, Compre
         "ppe 0.45": CompressionConfig.preset("ppe"),
         "ppe 0.10": CompressionConfig.preset("ppe", ratio=0.1),
         "ppe 0.90": CompressionConfig.preset("ppe", ratio=0.9),
+        "ppe_plus 0.45": CompressionConfig.preset("ppe_plus"),
         f"cascade {late}": CompressionConfig.preset("ppe", layers=late),
         f"cascade {early}": CompressionConfig.preset("ppe", layers=early),
         **before,

@@ -2,8 +2,8 @@
 
 Written from a description of the released code (MouxiaoHuang/PPE @ 7b6aa7d), one image or frame at a time:
 cdist, topk, a noisy density, [N, N] masks, centres by topk, whose rows are gathered, weights and index_add, records of
-the merged token and the weight of each token (which are never read), then positions by a sort in fp64 and
-unique_consecutive, for which the host waits in every frame.
+the merged token and the weight of each token (which are never read), then positions by a sort in fp64,
+unique_consecutive, for which the host waits in every frame, and one gather after the other for each of the K.
 """
 
 import torch
@@ -64,10 +64,16 @@ def positions(labels: Tensor, rows: Tensor, k: int) -> Tensor:
     weights = torch.ones(labels.shape[1], device=labels.device)
     keys = torch.stack([labels[0].float().double(), weights.float().double()], dim=1)
     order = keys.sort(dim=0, stable=True).indices[:, 0]
-    _, sizes = torch.unique_consecutive(labels[0][order], return_counts=True)
-    last = sizes.cumsum(0) - 1
-    pick = torch.arange(k, device=labels.device)[:, None] % sizes[None]
-    return rows[:, order[last[None] - pick]].flatten(0, 1)
+    _, sizes = torch.unique_consecutive(labels[0][order].float(), return_counts=True)
+    last, back, members = sizes.cumsum(0) - 1, sizes * 0, []
+    for turn in range(k):  # one position after the other, as released
+        if turn:
+            back = back - 1
+            back = back + ((back + sizes) <= 0) * -back
+        members.append(order.gather(0, last + back)[:, None])
+    picked = torch.cat(members, dim=-1)
+    chosen = [rows.index_select(1, picked[:, turn])[None] for turn in range(k)]
+    return torch.cat(chosen).transpose(0, 1).flatten(0, 1)
 
 
 def merge(x: Tensor, rows: Tensor, budget: int, neighbors: int, k: int, noise: float = NOISE) -> tuple[Tensor, Tensor]:

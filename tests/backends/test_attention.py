@@ -7,6 +7,7 @@ import torch
 from tolerances import assert_near, attention_roundings, sampling_error, share_error
 
 from ppe_npu.backends import attention, sdpa, segments
+from ppe_npu.errors import InputError
 
 both = pytest.mark.parametrize("implementation", ["sdpa", "reference"])
 INF = float("inf")
@@ -236,3 +237,70 @@ def test_results_keep_the_dtype(dtype, implementation):
     tensors = _inputs((1, 2, 3, 8), (1, 2, 3, 8), dtype)
     for mask in (torch.zeros(3, 3), torch.zeros(3, 3).bfloat16(), torch.zeros(3, 3).half()):
         assert attention(*tensors, mask=mask, implementation=implementation).dtype is dtype
+
+
+def _biased(query, key, dtype=torch.float64):
+    """Inputs, and the logarithms of sizes from 1 to 40 for each key."""
+    tensors = _inputs(query, key, dtype)
+    sizes = torch.randint(1, 41, (key[0], key[2]), generator=torch.Generator().manual_seed(7))
+    return tensors, sizes.double().log()
+
+
+@both
+@pytest.mark.parametrize("scale", [None, 0.7, 1.0])
+@pytest.mark.parametrize(("queries", "keys", "causal"), [(6, 6, True), (3, 8, True), (1, 5, True), (4, 7, False)])
+def test_a_key_bias_is_added_to_the_scores(queries, keys, causal, scale, implementation):
+    tensors, bias = _biased((2, 4, queries, 10), (2, 2, keys, 10))
+    expected = _naive(
+        *tensors,
+        may_attend=lambda b, h, s, t: not causal or t <= s + keys - queries,
+        bias=lambda b, h, s, t: bias[b, t],
+        scale=scale,
+    )
+    found = attention(*tensors, key_bias=bias, causal=causal, scale=scale, implementation=implementation)
+    assert found.shape == tensors[0].shape
+    _check(found, expected, tensors)
+
+
+@both
+def test_a_key_bias_beside_a_mask_and_in_segments(implementation):
+    tensors, bias = _biased((1, 4, 9, 6), (1, 2, 9, 6))
+    mask = torch.rand(1, 4, 9, 9, generator=torch.Generator().manual_seed(3)) > 0.4
+    mask[0, 1, 2] = False
+    expected = _naive(*tensors, lambda b, h, s, t: bool(mask[b, h, s, t]), lambda b, h, s, t: bias[b, t])
+    _check(attention(*tensors, mask=mask, key_bias=bias, implementation=implementation), expected, tensors)
+    part = [0, 0, 0, 1, 1, 1, 1, 1, 2]
+    expected = _naive(*tensors, lambda b, h, s, t: t <= s and part[s] == part[t], lambda b, h, s, t: bias[b, t])
+    options = {"cu_seqlens": [0, 3, 8, 9], "causal": True, "implementation": implementation}
+    _check(attention(*tensors, key_bias=bias, **options), expected, tensors)
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_key_bias_is_no_less_exact_than_a_mask(dtype, implementation):
+    """The bias has 22 bits and more in every dtype, so that its error is that of the rounded inputs' scores."""
+    tensors, bias = _biased((2, 4, 13, 16), (2, 2, 13, 16), dtype)
+    wide = [tensor.double() for tensor in tensors]
+    expected = _naive(*wide, lambda b, h, s, t: t <= s, lambda b, h, s, t: bias[b, t])
+    found = attention(*tensors, key_bias=bias.float(), causal=True, implementation=implementation)
+    assert found.dtype == dtype
+    added = bias.max().item() / 2  # the reference rounds the sum of both, which is larger than the product by this much
+    roundings = 2 * attention_roundings(*tensors[:2]) + 2 * added
+    assert_near(found, expected, roundings=roundings, size=wide[2].abs().max())
+
+
+@both
+def test_a_key_bias_has_the_gradients_of_a_mask(implementation):
+    tensors, bias = _biased((2, 4, 5, 6), (2, 2, 5, 6))
+    tensors = [tensor.requires_grad_() for tensor in (*tensors, bias)]
+
+    def attend(query, key, value, numbers):
+        return attention(query, key, value, key_bias=numbers, causal=True, implementation=implementation)
+
+    assert torch.autograd.gradcheck(attend, tensors)
+
+
+def test_a_key_bias_and_a_scale_of_zero_are_refused():
+    tensors, bias = _biased((1, 2, 3, 4), (1, 2, 3, 4))
+    with pytest.raises(InputError, match="key_bias needs a scale other than 0"):
+        attention(*tensors, key_bias=bias, scale=0.0)

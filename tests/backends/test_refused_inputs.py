@@ -51,6 +51,8 @@ REFUSED = {
         ({"key": floats(1, 2, 4, 8), "value": floats(1, 2, 4, 8), "causal": True}, "at most as many queries as keys"),
         ({"mask": MASK[:4]}, "mask must be broadcastable to"),
         ({"mask": MASK.long()}, "mask must be bool"),
+        ({"key_bias": floats(1, 4)}, r"key_bias must be \[1, 5\], got"),
+        ({"key_bias": ints(1, 5)}, "key_bias is torch.int64: give floating point"),
         ({"dropout": 1.5}, "dropout must be a probability"),
         ({"cu_seqlens": [0, 4]}, "rise from 0 to 5"),
         ({"cu_seqlens": [2, 5]}, "rise from 0 to 5"),

@@ -2,12 +2,12 @@
 
 import itertools
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 from prompts import GREEDY, MIXED, kept_logits
 from support import FAMILIES, Prompt, batch, random_model
+from test_packing import check_packed
 from tolerances import assert_equal, assert_near, assert_rounds_alike, attention_roundings, exact
 from toys import Looker
 from transformers import DynamicCache, StaticCache
@@ -16,7 +16,6 @@ from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, DivPrune, FastV, get
 from ppe_npu.models import fused
-from ppe_npu.training.args import TrainConfig
 
 pytestmark = pytest.mark.half
 
@@ -257,20 +256,65 @@ def test_gradients_are_those_of_copies():
     assert_rounds_alike(gradients(compress(random_model(), SETTINGS["ppe"])), plain, true)
 
 
+@pytest.mark.parametrize(("family", "name"), [("qwen2_5_vl", "ppe"), ("qwen3_vl", "cascade")])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_packed_batch_is_its_samples(family, name, side):
+    model = compress(fused.fuse(random_model(family=family)), SETTINGS[name])
+    check_packed(model, MIXED if family != "qwen3_vl" else [MIXED[1], MIXED[2], MIXED[2]], side)
+
+
+@pytest.mark.parametrize("name", ["ppe", "cascade", "late"])
+@torch.no_grad()
+def test_fused_attention_is_given_no_mask_of_a_prompt(name, monkeypatch):
+    """A mask that includes sizes would be a matrix of queries by keys; only a step's own, of one query, is made."""
+    calls, attend = [], fused.backends.attention
+
+    def noted(query, key, value, **options):
+        if "key_bias" in options:  # the decoder's attention
+            calls.append((query.shape[2], options.get("mask") is None, options["key_bias"]))
+        return attend(query, key, value, **options)
+
+    model = compress(fused.fuse(random_model(tower=TOWER)), SETTINGS[name])
+    monkeypatch.setattr(fused.backends, "attention", noted)
+    model.generate(**batch(*MIXED[:2]), max_new_tokens=3, min_new_tokens=3, **GREEDY)
+    prompt = [call for call in calls if call[0] > 1]
+    assert all(unmasked for _, unmasked, _ in prompt)
+    assert any(bias is not None and bias.max() > 0 for _, _, bias in prompt)
+    assert all(bias is None and not unmasked for queries, unmasked, bias in calls if queries == 1)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@torch.no_grad()
+def test_fused_attention_counts_as_plain_attention_does(name):
+    plain = compress(random_model(tower=TOWER), SETTINGS[name])
+
+    def logits():
+        return kept_logits(plain, *MIXED)
+
+    expected, true = logits(), exact(plain, logits)
+    fast = compress(fused.fuse(random_model(tower=TOWER)), SETTINGS[name])
+    assert_rounds_alike(kept_logits(fast, *MIXED), expected, true)
+
+
 def test_attention_that_takes_no_key_bias_is_refused_by_name(model, monkeypatch):
     monkeypatch.setattr(model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
     with pytest.raises(InputError, match=r"flash_attention_2 takes no mask: load the model with attn_impl"):
         compress(model, SETTINGS["ppe"])
     monkeypatch.undo()
-    compress(fused.fuse(model), SETTINGS["ppe"])
-    with pytest.raises(InputError, match="segments of a packed batch cannot: leave packed out"):
-        model(**batch(PROMPT), labels=batch(PROMPT)["input_ids"], packed=True)
-    with pytest.raises(InputError, match="packing and proportional_attention exclude each other"):
-        TrainConfig(model="m", data="d", output="o", packing=True, compression=SETTINGS["ppe"])
-    text = model.model.language_model
-    with pytest.raises(InputError, match=r"but torch_npu\w* on npu cannot: call ppe_npu.models.fused.unfuse"):
-        fused.check_key_bias(text, SimpleNamespace(type="npu"))
-    fused.check_key_bias(fused.unfuse(model).model.language_model, SimpleNamespace(type="npu"))
+    with pytest.raises(InputError, match=r"outside ppe_npu\.backends cannot do in a packed batch: leave packed out"):
+        fused.check_key_bias(model.model.language_model, packed=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+@torch.no_grad()
+def test_models_with_linear_attention_count_sizes_in_their_layers_with_attention(family):
+    """Their gated attention is never fused, so that it is given a mask."""
+    model = compress(random_model(family=family), SETTINGS["ppe"])
+    dense = compress(random_model(family=family), SETTINGS["ppe"].changed(proportional_attention=False))
+    inputs = batch(Prompt([3, "start", ("image", (1, 4, 5)), 4]))
+    assert not model(**inputs).logits.equal(dense(**inputs).logits)
+    settings = {"max_new_tokens": 4, **GREEDY}
+    assert torch.equal(model.generate(**inputs, **settings), model.generate(**inputs, **settings, use_cache=False))
 
 
 def test_it_is_a_setting_like_others():
