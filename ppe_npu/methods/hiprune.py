@@ -61,7 +61,7 @@ class HiPrune(Method):
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
-        view.require("hiprune", "places", "tower_saliency")
+        view.require("hiprune", "places", "tower_saliency", blocks=2)
         seen = view.tower_saliency.float()
         middle, last = (seen, seen) if seen.dim() == 2 else seen.unbind(1)
         anchors = share_of(view.num_kept, self.alpha / 5, nearest=True)
