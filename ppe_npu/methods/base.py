@@ -19,16 +19,16 @@ cell is a set of tokens that is grouped by itself: a frame, a whole image or vid
 
 from __future__ import annotations
 
-import functools
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
+from ppe_npu.methods import checking
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ NEEDS = (
 )
 SCOPES = ("frame", "span", "segment")
 _HELPERS = (  # files in this folder that define no method
-    *("base", "choosing", "frames", "grids", "grouping", "listing", "peaks", "positions", "predicting", "space"),
-    *("thinning", "view"),
+    *("base", "checking", "choosing", "frames", "grids", "grouping", "listing", "peaks", "positions", "predicting"),
+    *("space", "thinning", "view"),
 )
 _REGISTERED: dict[str, type[Method]] = {}
 
@@ -68,36 +68,6 @@ def at_layer(default: int | tuple[int, ...]) -> Any:
     field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
     field.kw_only = True  # as in Method, so that the first positional argument is one of the method's own fields
     return field
-
-
-def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
-    """Wrap group() so that its view always has num_kept: a method that is run alone gets the numbers from its own
-    kept(). A method with late counts gets them as an upper bound, with `least` set to 1."""
-
-    @functools.wraps(group)
-    def with_counts(self: Method, view: View) -> Grouping:
-        if view.num_kept is None:
-            view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
-        found = group(self, replace(view, least=1) if self.counts == "late" else view)
-        # Shapes alone: values would have to be read back from the device.
-        fits = hasattr(found, "labels") and (view.tokens is None or found.labels.shape == view.tokens.shape[:2])
-        if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):
-            raise _misfit(self, found, view)
-        return found
-
-    return with_counts
-
-
-def _misfit(method: Method, found: Any, view: View) -> Exception:
-    """The error for what no group() may return."""
-    returned = f"{method.name}.group() returned"
-    if not hasattr(found, "labels"):
-        return TypeError(f"{returned} {type(found).__name__}: return a Grouping")
-    cells, tokens = view.present.shape
-    return ValueError(
-        f"{returned} labels {list(found.labels.shape)} and representatives {list(found.representatives.shape)}: give "
-        f"labels {[cells, tokens]} and representatives {[cells, view.most]}, as many as the largest num_kept"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +134,9 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "group" in vars(cls):
-            cls.group = _counted(cls.group)  # type: ignore[assignment]
+        for name, wrap in (("group", checking.counted), ("select", checking.checked)):
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
 
     def __post_init__(self):
         check_fields(self)
@@ -223,7 +194,7 @@ class Method:
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. They must not depend on what else is in the batch."""
-        raise NotImplementedError
+        raise checking.lacking(self, "group")
 
     def select(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose which cells of one picture go into the vision tower. Methods at the pixels define this, not group().
@@ -235,7 +206,7 @@ class Method:
             kept: [H, W] bool, True for at least one cell.
             source: [H, W] int64, the raster index of the kept cell whose group each cell joins; a kept cell's own.
         """
-        raise NotImplementedError
+        raise checking.lacking(self, "select")
 
     # -- how many tokens are kept, known before any feature is computed -----------------------------------------------
 
@@ -263,11 +234,11 @@ class Method:
 
     def segment(self, view: View) -> Grouping:
         """Group the frames of each video into segments: a cell is a video, and a token is the mean of one frame."""
-        raise NotImplementedError
+        raise checking.lacking(self, "segment")
 
     def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
         """How many tokens each segment keeps. frames: the number in each segment; tokens: the number in each frame."""
-        raise NotImplementedError
+        raise checking.lacking(self, "segment_budgets")
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -77,9 +77,9 @@ def test_what_no_method_may_return_is_refused_by_the_methods_name(returned, word
         def group(self, view):
             return returned(view)
 
-    view = View.of(tokens=torch.randn(2, 4, 3), num_kept=[2, 1])
-    with pytest.raises((TypeError, ValueError), match=words):
-        Wrong().group(view)
+    for parts in ({"tokens": torch.randn(2, 4, 3)}, {"places": PLACES[:2, :4]}):
+        with pytest.raises((TypeError, ValueError), match=words):
+            Wrong().group(View.of(**parts, num_kept=[2, 1]))
 
 
 def grouping(view: View, tokens: int = 4, groups: int = 2) -> Grouping:
