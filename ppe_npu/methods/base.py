@@ -1,16 +1,10 @@
 """The contract of a method: a frozen dataclass of checked settings that groups tokens.
 
-    @register("every_other")
+    @register("largest_norm")
     @dataclass(frozen=True)
-    class EveryOther(Method):
-        "Keeps every other token (a paper, section 3)."
+    class LargestNorm(Method): ...                                # its file is in CONTRIBUTING.md
 
-        ratio: float = share(0.5)
-
-        def group(self, view: View) -> Grouping:
-            return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1) * 2)
-
-    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8)))      # alone, on plain tensors
+    LargestNorm(ratio=0.5).group(View.of(tokens=tokens))          # alone, on plain tensors [frames, tokens, channels]
 
 A method declares its inputs (`needs`), which tokens compete (`scope`), where it can be applied (`places`), and how many
 tokens it keeps (`kept`). The engine passes it a View of many cells at once and applies the Grouping that it returns. A
