@@ -317,7 +317,7 @@ def test_inputs_embeds_beside_input_ids(model):
         ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\]: give \[3, 1,"),
         (
             {"position_ids": torch.zeros(5, 1, 7, dtype=torch.long)},
-            r"position_ids have shape \[5, 1, 7\], not \[3, 1, 7",
+            r"position_ids have shape \[5, 1, 7\]: give \[3, 1, 7\], \[1, 7\] or",
         ),
         ({"input_ids": None}, "input_ids and inputs_embeds are both missing"),
     ],
