@@ -108,7 +108,10 @@ class CompressionConfig:
         _check_order(self.stages)
         at_pixels = [method.name for method in self.methods if method.place == "pixels"]
         if len(at_pixels) > 1:
-            raise InputError(f"steps has {', '.join(at_pixels)} at the pixels, which all need whole pictures: keep one")
+            both = "both" if len(at_pixels) == 2 else "all"
+            raise InputError(
+                f"steps {' and '.join(at_pixels)} {both} run at the pixels, and each needs whole pictures: keep one"
+            )
 
     def _given_steps(self) -> dict:
         """The shorthand's method, ratio, order and ties as None; raises InputError where a shorthand key was set."""
