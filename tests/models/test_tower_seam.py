@@ -168,6 +168,16 @@ def test_hiprune_chooses_by_the_block_that_is_left_where_the_other_is_skipped():
     assert torch.equal(*found)
 
 
+def test_a_method_that_chooses_within_frames_sees_the_blocks_that_it_names():
+    """The outer method also shows frames that do not exist, where a video has fewer than another."""
+    looks = Looks(named=(0, 2), windows="frame")
+    model, inputs = random_model(tower=TOWERS["qwen2_5_vl"]), given("qwen2_5_vl")
+    alone, within = (looked(model, inputs, method) for method in (looks, get("globalcom2", by=looks)))
+    for _, saliency in alone:
+        assert saliency.shape[0] == 2
+        assert any(torch.equal(saliency, seen) for _, seen in within)
+
+
 @pytest.mark.parametrize("windows", ["refuse", "skip"])
 def test_where_all_blocks_attend_in_windows_it_is_the_whole_frame(windows):
     model = random_model(tower={**TOWERS["qwen2_5_vl"], "fullatt_block_indexes": []})
