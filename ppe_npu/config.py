@@ -11,22 +11,20 @@ Any form other than a list of steps is a shorthand for one: see ppe_npu.shorthan
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from ppe_npu import shorthand
-from ppe_npu.errors import InputError, shown
+from ppe_npu.errors import InputError, counted, shown
 from ppe_npu.files import write_json
 from ppe_npu.methods.base import PLACES, Method, method_names
 from ppe_npu.methods.positions import Rule, rule_named, rule_names
 from ppe_npu.released import KEYS, Levels, Released
 from ppe_npu.settings import check_fields, check_mapping, fields_to_plain, setting, strangers
+from ppe_npu.utils.grids import read_grids, whole
 from ppe_npu.utils.reading import UnreadableError, read_json
 
 POSITIONS = ("ppe", "keep_one", "renumber")
@@ -110,7 +108,10 @@ class CompressionConfig:
         _check_order(self.stages)
         at_pixels = [method.name for method in self.methods if method.place == "pixels"]
         if len(at_pixels) > 1:
-            raise InputError(f"steps has {', '.join(at_pixels)} at the pixels, which all need whole pictures: keep one")
+            both = "both" if len(at_pixels) == 2 else "all"
+            raise InputError(
+                f"steps {' and '.join(at_pixels)} {both} run at the pixels, and each needs whole pictures: keep one"
+            )
 
     def _given_steps(self) -> dict:
         """The shorthand's method, ratio, order and ties as None; raises InputError where a shorthand key was set."""
@@ -196,22 +197,18 @@ class CompressionConfig:
             One number for one grid, a list of n numbers for n grids.
 
         Raises:
-            InputError: a grid that is not three numbers of at least 1 with sides that are multiples of merge_size, or a
-                layer that is not a whole number of at least 0.
+            InputError: a grid that is not three numbers of at least 1 with sides that are multiples of merge_size, a
+                merge_size or layer that is no such number, or not as many `pixels` as grids.
         """
-        grids = np.array([np.asarray(part) for part in grid_thw])
-        if layer is not None and (isinstance(layer, bool) or not isinstance(layer, numbers.Integral) or layer < 0):
-            raise InputError(f"layer={layer!r}: give a decoder layer, counted from 0, or None")
-        if grids.size and (grids.shape[-1] != 3 or grids.ndim > 2 or (grids % [1, merge_size, merge_size]).any()):
-            raise InputError(
-                f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, "
-                f"with height and width multiples of {merge_size}"
-            )
-        if (grids < 1).any():
-            raise InputError(f"grid_thw={grids.tolist()}: give (frames, height, width) in patches, each at least 1")
+        grids = read_grids(grid_thw, merge_size)
+        if layer is not None and not whole(layer, 0):
+            raise InputError(f"layer={shown(layer)}: give a decoder layer, counted from 0, or None")
         sizes = [(int(t), int(h) * int(w) // merge_size**2) for t, h, w in grids.reshape(-1, 3)]
-        cells = [None] * len(sizes) if pixels is None else [pixels] if grids.ndim == 1 else pixels
-        kept = [self.span_tokens(*size, layer, video, own) for size, own in zip(sizes, cells, strict=True)]
+        cells = [None] * len(sizes) if pixels is None else [pixels] if grids.ndim == 1 else list(pixels)
+        if len(cells) != len(sizes):
+            given = f"{counted(len(cells), 'picture')} in pixels for {counted(len(sizes), 'grid')}"
+            raise InputError(f"{given}: give one for each, or None where it is unknown")
+        kept = [self.span_tokens(*size, layer, video, own) for size, own in zip(sizes, cells)]
         return kept[0] if grids.ndim == 1 and grids.size else kept
 
     def span_tokens(self, frames: int, tokens: int, layer: int | None = None, video: bool = False, pixels=None) -> int:

@@ -121,7 +121,11 @@ def test_a_samples_clip_under_the_runs_rules():
     ("settings", "reason"),
     [
         ({"start": -1.0}, "start=-1.0 must be at least 0"),
-        ({"start": 3.0, "end": 3.0}, "start=3.0 must be at least 0 and before end=3.0"),
+        ({"start": 3.0, "end": 3.0}, "start=3.0 is not before end=3.0: give a later end, or leave one out"),
+        (
+            {"min_pixels": 9, "max_pixels": 4},
+            "min_pixels=9 is larger than max_pixels=4: exchange them, or leave one out",
+        ),
         ({"end": 0.0}, "end=0.0 must be greater than 0"),
         ({"frame_rate": 0}, "frame_rate=0 must be greater than 0"),
     ],

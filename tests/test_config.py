@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,38 +81,6 @@ def test_labels_tell_settings_apart():
     assert CompressionConfig.preset("ppe").label == "dpc_knn-ppe-k8-nearest-raster-0.45"
     assert config.label == "dpc_knn-ppe-k8-nearest-raster-0.45+0.3-layersllm+3"
     assert CompressionConfig(temporal_ratio=0.5, event_ratio=0.4).label.endswith("-events0.5-of0.4")
-
-
-def test_tokens_kept_by_hand():
-    ppe = CompressionConfig.preset("ppe")
-    # 10 x 8 patches are 20 tokens: ceil(20 * 0.45) = 9 stay.
-    assert ppe.tokens_kept((1, 10, 8)) == 9
-    assert ppe.tokens_kept(torch.tensor([[1, 10, 8], [3, 2, 2]])) == [9, 3]
-    assert ppe.tokens_kept([]) == []
-    assert CompressionConfig.preset("dense").tokens_kept((3, 10, 8)) == 60
-    # 20 -> 9 -> ceil(9 * 0.3) = 3, and both stay.
-    assert CompressionConfig(ratio=[0.45, 0.3]).tokens_kept((2, 10, 8)) == 2 * (9 + 3)
-    # 20 -> 9 -> ceil(9 * 0.45) = 5.
-    cascade = CompressionConfig(layers=[1, 3])
-    assert [cascade.tokens_kept((2, 10, 8), layer=n) for n in range(5)] == [40, 18, 18, 10, 10]
-    assert cascade.tokens_kept((2, 10, 8)) == 10
-    assert CompressionConfig(layers=[1], before_llm=True).tokens_kept((1, 10, 8), layer=0) == 9
-    # ceil(5 * 0.3) = 2 events of 9 tokens; an image is no event.
-    assert CompressionConfig(temporal_ratio=0.3).tokens_kept([(5, 10, 8), (1, 10, 8)]) == [18, 9]
-    assert CompressionConfig(ratio=1.0, temporal_ratio=0.5).tokens_kept((4, 10, 8)) == 40
-    # The released rule: ceil(5 * 9 * 0.45) = 21 of both events together.
-    assert CompressionConfig(temporal_ratio=0.3, event_ratio=0.45).tokens_kept((5, 10, 8)) == 21
-    assert ppe.tokens_kept((1, 6, 6), merge_size=3) == 2
-    row = np.array([1, 10, 8])
-    for grid in (row, tuple(row), [np.int64(1), 10, 8], tuple(torch.tensor([1, 10, 8]))):
-        assert ppe.tokens_kept(grid) == 9
-    assert ppe.tokens_kept(np.stack([row, row])) == ppe.tokens_kept((row, list(row))) == [9, 9]
-    for layer in (-1, 1.5):
-        with pytest.raises(ValueError, match=f"layer={layer}: give a decoder layer"):
-            ppe.tokens_kept(row, layer=layer)
-    for grid in ((1, 3, 4), (0, 2, 2), (1, 2), (1, 2.5, 2), [[[1, 2, 2]]]):
-        with pytest.raises(ValueError, match=r"give \(frames, height, width\) in patches"):
-            ppe.tokens_kept(grid)
 
 
 def test_files_of_both_kinds_and_saving(tmp_path):

@@ -29,9 +29,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HUB = "Qwen/Qwen2.5-VL-3B-Instruct"
 # What a page assumes before its first block: the reader's own values.
 GIVEN = {
-    "architecture.md": "import torch\nfrom dataclasses import dataclass\n"
-    "from ppe_npu.methods.base import Method, register, share\nfrom ppe_npu.methods.grouping import Grouping\n"
-    "from ppe_npu.methods.view import View\n",
     "compatibility.md": "import torch\nfrom PIL import Image\n"
     "from ppe_npu.demo.tiny import build_model, build_processor\n"
     "from ppe_npu import CompressionConfig, compress\nmodel, processor = build_model(0), build_processor()\n"

@@ -53,9 +53,9 @@ class VideoSampling:
         for low, high in (("min_pixels", "max_pixels"), ("min_frames", "max_frames")):
             small, large = getattr(self, low), getattr(self, high)
             if small is not None and large is not None and small > large:
-                raise InputError(f"{low}={small} is larger than {high}={large}")
+                raise InputError(f"{low}={small} is larger than {high}={large}: exchange them, or leave one out")
         if self.start is not None and self.end is not None and self.start >= self.end:
-            raise InputError(f"start={self.start} must be at least 0 and before end={self.end}")
+            raise InputError(f"start={self.start} is not before end={self.end}: give a later end, or leave one out")
 
     def of_video(self, path: str | Path) -> VideoSampling:
         """The rules for one video."""

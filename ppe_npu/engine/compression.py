@@ -329,7 +329,7 @@ def _check_place(method: Method, vision: VisionTokens, subject: str) -> None:
     if method.scope == "segment" and vision.frames_apart:
         raise InputError(
             f"{subject}: this model puts text between the frames of a video, so that the frames of an event have no "
-            "common place; leave it out"
+            f"common place: leave {subject} out"
         )
 
 
@@ -346,5 +346,5 @@ def _padding_mask(mask: torch.Tensor | None, shape: tuple[int, ...]) -> np.ndarr
             )
         return None
     if tuple(mask.shape) != shape:
-        raise InputError(f"attention_mask has shape {list(mask.shape)}, not that of input_ids {list(shape)}")
+        raise InputError(f"attention_mask is {list(mask.shape)}: give {list(shape)}, one entry per token of input_ids")
     return (mask != 0).cpu().numpy()

@@ -274,7 +274,7 @@ def _placed(
             if len(run) != tokens or not run.all():
                 raise InputError(
                     f"sample {sample}: {kind} {span.source} has a grid of {tokens} tokens but its run of {kind} tokens "
-                    f"at index {start} is {int(np.cumprod(run).sum())} long"
+                    f"at index {start} is {int(np.cumprod(run).sum())} long: give ids and grids of the same {kind}s"
                 )
             spans.append(span)
             feature[kind] += tokens
@@ -282,8 +282,8 @@ def _placed(
     for kind, left in waiting.items():
         if left:
             raise InputError(
-                f"{kind}_grid_thw describes {len(runs[kind])} {kind}(s) but the prompts hold tokens of "
-                f"{len(runs[kind]) - len(left)}"
+                f"{kind}_grid_thw describes {counted(len(runs[kind]), kind)} but the prompts hold tokens of "
+                f"{len(runs[kind]) - len(left)}: give one grid for each {kind} in the prompts"
             )
     return tuple(spans)
 

@@ -1,16 +1,10 @@
 """The contract of a method: a frozen dataclass of checked settings that groups tokens.
 
-    @register("every_other")
+    @register("largest_norm")
     @dataclass(frozen=True)
-    class EveryOther(Method):
-        "Keeps every other token (a paper, section 3)."
+    class LargestNorm(Method): ...                                # its file is in CONTRIBUTING.md
 
-        ratio: float = share(0.5)
-
-        def group(self, view: View) -> Grouping:
-            return Grouping.of_kept(view, torch.arange(view.most).expand(len(view.tokens), -1) * 2)
-
-    EveryOther(ratio=0.5).group(View.of(tokens=torch.randn(1, 16, 8)))      # alone, on plain tensors
+    LargestNorm(ratio=0.5).group(View.of(tokens=tokens))          # alone, on plain tensors [frames, tokens, channels]
 
 A method declares its inputs (`needs`), which tokens compete (`scope`), where it can be applied (`places`), and how many
 tokens it keeps (`kept`). The engine passes it a View of many cells at once and applies the Grouping that it returns. A
@@ -20,15 +14,15 @@ inside the vision tower have more to say: tower_methods.py.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
+from ppe_npu.methods.checked_calls import checked, counted, lacking
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.utils.registering import files_that_register
 
@@ -65,35 +59,6 @@ def at_layer(default: int | tuple[int, ...]) -> Any:
     field = setting(default, least=0, convert=_one_form, remedy="give decoder layers, counted from 0")
     field.kw_only = True  # as in Method, so that the first positional argument is one of the method's own fields
     return field
-
-
-def counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
-    """Wrap group(), or match() of a JoiningMethod, so that its view always has num_kept: a method that is run alone
-    gets the numbers from its own kept(). With late counts they are an upper bound, and `least` is 1."""
-
-    @functools.wraps(group)
-    def with_counts(self: Method, view: View) -> Grouping:
-        if view.num_kept is None:
-            view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
-        found = group(self, replace(view, least=1) if self.counts == "late" else view)
-        # Shapes alone: values would have to be read back from the device.
-        fits = hasattr(found, "labels") and (view.tokens is None or found.labels.shape == view.tokens.shape[:2])
-        if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):
-            raise _misfit(f"{self.name}.{group.__name__}() returned", found, view)
-        return found
-
-    return with_counts
-
-
-def _misfit(returned: str, found: Any, view: View) -> Exception:
-    """The error for what no group() may return."""
-    if not hasattr(found, "labels"):
-        return TypeError(f"{returned} {type(found).__name__}: return a Grouping")
-    cells, tokens = view.present.shape
-    return ValueError(
-        f"{returned} labels {list(found.labels.shape)} and representatives {list(found.representatives.shape)}: give "
-        f"labels {[cells, tokens]} and representatives {[cells, view.most]}, as many as the largest num_kept"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +139,9 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "group" in vars(cls):
-            cls.group = counted(cls.group)  # type: ignore[assignment]
+        for name, wrap in (("group", counted), ("select", checked)):
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
 
     def __post_init__(self):
         check_fields(self)
@@ -233,7 +199,7 @@ class Method:
 
     def group(self, view: View) -> Grouping:
         """The groups of every cell. They must not depend on what else is in the batch."""
-        raise NotImplementedError
+        raise lacking(self, "group")
 
     def select(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose which cells of one picture go into the vision tower. Methods at the pixels define this, not group().
@@ -245,7 +211,7 @@ class Method:
             kept: [H, W] bool, True for at least one cell.
             source: [H, W] int64, the raster index of the kept cell whose group each cell joins; a kept cell's own.
         """
-        raise NotImplementedError
+        raise lacking(self, "select")
 
     # -- how many tokens are kept, known before any feature is computed -----------------------------------------------
 
@@ -273,11 +239,11 @@ class Method:
 
     def segment(self, view: View) -> Grouping:
         """Group the frames of each video into segments: a cell is a video, and a token is the mean of one frame."""
-        raise NotImplementedError
+        raise lacking(self, "segment")
 
     def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
         """How many tokens each segment keeps. frames: the number in each segment; tokens: the number in each frame."""
-        raise NotImplementedError
+        raise lacking(self, "segment_budgets")
 
     # -- files --------------------------------------------------------------------------------------------------------
 

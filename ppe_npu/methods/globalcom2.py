@@ -44,7 +44,8 @@ class GlobalCom2(Method):
     Args:
         ratio: fraction of the tokens of an image or video to keep: ceil(n * ratio) of n.
         temperature: of the softmax over crops or frames.
-        by: the method that chooses the tokens of each frame, or null. Its own ratio is ignored.
+        by: the method that chooses the tokens of each frame, or null. Its own ratio is ignored, and with crops it sees
+            the last block of the vision tower, whose attention gives the scores, instead of its own.
         crops: rows and columns of crops; null: there is no thumbnail.
         original_size: width and height of the picture, which is centred in the crops and padded on two sides.
         dropped: what becomes of the other tokens, see choosing.dropped; only without `by`.
@@ -77,6 +78,18 @@ class GlobalCom2(Method):
         return frozenset(own | (set() if self.by is None else self.by.needs))
 
     @property
+    def tower_windows(self) -> str:
+        return "refuse" if self._looks_for_crops else self.by.tower_windows
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        return super().blocks(count) if self._looks_for_crops else self.by.blocks(count)
+
+    @property
+    def _looks_for_crops(self) -> bool:
+        """Whether the tower's last block is looked at for the crops' scores, instead of those that `by` looks at."""
+        return self.by is None or self.crops is not None
+
+    @property
     def counts(self) -> str:
         return "late" if self.released else "exact"
 
@@ -84,7 +97,7 @@ class GlobalCom2(Method):
         return tokens if self.released else max(math.ceil(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
-        view.require("globalcom2", *sorted(self.needs))
+        view.require("globalcom2", *sorted(self.needs), blocks=1 if self.crops else None)
         labels, sizes = frame_of(view)
         sums, own, whole = (
             _of_frames(view, labels, sizes) if self.crops is None else self._of_crops(view, labels, sizes)

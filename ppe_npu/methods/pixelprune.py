@@ -91,14 +91,7 @@ class PixelPrune(Method):
             kept: [H, W] bool.
             source: [H, W] int64, the raster index of the kept cell that represents each cell; a kept cell's own.
             Both are on the device of the cells, or, for "connected", "random" and anchored runs, on the host.
-
-        Raises:
-            InputError: cells is not such a tensor.
         """
-        if cells.ndim != 3 or not cells.numel() or not cells.is_floating_point():
-            raise InputError(
-                f"cells are {cells.dtype} {list(cells.shape)}: give floating point values [rows, columns, values]"
-            )
         height, width, _ = cells.shape
         found = self._predicted(cells.detach().float().reshape(height * width, -1), width)
         kept, total = found.kept, height * width

@@ -43,11 +43,11 @@ class Scope(Method):
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
-        view.require("scope", "tokens")
+        view.require("scope", *sorted(self.needs))
         return Grouping.of_kept(view, covering(view, self._saliency(view), self.combined), self.dropped)
 
     def _saliency(self, view: View) -> torch.Tensor:
-        if self.alpha is None or view.tower_saliency is None:
+        if self.alpha is None:
             return torch.ones_like(view.tokens[..., 0], dtype=torch.float32)
         return view.tower_saliency.float() ** self.alpha
 

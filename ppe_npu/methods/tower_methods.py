@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from ppe_npu.backends import device
-from ppe_npu.errors import InputError
-from ppe_npu.methods.base import Method, counted
+from ppe_npu.errors import InputError, shown
+from ppe_npu.methods.base import Method
+from ppe_npu.methods.checked_calls import counted
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.leaving import Leaving
 from ppe_npu.methods.view import View
@@ -180,11 +181,16 @@ class JoiningMethod(TowerMethod):
         return _Matching(self)
 
     def group(self, view: View) -> Grouping:
-        """The groups that were found inside the tower."""
+        """The groups that were found inside the tower. As many are kept: a view made by hand has this as num_kept."""
         view.require(self.name, "tower_groups")
         groups, present = view.tower_groups, view.present
         here = torch.arange(groups.shape[1], device=groups.device)
         stands = present & (groups == 0)
+        if device.asks_freely(groups.device) and not torch.equal(stands.sum(1), view.num_kept):
+            raise InputError(
+                f"{self.name} num_kept={shown(view.num_kept.tolist())}, tower_groups has "
+                f"{shown(stands.sum(1).tolist())} groups: give View.of these as num_kept"
+            )
         number = stands.long().cumsum(1) - 1
         own = number.gather(1, (here + groups).clamp(0, len(here) - 1))
         kept = torch.where(stands, here, len(here)).sort(dim=1).values[:, : view.most]

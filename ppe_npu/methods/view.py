@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from ppe_npu.errors import InputError, shown
+from ppe_npu.errors import InputError, counted, shown
+from ppe_npu.settings import strangers
 
-_DTYPES = {"valid": torch.bool, "text_valid": torch.bool, "text_after": torch.bool, "places": torch.long}
+_AXES = {  # of each part, as in View's docstring
+    name: axes
+    for axes, names in {
+        "FNC": "tokens",
+        "FN3": "places",
+        "FN": "valid sizes tower_saliency tower_groups layer_row",
+        "FNK": "tower_keys",
+        "FNHD": "layer_queries layer_keys layer_plain_queries layer_plain_keys",
+        "FTC": "text",
+        "FT": "text_valid text_after",
+        "FTHD": "text_queries text_keys text_plain_queries text_plain_keys",
+    }.items()
+    for name in names.split()
+}
+_ALIKE = {"F": "cells", "N": "tokens", "T": "text tokens", "D": "channels in a head"}
+_DTYPES = {
+    **dict.fromkeys(("valid", "text_valid", "text_after"), torch.bool),
+    **dict.fromkeys(("places", "sizes", "tower_groups"), torch.long),
+}
 
 
 @dataclass(frozen=True)
@@ -31,8 +50,8 @@ class View:
             it comes after the cell.
         tower_keys: [F, N, D] keys of a block of the vision tower, the mean over heads and over a token's patches.
         tower_saliency: [F, N] attention that each token receives in a block of the vision tower, the mean over heads
-            and over the queries of its image or frame, the sum over its patches; [F, B, N] where the method's
-            tower_blocks names B blocks.
+            and over the queries of its image or frame, the sum over its patches; or [F, B, N] of each of B > 1 blocks,
+            for a method that looks at as many (its tower_blocks, or fewer where it skips some).
         tower_groups: [F, N] int64, where cells were joined inside the vision tower, the offset from each token to the
             one at which its group continues (negative if that one comes before).
         layer_queries, layer_keys: [F, N, H, D] of the decoder layer on whose entry the step is taken (see
@@ -79,31 +98,35 @@ class View:
 
         Args:
             num_kept: one number for all cells, or one for each; None: the method's kept() decides for each cell.
-            given: the parts of the view; masks and places may be integers of any dtype.
+            given: the parts of the view, as described there; masks and whole numbers may have any dtype. As
+                some methods compare it with tower_keys, text may have as many channels as these instead of C.
 
         Raises:
-            InputError: no part is given, parts differ in their number of cells, or num_kept exceeds a cell's tokens.
+            InputError: a part is unknown or does not have the form in View's docstring, parts do not fit together, none
+                has an entry for each token, or num_kept exceeds a cell's tokens.
         """
-        parts: dict[str, Any] = {name: part for name, part in given.items() if part is not None}
-        parts |= {name: parts[name].to(dtype) for name, dtype in _DTYPES.items() if name in parts}
-        first = next(iter(parts.values()), None)
-        if first is None or any(part.shape[:1] != first.shape[:1] for part in parts.values()):
-            raise InputError(
-                f"View.of got the shapes { ({name: list(part.shape) for name, part in parts.items()}) }: give at least "
-                "one tensor, and all with the same number of cells"
-            )
+        unknown = strangers(given, _AXES)
+        if unknown:
+            raise InputError(f"View.of has no part {unknown}: its parts are num_kept, {', '.join(_AXES)}")
+        parts: dict[str, Any] = {name: _part(name, given[name]) for name in _AXES if given.get(name) is not None}
+        _check_together(parts)
         view = cls(None, 0, **parts)
         return view if num_kept is None else view.keeping(num_kept)
 
     def keeping(self, num_kept: int | Sequence[int] | torch.Tensor) -> View:
         """This view with num_kept and the numbers that the host reads from it and from places."""
-        counts, cells = torch.as_tensor(num_kept), self.cells
-        if counts.is_floating_point() or counts.dtype == torch.bool or counts.shape not in ((), cells.shape[:1]):
-            raise InputError(f"num_kept={shown(num_kept)}: give a whole number, or one for each of {len(cells)} cells")
+        counts, cells = _numbers(num_kept), self.cells
+        if counts is None or not _is_whole(counts) or counts.shape not in ((), cells.shape[:1]):
+            raise InputError(
+                f"num_kept={shown(num_kept)}: give a whole number, or one for each of {counted(len(cells), 'cell')}"
+            )
         counts = counts.to(cells.device, torch.long).expand(len(cells)).contiguous()
         present = self.present.sum(1)
         if (counts < 1).any() or (counts > present).any():
-            raise InputError(f"num_kept={counts.tolist()} of {present.tolist()} tokens: give 1 or more, at most all")
+            raise InputError(
+                f"num_kept={shown(counts.tolist())} of {shown(present.tolist())} tokens: give from 1 to the number of "
+                "the cell's tokens"
+            )
         return replace(self, num_kept=counts, most=int(counts.max()), least=int(counts.min()), **self._frame_sizes())
 
     def _frame_sizes(self) -> dict[str, Any]:
@@ -123,7 +146,8 @@ class View:
         if saliency is not None and saliency.dim() == 3:  # [F, B, N], of several blocks
             saliency = saliency[:, 0]
         parts = (self.tokens, self.places, self.sizes, self.tower_keys, saliency, self.tower_groups, self.layer_keys)
-        return next(part for part in (*parts, self.layer_queries, self.layer_row) if part is not None)
+        others = (self.layer_queries, self.layer_plain_keys, self.layer_plain_queries, self.layer_row, self.valid)
+        return next(part for part in (*parts, *others) if part is not None)
 
     @property
     def present(self) -> torch.Tensor:
@@ -133,8 +157,86 @@ class View:
         cells = self.cells
         return torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
 
-    def require(self, method: str, *names: str) -> None:
-        """Raise InputError if a part that the method looks at was not given."""
+    def require(self, method: str, *names: str, blocks: int | None = 1) -> None:
+        """Raise InputError if a part that the method looks at was not given, or tower_saliency is neither of one block
+        nor of as many as the method reads (None: any number)."""
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             raise InputError(f"{method} looks at {', '.join(missing)}: give them to View.of")
+        saliency = self.tower_saliency if "tower_saliency" in names else None
+        if saliency is not None and saliency.dim() == 3 and blocks not in (None, saliency.shape[1]):
+            form = "[F, N]" if blocks == 1 else f"[F, N], or [F, {blocks}, N] of {blocks} blocks"
+            raise InputError(f"{method}: tower_saliency is {list(saliency.shape)}: give {form}")
+
+
+def _part(name: str, given: Any) -> torch.Tensor:
+    """A part that is given to View.of, in the form that methods expect.
+
+    Raises:
+        InputError: it has another type, number of axes or kind of numbers.
+    """
+    form = f"[{', '.join(_AXES[name])}]" + (" (or [F, B, N] of B blocks)" if name == "tower_saliency" else "")
+    form += f" of F cells and {'N' if 'N' in _AXES[name] else 'T text'} tokens"
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"View.of {name} is of type {type(given).__name__}: give a torch.Tensor {form}")
+    axes = _axes(name, given)
+    if len(axes) != given.dim() or (axes[-1] == "3" and given.shape[-1] != 3):
+        raise InputError(f"View.of {name} is {list(given.shape)}: give {form}")
+    dtype = _DTYPES.get(name)
+    if dtype is None:
+        if not given.is_floating_point():
+            raise InputError(f"View.of {name} is {given.dtype}: give floating point, such as {name}.float()")
+        return given[:, 0] if axes == "FBN" and given.shape[1] == 1 else given
+    whole = given.is_floating_point() and bool((given == given.round()).all())  # as scripts give them
+    if not (whole or _is_whole(given) or given.dtype == dtype):
+        remedy = f"True and False, such as {name}.bool()" if dtype == torch.bool else f"integers, such as {name}.long()"
+        raise InputError(f"View.of {name} is {given.dtype}: give {remedy}")
+    return given.to(dtype)
+
+
+def _check_together(parts: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError unless parts agree in their device and in the numbers of _ALIKE, and tell how many tokens there
+    are."""
+    firsts: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for name, part in parts.items():
+        for axis, size in zip(_axes(name, part), part.shape):
+            first = firsts.setdefault(axis, name)
+            if axis in _ALIKE and sizes.setdefault(axis, size) != size:
+                raise InputError(
+                    f"View.of {name} is {list(part.shape)}, {first} is {list(parts[first].shape)}: give both the same "
+                    f"number of {_ALIKE[axis]}"
+                )
+            if axis in "FN" and not size:
+                raise InputError(f"View.of {name} is {list(part.shape)}: give at least one cell and one token")
+        first = firsts["F"]
+        if part.device != parts[first].device:
+            raise InputError(
+                f"View.of {name} is on {part.device}, {first} is on {parts[first].device}: give all on one device"
+            )
+    if "N" not in sizes:
+        raise InputError(
+            f"View.of got {', '.join(parts) or 'nothing'}: give a part with an entry for each token, such as tokens"
+        )
+    widths = {name: parts[name].shape[-1] for name in ("text", "tokens", "tower_keys") if name in parts}
+    if {"text", "tokens"} <= widths.keys() and widths.pop("text") not in widths.values():
+        raise InputError(
+            f"View.of text is {list(parts['text'].shape)}, tokens is {list(parts['tokens'].shape)}: give both the same "
+            "number of channels"
+        )
+
+
+def _axes(name: str, part: torch.Tensor) -> str:
+    return "FBN" if name == "tower_saliency" and part.dim() == 3 else _AXES[name]
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _numbers(given: Any) -> torch.Tensor | None:
+    """A tensor of the numbers in anything; None if it does not hold numbers."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -44,7 +44,7 @@ class VTCCLS(Method):
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
-        view.require("vtc_cls", "tower_saliency")
+        view.require("vtc_cls", "tower_saliency", blocks=None)
         rows = view.tower_saliency.float()
         scores = rows if rows.dim() == 2 else rows.sum(1)
         return Grouping.of_kept(view, best(scores, view), self.dropped)

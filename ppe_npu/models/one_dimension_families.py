@@ -193,7 +193,8 @@ def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
         features = "" if pixels is None else f", features: {len(pixels) * tokens}"
         raise InputError(
             f"Image features and image tokens do not match, tokens: {found}{features}: sample {sample}: the run of "
-            f"image tokens at index {start} is {length} long, which is no multiple of the {tokens} that a tile has"
+            f"image tokens at index {start} is {length} long, no multiple of the {tokens} that a tile has: give "
+            "ids and pixels of the same images"
         )
     return length // tokens
 

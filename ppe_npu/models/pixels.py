@@ -88,7 +88,10 @@ def _normalised(values: PixelValues, said: Mapping[str, Any]) -> PixelValues:
         own if given is None else tuple(map(float, given)) for own, given in ((values.mean, mean), (values.std, std))
     )
     if len(mean) != len(std) or not mean:
-        raise InputError(f"the image processor's image_mean {mean} and image_std {std} must have one value per channel")
+        raise InputError(
+            f"the image processor's image_mean {mean} and image_std {std} do not have one value for each channel: save "
+            "the checkpoint's processor again"
+        )
     # The factor is nearly always 1 / 255, so that scale is 1 up to rounding: nothing needs to be multiplied then.
     return replace(values, mean=mean, std=std, scale=1.0 if abs(scale - 1) < 1e-6 else scale)
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.items import ItemRun
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, counted
 
 _BASE = 256  # bf16 and fp16 represent all integers up to 256 exactly; above it bf16 skips at least every other one
+_REMEDY = "the processor is not the checkpoint's: load it from the same folder"
 LARGEST = _BASE**2  # largest extent of a run of visual tokens
 
 
@@ -50,12 +51,12 @@ def thinned_runs(tokens: Sequence[int], placeholder: int, kept: Sequence[int]) -
         if place == 0 or tokens[place - 1] != placeholder:
             left = next(numbers, 0)
             if not left or list(tokens[place : place + left]) != [placeholder] * left:
-                raise InputError(f"the processor's placeholders at {place} are not the {left} that their grid keeps")
+                raise InputError(f"the placeholders at {place} are not the {left} of their grid; {_REMEDY}")
         if left:
             out.append(token)
             left -= 1
     if next(numbers, None) is not None:
-        raise InputError(f"the processor made fewer than {len(kept)} runs of placeholders")
+        raise InputError(f"there are fewer than {len(kept)} runs of placeholders; {_REMEDY}")
     return out
 
 
@@ -77,12 +78,13 @@ def prompt_line(length: int, items: Sequence[tuple[np.ndarray, Sequence[ItemRun]
     for columns, runs in items:
         kept = sum(run.kept for run in runs)
         if len(columns) != kept:
-            raise InputError(f"an item has {len(columns)} visual tokens in the prompt, but its grid keeps {kept}")
+            many = counted(len(columns), "visual token")
+            raise InputError(f"an item has {many} in the prompt, its grid keeps {kept}; {_REMEDY}")
         for run in runs:
             own, columns = columns[: run.kept], columns[run.kept :]
             start = int(own[0])
             if int(own[-1]) - start != run.kept - 1:
-                raise InputError(f"a run of {run.kept} visual tokens at index {start} has gaps")
+                raise InputError(f"a run of {run.kept} visual tokens at index {start} has gaps; {_REMEDY}")
             line[at:start] = following + np.arange(start - at)
             following += start - at
             line[start : start + run.kept] = -1 - following

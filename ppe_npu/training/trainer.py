@@ -222,7 +222,7 @@ def _records(config: TrainConfig, processor: Any, folder: str | None) -> tuple[l
         records, validation = list(survey.records), list(apart.records)
     apart = next((record for record in records if record.independent), None)
     if config.packing and apart is not None:
-        raise InputError(f"packing: {apart.where} has independent questions, which are packed already: leave it out")
+        raise InputError(f"{apart.where} has independent questions, which are packed already: leave packing out")
     if apart is not None and is_tiled(processor):
         raise InputError(
             f"{apart.where} has independent questions, which only Qwen's families pack: write one per record"

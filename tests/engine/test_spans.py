@@ -29,9 +29,11 @@ def test_a_missing_grid_a_spare_grid_and_a_short_run_are_named():
     ids = np.array([[5, IMAGE_ID, IMAGE_ID, IMAGE_ID, IMAGE_ID, 5]])
     with pytest.raises(ValueError, match="sample 0 has more image tokens than image_grid_thw describes"):
         find_spans(ids, None, [], [], None, VISION)
-    with pytest.raises(ValueError, match=r"describes 2 image\(s\) but the prompts hold tokens of 1"):
+    with pytest.raises(ValueError, match="describes 2 images but the prompts hold tokens of 1: give one grid"):
         find_spans(ids, None, [[1, 4, 4], [1, 4, 4]], [], None, VISION)
-    with pytest.raises(ValueError, match="has a grid of 6 tokens but its run of image tokens at index 1 is 4 long"):
+    with pytest.raises(
+        ValueError, match="has a grid of 6 tokens but its run of image tokens at index 1 is 4 long: give ids and grids"
+    ):
         find_spans(ids, None, [[1, 4, 6]], [], None, VISION)
     with pytest.raises(ValueError, match="height and width positive multiples of 2"):
         find_spans(ids, None, [[1, 3, 4]], [], None, VISION)

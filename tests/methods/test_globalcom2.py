@@ -74,11 +74,18 @@ def video(frames=3, height=3, width=4, seed=0) -> dict:
     return {"tokens": tokens, "places": torch.cat([places_of(f, height, width) for f in range(frames)])[None]}
 
 
-@pytest.mark.parametrize("by", [Uniform(), DPCKNN(), get("divprune"), get("divprune", dropped="drop")])
+BY = [Uniform(), DPCKNN(), get("divprune"), get("divprune", dropped="drop"), get("hiprune"), get("mmr")]
+
+
+@pytest.mark.parametrize("by", BY, ids=lambda by: by.name)
 def test_any_method_chooses_within_the_frames(by):
     """Each frame gets the groups that the inner method makes alone with the number of tokens allotted to the frame."""
     given = video()
     method = get("globalcom2", temperature=0.2, by=by)
+    blocks = by.blocks(32)
+    assert (method.blocks(32), method.tower_windows) == (blocks, by.tower_windows)
+    if "tower_saliency" in by.needs:
+        given["tower_saliency"] = torch.rand(1, len(blocks), 36, generator=torch.Generator().manual_seed(1)).squeeze(1)
     grouping = method.group(View.of(**given, num_kept=14))
     assert (grouping.counts > 0).all()
     numbers = (grouping.representatives[0] // 12).bincount(minlength=3)
@@ -87,7 +94,8 @@ def test_any_method_chooses_within_the_frames(by):
     before = 0
     for frame, number in enumerate(numbers.tolist()):
         part = slice(12 * frame, 12 * frame + 12)
-        alone = by.group(View.of(**{name: value[:, part] for name, value in given.items()}, num_kept=number))
+        own = {name: value[..., part] if name == "tower_saliency" else value[:, part] for name, value in given.items()}
+        alone = by.group(View.of(**own, num_kept=number))
         mine = grouping.labels[0, part]
         assert torch.equal(torch.where(mine < 0, -1, mine - before), alone.labels[0])
         assert torch.equal(grouping.representatives[0, before : before + number] - 12 * frame, alone.representatives[0])
@@ -134,3 +142,8 @@ def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
         get("globalcom2", **fields)
     assert get("globalcom2", by={"method": "uniform"}).by == Uniform()
+
+
+def test_with_crops_the_last_block_is_seen_whatever_the_inner_method_looks_at():
+    method = get("globalcom2", by=get("hiprune"), crops=[1, 1], original_size=[8, 8])
+    assert (method.blocks(32), method.tower_windows) == ((31,), "refuse")

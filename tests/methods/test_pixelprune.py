@@ -257,12 +257,6 @@ def test_what_cannot_be_is_refused(fields, message):
         get("pixelprune", **fields)
 
 
-@pytest.mark.parametrize("cells", [torch.zeros(4, 3), torch.zeros(2, 2, 3, dtype=torch.uint8), torch.zeros(0, 2, 3)])
-def test_cells_that_are_none_are_refused(cells):
-    with pytest.raises(InputError, match="cells are torch"):
-        get("pixelprune").select(cells)
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_what_is_no_number_is_refused(predictor, value):

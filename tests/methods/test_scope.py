@@ -4,6 +4,7 @@ import pytest
 import torch
 from recorded import case_names, cases
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods import get
 from ppe_npu.methods.choosing import cosines
 from ppe_npu.methods.scope import covering
@@ -49,3 +50,10 @@ def test_each_token_has_the_largest_gain_of_those_that_are_left(combined):
 def test_no_token_is_taken_twice_where_all_are_covered():
     view = View.of(tokens=torch.ones(1, 6, 4), tower_saliency=torch.full((1, 6), 1 / 6), num_kept=4)
     assert get("scope").group(view).representatives.tolist() == [[0, 1, 2, 3]]
+
+
+def test_saliency_that_it_looks_at_is_not_left_out_in_silence():
+    view = View.of(tokens=torch.rand(1, 6, 4))
+    with pytest.raises(InputError, match="scope looks at tower_saliency: give"):
+        get("scope").group(view)
+    assert get("scope", alpha=None, ratio=0.5).group(view).representatives.shape == (1, 3)

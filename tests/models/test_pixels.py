@@ -299,6 +299,9 @@ def test_a_processor_or_a_checkpoint_says_the_normalisation(tmp_path):
     assert found == PixelValues(2, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 0.5)
     Processor.do_normalize = Processor.do_rescale = False
     assert pixel_values(model, vision, Processor()).pixels == PixelValues(2, (0.0,) * 3, (1.0,) * 3, 1 / 255)
+    Processor.do_normalize, Processor.image_std = True, [1, 2]
+    with pytest.raises(InputError, match=r"image_std \(1\.0, 2\.0\) do not have one value for each channel: save the"):
+        pixel_values(model, vision, Processor())
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
     model.config._name_or_path = str(tmp_path)
     assert compress(model, config_of("alone")).compression.vision.pixels.mean == (0.0,) * 3

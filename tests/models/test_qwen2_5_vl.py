@@ -313,11 +313,11 @@ def test_inputs_embeds_beside_input_ids(model):
         ({"attention_mask": torch.ones(1, 1, 7, 7, dtype=torch.long)}, "attention_mask is torch.int64 .* must be bool"),
         ({"pixel_values": torch.zeros(12, 96)}, "pixel_values hold 12 patches, but image_grid_thw describes 16"),
         ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"labels have shape \[1, 3\] but input_ids"),
-        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \[1, 3\], not that of input_ids"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask is \[1, 3\]: give \[1, 7\], one entry per"),
         ({"position_ids": torch.zeros(1, 3, dtype=torch.long)}, r"position_ids have shape \[1, 3\]: give \[3, 1,"),
         (
             {"position_ids": torch.zeros(5, 1, 7, dtype=torch.long)},
-            r"position_ids have shape \[5, 1, 7\], not \[3, 1, 7",
+            r"position_ids have shape \[5, 1, 7\]: give \[3, 1, 7\], \[1, 7\] or",
         ),
         ({"input_ids": None}, "input_ids and inputs_embeds are both missing"),
     ],

@@ -259,7 +259,10 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ([toys.Pixels(), toys.Pixels(0.25)], "steps has toy_pixels, toy_pixels at the pixels"),
+        (
+            [toys.Pixels(), toys.Pixels(0.25)],
+            "steps toy_pixels and toy_pixels both run at the pixels, and each needs whole pictures: keep one",
+        ),
         ([DPCKNN(layer=3)], r"layers=\[3\]: this model has 3 decoder layers, 0 to 2"),
     ],
 )

@@ -206,4 +206,8 @@ def test_what_cannot_be_is_refused_by_name(model, family):
         model(**ready, attention_mask=inputs["attention_mask"])
     with pytest.raises(InputError, match="tome_tower looks at tower_groups"):
         METHOD.group(View.of(tokens=torch.zeros(1, 4, 2)))
+    groups = torch.tensor([[0, -1, 0, 0], [0, 0, -1, -1]])
+    with pytest.raises(InputError, match=r"num_kept=\[3, 1\], tower_groups has \[3, 2\] groups: give View.of these as"):
+        METHOD.group(View.of(tower_groups=groups, num_kept=[3, 1]))
+    assert METHOD.group(View.of(tower_groups=groups, num_kept=[3, 2])).counts.tolist() == [[2, 1, 1], [1, 3, 0]]
     restore(model)

@@ -12,6 +12,7 @@ from towers import PROMPTS, TOWERS, VIEWS, Keys, Looks, config, flat, given, loo
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
+from ppe_npu.methods import get
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.tower import Watch
 
@@ -155,6 +156,26 @@ def test_blocks_that_attend_in_windows_are_refused_or_seen_whole(family):
     for (expected, _), (keys, saliency) in zip(whole, alone, strict=True):
         assert saliency is None
         assert_equal(keys, expected)  # keys do not depend on windows
+
+
+def test_hiprune_chooses_by_the_block_that_is_left_where_the_other_is_skipped():
+    """Block 0 attends in windows, and block 2 is the last one."""
+    inputs, found = given("qwen2_5_vl"), []
+    for fields in ({"object_layer": 0, "tower_windows": "skip"}, {"object_layer": 2}):
+        model = random_model(tower=TOWERS["qwen2_5_vl"])
+        with torch.no_grad():
+            found.append(compress(model, config(get("hiprune", ratio=0.5, **fields)))(**inputs).logits)
+    assert torch.equal(*found)
+
+
+def test_a_method_that_chooses_within_frames_sees_the_blocks_that_it_names():
+    """The outer method also shows frames that do not exist, where a video has fewer than another."""
+    looks = Looks(named=(0, 2), windows="frame")
+    model, inputs = random_model(tower=TOWERS["qwen2_5_vl"]), given("qwen2_5_vl")
+    alone, within = (looked(model, inputs, method) for method in (looks, get("globalcom2", by=looks)))
+    for _, saliency in alone:
+        assert saliency.shape[0] == 2
+        assert any(torch.equal(saliency, seen) for _, seen in within)
 
 
 @pytest.mark.parametrize("windows", ["refuse", "skip"])

@@ -44,6 +44,15 @@ def test_packing_changes_no_loss(settings, compression):
     assert whole[0] != whole[-1]
 
 
+def test_records_that_are_packed_already_are_refused_by_their_line(settings, data, tmp_path):
+    rows = json.loads(Path(data).read_text())
+    file = tmp_path / "apart.json"
+    file.write_text(json.dumps([{**row, "independent": True} for row in rows[:2]]))
+    run = {"data": str(file), "data_root": str(Path(data).parent), "packing": True}
+    with pytest.raises(InputError, match=r"apart\.json.* which are packed already: leave packing out"):
+        train(TrainConfig(**settings | run), announce=False)
+
+
 @pytest.mark.ci
 def test_length_groups_leave_no_record_out(settings, monkeypatch):
     from ppe_npu.training.collator import Collator

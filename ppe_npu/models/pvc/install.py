@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.errors import InputError
+from ppe_npu.errors import InputError, shown
 from ppe_npu.models.known import check_release
 from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.utils.reading import UnreadableError, read_json
@@ -124,5 +124,7 @@ def _read_config(path: str | Path) -> dict:
 
 def _module(kind: str | None):
     if kind not in _BASES:
-        raise InputError(f"PVC does not support model_type {kind!r}, only {', '.join(_BASES)}")
+        raise InputError(
+            f"PVC does not support model_type {shown(kind)}: take a model of type {', '.join(_BASES)}, or leave pvc out"
+        )
     return import_module(f"ppe_npu.models.pvc.{_BASES[kind]}")
