@@ -1,7 +1,7 @@
 """The parts of a decoder that the seam was written for; any other part is refused by name.
 
-Stages call the layers directly, and fuse() replaces their attention: a layer that takes other arguments, sees another
-part of the past, or numbers its positions differently would silently compute something else.
+Stages call the layers directly: a layer that takes other arguments, sees another part of the past, or numbers its
+positions differently would silently compute something else. fused_classes.py is the like for fuse().
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +23,6 @@ DECODERS = {
     "Qwen3DecoderLayer": "Qwen3Attention",
     "Qwen3MoeDecoderLayer": "Qwen3MoeAttention",
 }
-# Attentions that rotate neighbouring channels, or only a part of a head: they keep their own rotary embedding.
-TURNED_OTHERWISE = ("Glm4vTextAttention", "Glm4vMoeTextAttention")
 # Classes that were examined and do not fit, and the reason.
 REFUSED = {
     "Gemma3ForConditionalGeneration": "attention in pictures is bidirectional, and layers have own rotary embeddings",

@@ -96,6 +96,13 @@ def is_overridden(module: torch.nn.Module, name: str) -> bool:
     return override is not None and not override.idle
 
 
+def is_untouched(module: torch.nn.Module, name: str) -> bool:
+    """Whether a method is the class's, apart from an override of ours or a hook of accelerate."""
+    method = vars(module).get(_slots(module, name)[-1])
+    ours = name in vars(module).get(_SAVED, {})
+    return ours or method is None or getattr(method, "__func__", None) is getattr(type(module), name)
+
+
 def restore_methods(module: torch.nn.Module) -> None:
     """Take back every override of this instance. A wrapper that other code has put around one (mixed precision, a hook)
     stays in place; the override inside it stays, idle, and calls the previous method."""
