@@ -78,7 +78,7 @@ def check_key_bias(text: Any, device: torch.device | None = None, packed: bool =
     if name not in ("sdpa", "eager"):
         raise InputError(f"{subject}, but {name} takes no mask: load the model with attn_implementation='sdpa'")
     if packed:
-        raise InputError(f"{subject}, but attention in the segments of a packed batch cannot: leave packed out")
+        raise InputError(f"{subject}, which attention in packed segments cannot do: leave packed out")
     fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
     if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
         best = candidates("attention", device.type)[0].name

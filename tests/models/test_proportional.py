@@ -263,7 +263,7 @@ def test_attention_that_takes_no_key_bias_is_refused_by_name(model, monkeypatch)
         compress(model, SETTINGS["ppe"])
     monkeypatch.undo()
     compress(fused.fuse(model), SETTINGS["ppe"])
-    with pytest.raises(InputError, match="segments of a packed batch cannot: leave packed out"):
+    with pytest.raises(InputError, match="which attention in packed segments cannot do: leave packed out"):
         model(**batch(PROMPT), labels=batch(PROMPT)["input_ids"], packed=True)
     with pytest.raises(InputError, match="packing and proportional_attention exclude each other"):
         TrainConfig(model="m", data="d", output="o", packing=True, compression=SETTINGS["ppe"])
