@@ -79,7 +79,8 @@ def check_key_bias(text: Any, device: torch.device | None = None, packed: bool =
         raise InputError(f"{subject}, but {name} takes no mask: load the model with attn_implementation='sdpa'")
     if packed:
         raise InputError(f"{subject}, which attention in packed segments cannot do: leave packed out")
-    fused = name == "sdpa" and any(vars(layer.self_attn).get(_FUSED) for layer in text.layers)
+    heard = [layer.self_attn for layer in text.layers if has_attention(layer)]
+    fused = name == "sdpa" and any(vars(attention).get(_FUSED) for attention in heard)
     if fused and device is not None and not {"sdpa"} & {e.name for e in candidates("attention", device.type)}:
         best = candidates("attention", device.type)[0].name
         raise InputError(
