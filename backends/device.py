@@ -7,6 +7,7 @@ the names of devices.
 
 import contextlib
 import functools
+import math
 import platform
 import random
 import time
@@ -23,6 +24,8 @@ from ppe_npu.backends.finding import resolve as resolve
 from ppe_npu.backends.precision import exact_matmul as exact_matmul
 from ppe_npu.errors import InputError
 from ppe_npu.utils.launched import check_launched, environment_number
+
+_CYCLES = 2_500_000  # per millisecond, not less than a GPU's clock has
 
 
 def _runtime(device: torch.device) -> Any:
@@ -259,6 +262,16 @@ def trains_4_bits(device: torch.device) -> bool:
 def times_itself(device: torch.device) -> bool:
     """Whether torch can delay the device and then time the queued work by events: on CUDA."""
     return device.type == "cuda"
+
+
+def delay(device: torch.device, milliseconds: float) -> None:
+    """Queues a wait of at least that long on a device that `times_itself`; it must be the current one."""
+    _runtime(device)._sleep(math.ceil(milliseconds * _CYCLES))
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The size of the cache between the cores and the memory of a device that `times_itself`."""
+    return _runtime(device).get_device_properties(device).L2_cache_size
 
 
 class Stopwatch:

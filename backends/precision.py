@@ -20,7 +20,9 @@ def exact_matmul() -> Iterator[None]:
     """
     if torch.compiler.is_compiling():
         if not _whole_products():
-            raise RuntimeError("fp32 products are set to fewer bits: torch.set_float32_matmul_precision('highest')")
+            raise RuntimeError(
+                "fp32 products are set to fewer bits: call torch.set_float32_matmul_precision('highest') first"
+            )
         yield
         return
     saved = _settings()

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("ppe_npu", "backends", "scripts", "tests")
 LONGEST, LONGEST_FUNCTION = 350, 45  # lines
 ASKS_OF_DEVICES = "backends/device.py"
+# What device.py imports, so that it cannot ask there: which devices are there, and the settings of all of them.
+ASK_THEMSELVES = (ASKS_OF_DEVICES, "backends/finding.py", "backends/precision.py")
 WIDEST = 160  # characters of a document's line
 DOCUMENTS = ("*.md", "docs/**/*.md", "tests/**/*.md", "scripts/**/*.md")
 
@@ -50,6 +52,8 @@ TOLERANCES = {"atol", "rtol", "abs", "rel", "abs_tol", "rel_tol", "tol", "tolera
 # Small numbers in tests that are not tolerances: (file, the stripped line) -> what specifies the number.
 SPECIFIED: dict[tuple[str, str], str] = {}
 KINDS = {"npu", "cuda", "cpu"}
+HOLD_DEVICES = ("device", "where", "there")  # ends of the names of variables and attributes
+COMPARE_TEXT = {"startswith", "endswith", "match", "fullmatch"}
 DEVICE_PACKAGES = {"torch_npu", "mindspeed", "flash_attn", "triton", "liger_kernel"}
 
 
@@ -161,23 +165,56 @@ def tolerances() -> list[str]:
 
 
 def is_kind(node: ast.AST) -> bool:
-    """Whether an expression is the name of a kind of device, or a literal collection of such names."""
+    """Whether an expression is the name of a kind of device, or a literal collection of such names, as the keys are of
+    a literal dict."""
     parts = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
-    return bool(parts) and all(isinstance(part, ast.Constant) and part.value in KINDS for part in parts)
+    parts = node.keys if isinstance(node, ast.Dict) else parts
+    names = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+    return bool(parts) and len(names) == len(parts) and all(name.partition(":")[0] in KINDS for name in names)
+
+
+def is_device_type(node: ast.AST) -> bool:
+    """Whether an expression is the kind of a device, as in device.type or tensor.device.type."""
+    if not isinstance(node, ast.Attribute) or node.attr != "type":
+        return False
+    return getattr(node.value, "attr", getattr(node.value, "id", "")).endswith(HOLD_DEVICES)
+
+
+def is_asked_in_call(node: ast.Call) -> bool:
+    """Whether a call compares the name of a kind, looks one up, or asks torch whether it has one."""
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    of, first = getattr(node.func, "value", node.func), node.args[:1]
+    if name in COMPARE_TEXT:
+        return any(map(is_kind, first)) or is_device_type(of)
+    if name == "get":
+        return any(map(is_device_type, first)) or (isinstance(of, ast.Dict) and is_kind(of))
+    return name in ("hasattr", "getattr") and is_torch(*first) and any(map(is_kind, node.args[1:2]))
+
+
+def is_torch(node: ast.AST | None = None) -> bool:
+    return isinstance(node, ast.Name) and node.id == "torch"
 
 
 def device_questions(source: str) -> list[int]:
-    """Lines that test the kind of a device. Only backends/device.py may; other code asks it what a device can do."""
+    """Lines that test the kind of a device, or use what torch has for one kind alone. Only backends/device.py may;
+    other code asks it what a device can do."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):
-            asked = any(map(is_kind, [node.left, *node.comparators]))
+            sides = [node.left, *node.comparators]
+            typed = list(map(is_device_type, sides))  # all: whether devices are of one kind, which is no such question
+            asked = any(map(is_kind, sides)) or (any(typed) and not all(typed))
         elif isinstance(node, ast.Call):
-            asked = getattr(node.func, "attr", "") == "startswith" and bool(node.args) and is_kind(node.args[0])
+            asked = is_asked_in_call(node)
+        elif isinstance(node, ast.Subscript):
+            asked = is_device_type(node.slice) or (isinstance(node.value, ast.Dict) and is_kind(node.value))
         elif isinstance(node, ast.MatchValue):
             asked = is_kind(node.value)
+        elif isinstance(node, ast.Attribute):
+            runtime = isinstance(node.value, ast.Attribute) and node.value.attr in KINDS and is_torch(node.value.value)
+            asked = runtime or node.attr in {f"is_{kind}" for kind in KINDS}
         else:
-            asked = isinstance(node, ast.Attribute) and node.attr in {f"is_{kind}" for kind in KINDS}
+            asked = False
         found += [node.lineno] if asked else []
     return found
 
@@ -199,7 +236,7 @@ def of_every_file() -> list[str]:
             out.append(f"{name} has {lines} lines: more than {LONGEST} are two ideas")
         for line, function, length in long_functions(source):
             out.append(f"{name}:{line} {function}() has {length} lines: more than {LONGEST_FUNCTION} are two functions")
-        if not name.startswith("tests/") and name != ASKS_OF_DEVICES:
+        if not name.startswith("tests/") and name not in ASK_THEMSELVES:
             for line in device_questions(source):
                 out.append(f"{name}:{line} asks what kind a device is: {ASKS_OF_DEVICES} answers what it can")
     return out

@@ -62,7 +62,7 @@ def dpc_knn(
     budgets, num_neighbors = budgets.contiguous(), num_neighbors.contiguous()
     centers = torch.empty(frames, max_groups, dtype=torch.int64, device=tokens.device)
     labels = torch.empty(frames, count, dtype=torch.int64, device=tokens.device)
-    with torch.cuda.device_of(tokens):
+    with device.current(tokens.device):
         for start in range(0, frames, tiling.frames):
             part = slice(start, start + tiling.frames)
             arguments = (tokens[part], lengths[part], budgets[part], num_neighbors[part], strict)

@@ -48,7 +48,7 @@ def channel_rows(rows: int, channels: Sequence[int]) -> list[int]:
     axes = axes_of(channels)
     k = rows // axes
     if rows != axes * k or k < 1:
-        raise ValueError(f"positions have {rows} rows: {axes} axes need a multiple of {axes}")
+        raise ValueError(f"positions have {rows} rows for {axes} axes: give axes * K rows, a multiple of {axes}")
     check_channels(k, channels)
     out = np.zeros(len(channels), np.int64)
     for axis in range(axes):

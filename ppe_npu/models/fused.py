@@ -1,6 +1,6 @@
 """Norms, MLPs and attention of one model through ppe_npu.backends, which uses the device's fused operators.
 
-Modifications (on the given instance only; modules are recognized by their parts, so that it works for any Qwen-VL):
+Modifications (on the given instance only, to modules of the classes that fused_classes.py lists):
 * RMS norms and gated SiLU MLPs call backends.rms_norm and backends.swiglu.
 * The vision tower's attention calls backends.attention once with the borders of all windows, while transformers calls
   its attention once per window unless flash attention is installed.
@@ -11,6 +11,8 @@ Modifications (on the given instance only; modules are recognized by their parts
 If a loss looks wrong, switch this off first: unfuse(model).
 """
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,21 +23,43 @@ from ppe_npu.backends.dispatch import candidates
 from ppe_npu.compat import cache_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.known import TURNED_OTHERWISE, has_attention, is_gated
+from ppe_npu.models.fused_classes import MLP, NORM, TEXT, VISION, part_of
+from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.models.tower_blocks import on_host, vision_attention
 
+logger = logging.getLogger(__name__)
 _FUSED = "_ppe_fused"
+_LIKE = ("Norm", "MLP", "Mlp", "Attention")  # ends of the names of classes that are named where they are left
 
 
 def fuse(model: torch.nn.Module) -> torch.nn.Module:
-    """Route this model's norms, MLPs and vision attention through ppe_npu.backends, in place; returns the model."""
-    for module in model.modules():
-        forward = _forward_for(module)
-        if forward is not None and _FUSED not in vars(module):
-            override(module, "forward", forward)
+    """Route this model's norms, MLPs and attention through ppe_npu.backends, in place; returns the model. Modules of
+    classes that fused_classes.py does not list are left as they are, and a line of the log names them once.
+
+    Raises:
+        InputError: no module has a known class.
+    """
+    parts = {module: part_of(module) for module in model.modules()}
+    if not any(parts.values()):
+        raise InputError(
+            f"{type(model).__name__} has no norm, MLP or attention of a class that fuse() knows, such as "
+            "LlamaAttention: leave fuse() out"
+        )
+    for module, part in parts.items():
+        if part is not None and _FUSED not in vars(module):
+            override(module, "forward", _FORWARDS[part])
             vars(module)[_FUSED] = True
+    left = {type(module) for module, part in parts.items() if part is None}
+    names = {kind.__name__ for kind in left if not kind.__module__.startswith("torch.")}
+    _say_left(tuple(sorted(name for name in names if name.endswith(_LIKE))))
     return model
+
+
+@functools.cache  # once
+def _say_left(names: tuple[str, ...]) -> None:
+    if names:
+        logger.info("fuse() leaves as they are: %s", ", ".join(names))
 
 
 def takes_segments(text: Any) -> bool:
@@ -79,21 +103,6 @@ def unfuse(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def _forward_for(module: torch.nn.Module):
-    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-        return _rms_norm
-    children = {name for name, _ in module.named_children()}  # exactly these: GLM's merger has them, too, and more
-    if children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and "silu" in type(module.act_fn).__name__.lower():
-        return _swiglu
-    if type(module).__name__.endswith("VisionAttention") and hasattr(module, "qkv"):
-        return _vision_attention
-    parts = ("q_proj", "k_proj", "v_proj", "o_proj", "layer_idx")
-    plain = getattr(module, "sliding_window", None) is None and type(module).__name__ not in TURNED_OTHERWISE
-    if plain and all(hasattr(module, part) for part in parts):
-        return None if is_gated(module) else _text_attention
-    return None
-
-
 def _rms_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
     return backends.rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
@@ -130,6 +139,12 @@ def heads_of(
     return query, key, value
 
 
+def _is_causal(attention, kwargs: dict) -> bool:
+    """Whether a token attends only to earlier ones where there is no mask; models that embed texts turn it off."""
+    asked = kwargs.get("is_causal")
+    return getattr(attention, "is_causal", True) if asked is None else asked
+
+
 def _text_attention(
     self,
     hidden_states: torch.Tensor,
@@ -152,7 +167,7 @@ def _text_attention(
     bias = None if bias is None else bias.to(key.device)
     options = {"scale": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
     if segments is None:
-        causal = attention_mask is None and query.shape[2] > 1
+        causal = attention_mask is None and query.shape[2] > 1 and _is_causal(self, kwargs)
         if causal and cache is not None and cache.layers[self.layer_idx].is_compileable:
             # A static cache returns its whole length, but a first pass has filled only as many places as queries.
             key, value = (part[:, :, : query.shape[2]] for part in (key, value))
@@ -163,3 +178,6 @@ def _text_attention(
         options |= {"cu_seqlens": list(segments.borders), "causal": True, "key_bias": bias}
         out = segments.batch(backends.attention(*row, **options), len(query))
     return self.o_proj(out.transpose(1, 2).flatten(2)), None
+
+
+_FORWARDS: dict[str, Any] = {NORM: _rms_norm, MLP: _swiglu, VISION: _vision_attention, TEXT: _text_attention}

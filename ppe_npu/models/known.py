@@ -1,10 +1,10 @@
 """The parts of a decoder that the seam was written for; any other part is refused by name.
 
-Stages call the layers directly, and fuse() replaces their attention: a layer that takes other arguments, sees another
-part of the past, or numbers its positions differently would silently compute something else.
+Stages call the layers directly: a layer that takes other arguments, sees another part of the past, or numbers its
+positions differently would silently compute something else. fused_classes.py is the like for fuse().
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ppe_npu.engine.pixels import leave_after
 from ppe_npu.engine.rotary import GROWING
@@ -23,8 +23,6 @@ DECODERS = {
     "Qwen3DecoderLayer": "Qwen3Attention",
     "Qwen3MoeDecoderLayer": "Qwen3MoeAttention",
 }
-# Attentions that rotate neighbouring channels, or only a part of a head: they keep their own rotary embedding.
-TURNED_OTHERWISE = ("Glm4vTextAttention", "Glm4vMoeTextAttention")
 # Classes that were examined and do not fit, and the reason.
 REFUSED = {
     "Gemma3ForConditionalGeneration": "attention in pictures is bidirectional, and layers have own rotary embeddings",
@@ -78,7 +76,7 @@ def check_decoder(text, staged: bool, channels: int) -> None:
     if not types and getattr(text.config, "sliding_window", None) is not None:
         types = {"sliding_attention"}  # Mistral's configs have no layer_types
     linear = not all(map(has_attention, text.layers))
-    _check("layer type", sorted(types), [kind for kind in LAYER_TYPES if linear or kind != "linear_attention"])
+    _check("layers of type", sorted(types), [kind for kind in LAYER_TYPES if linear or kind != "linear_attention"])
     if staged and "sliding_attention" in types:
         raise InputError("layers with sliding attention cannot be compressed on entry: set use_sliding_window=False")
 
@@ -105,10 +103,10 @@ def check_layers(layers: Iterable, known: Mapping[str, str]) -> None:
     """
     for layer in layers:
         layer = getattr(layer, "_orig_mod", layer)  # as torch.compile wraps it
-        _check("decoder layer", [_name(layer, known)], known)
-        own = known.values() if has_attention(layer) else LINEAR
+        _check("a layer of class", [_name(layer, known)], known)
+        own = list(known.values()) if has_attention(layer) else LINEAR
         attention = layer.self_attn if has_attention(layer) else getattr(layer, "linear_attn", None)
-        _check("attention", [_name(attention, own)], own)
+        _check("attention of class", [_name(attention, own)], own)
 
 
 def has_attention(layer) -> bool:
@@ -147,9 +145,10 @@ def check_tower(blocks: Iterable, known: Mapping[str, str]) -> None:
     """
     for block in blocks:
         block = getattr(block, "_orig_mod", block)
-        _check("block", [_name(block, known)], known, "vision tower")
+        _check("a block of class", [_name(block, known)], known, "vision tower")
         attention = block.attn if hasattr(block, "attn") else block.attention
-        _check("attention", [_name(attention, known.values())], known.values(), "vision tower")
+        heard = list(known.values())
+        _check("attention of class", [_name(attention, heard)], heard, "vision tower")
 
 
 def check_with_pvc(methods: Iterable[Method]) -> None:
@@ -170,7 +169,11 @@ def _name(module, known: Iterable[str]) -> str:
     return next((name for name in names if name in known), names[0])
 
 
-def _check(what: str, names: Iterable[str], known: Iterable[str], part: str = "decoder") -> None:
+def _check(what: str, names: Iterable[str], known: Collection[str], part: str = "decoder") -> None:
     for name in names:
         if name not in known:
-            raise InputError(f"{what} {name!r} of the {part} is not supported, only {', '.join(known)}")
+            which = "it" if len(known) == 1 else "one of them"
+            raise InputError(
+                f"the {part} has {what} {name!r}: this family supports {', '.join(known)} only; load a model that has "
+                f"{which}"
+            )

@@ -93,7 +93,7 @@ class Family:
         """Raise InputError where the tokens of a tile do not form a grid."""
         strategy, kind = getattr(config, "vision_feature_select_strategy", None), _tower(config)
         if kind not in TOWERS:  # Pixtral's pictures have any size, and text after each row
-            raise InputError(f"vision tower {kind!r} is not supported, only {', '.join(TOWERS)}")
+            raise InputError(f"vision tower {kind!r} is not supported: load a model with one of {', '.join(TOWERS)}")
         if self.class_token is not None and self.class_token(config) != (strategy == "default"):
             raise InputError(
                 f"vision_feature_select_strategy={strategy!r} with {kind} makes no grid of tokens: set "
@@ -209,7 +209,10 @@ def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
         counts = arguments.get("batch_num_images")
         alone = [True] * len(sizes) if counts is None else _alone(counts)
         if len(alone) != len(sizes):
-            raise InputError(f"batch_num_images sum to {len(alone)} images, but image_sizes has {len(sizes)}")
+            raise InputError(
+                f"batch_num_images sum to {len(alone)} images, but image_sizes has {len(sizes)}: give all that the "
+                "processor returned"
+            )
         out[IMAGE], most = Parts(), _most_tiles(config)
         for source, (size, tiled) in enumerate(zip(sizes, alone)):
             second = _unpadded(config, size, height, most) if tiled else (1, 1)

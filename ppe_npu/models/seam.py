@@ -1,24 +1,37 @@
 """Replacing methods of one module instance, and restoring the previous ones.
 
-Classes are not changed. Bound methods, not closures, are installed, so that copy.deepcopy of a compressed model gives
-an independent compressed model.
+compress() and fuse() change instances, not classes. Bound methods, not closures, are installed, so that copy.deepcopy
+of a compressed model gives an independent compressed model.
 
-Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22.2 and 5.24.0:
+Every override, checked against transformers 5.2.0 (by `make test-matrix`), 5.22.2 and 5.24.0. tests/models/test_seam.py
+compares this list with what is found on a tiny model of every family:
 
-    compress(), of the model for conditional generation (vision_language.py)
-        forward; by generation.py prepare_inputs_for_generation, _expand_inputs_for_generation,
-        _get_candidate_generator (5.2: prompt lookup is refused), _valid_auto_compile_criteria, _prefill,
-        _prepare_position_ids_for_generation, _supports_mm_encoder_outputs and init_continuous_batching
-    compress(), of its .model: forward
-    compress(), of its .model.language_model: forward, where layers merge on entry or take the tower's features
-        (decoder.py); rotary_emb is another module (5.2: it gives a table for each axis)
-    the first pass that computes only the loss, of its lm_head: forward (loss.py)
-    compress(), of a decoder layer, where FastV runs as published: forward (seeing_ahead.py)
-    compress(), where a step works inside the tower, of .model.visual and its blocks (tower_blocks.py), or of InternVL's
-        .model.vision_tower, its encoder and layers (tile_blocks.py): forward
-    compress(), of its .model.visual, where a step drops cells of pictures, only in older transformers (5.2) and only
-        while it runs: rot_pos_emb, fast_pos_embed_interpolate and get_window_index (pixels.py)
-    fuse(), of norms, MLPs and attentions: forward (fused.py)
+    `model`, the one for conditional generation (vision_language.py, one_dimension.py): `forward`; of generate()
+        (generation.py): `prepare_inputs_for_generation`, `_expand_inputs_for_generation`, `_get_candidate_generator`
+        (5.2: prompt lookup is refused), `_valid_auto_compile_criteria`, and in newer releases `_prefill`,
+        `_prepare_position_ids_for_generation`, `_supports_mm_encoder_outputs` and `init_continuous_batching`
+    `model.model`: `forward`
+    `model.model.language_model`, in Idefics 3 and SmolVLM `model.model.text_model`: `forward` (decoder.py), always in
+        Qwen3-VL, Qwen3.5 and families with 1-D positions, in others where layers merge on entry or attention counts the
+        tokens that a merged token stands for. Its rotary_emb is another module (5.2: it gives a table for each axis)
+    `model.model.language_model.layers[n]`, where FastV runs as published: `forward` (seeing_ahead.py)
+    `model.lm_head`, from the first pass on that computes only the loss: `forward` (loss.py)
+    `model.model.visual`, `model.model.visual.blocks[n]`, where a step works inside Qwen's tower: `forward`
+        (tower_blocks.py)
+    `model.model.vision_tower`, `model.model.vision_tower.encoder`, `model.model.vision_tower.encoder.layer[n]`, where a
+        step works inside InternVL's tower: `forward` (tile_blocks.py)
+    `cache`, each KV cache that a prompt was compressed into: `reorder_cache`, `batch_select_indices`,
+        `batch_repeat_interleave` and `reset` (caches.py)
+
+In older transformers (5.2) also of .model.visual, where a step drops cells of pictures, and only while it runs:
+rot_pos_emb, fast_pos_embed_interpolate and get_window_index (pixels.py). fuse() replaces the forward of norms, MLPs and
+attentions (fused.py), of the classes in fused_classes.py.
+
+add_pvc() (pvc/) changes the __class__ of a model, and of the parts that get new modules, to a subclass:
+
+    InternVL: `model`, `model.model`, `model.model.vision_tower.encoder`, `model.model.vision_tower.encoder.layer[n]`,
+        `model.model.multi_modal_projector`
+    Qwen2.5-VL: `model`, `model.model.visual`, `model.model.visual.blocks[n]`, `model.model.visual.merger`
 
 compat.py handles what differs between these versions (such as the KV cache's name), known.py lists the parts that a
 decoder may have.
@@ -94,6 +107,13 @@ def is_overridden(module: torch.nn.Module, name: str) -> bool:
     """Whether an override of that name is in force on this instance."""
     override = vars(module).get(_SAVED, {}).get(name)
     return override is not None and not override.idle
+
+
+def is_untouched(module: torch.nn.Module, name: str) -> bool:
+    """Whether a method is the class's, apart from an override of ours or a hook of accelerate."""
+    method = vars(module).get(_slots(module, name)[-1])
+    ours = name in vars(module).get(_SAVED, {})
+    return ours or method is None or getattr(method, "__func__", None) is getattr(type(module), name)
 
 
 def restore_methods(module: torch.nn.Module) -> None:

@@ -25,7 +25,8 @@ Modifications (on the given instance only):
 * language_model.rotary_emb: takes any number of position rows (3 or 3K) and makes one table for all layers.
 * the vision tower and its blocks, where a method works inside it: see tower_blocks.py.
 * a decoder layer, where FastV runs as published: see seeing_ahead.py.
-* language_model.forward, where layers merge on entry or take the tower's features: runs the layers stage by stage.
+* language_model.forward, where layers merge on entry, take the tower's features or attention counts what merged tokens
+  stand for (proportional_attention): runs the layers stage by stage.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,15 +9,14 @@ from bench.timing import stopwatch
 from ppe_npu.backends import device as devices
 
 # (side of the square matrices, bytes of the copy): large enough that caches and launches do not matter.
-SIZES = {"cpu": (2048, 2**27), "cuda": (8192, 2**31), "npu": (8192, 2**31)}
-TINY = (64, 2**16)
+ON_HOST, ON_CHIP, TINY = (2048, 2**27), (8192, 2**31), (64, 2**16)
 
 
 def measure(
     device: torch.device, dtypes: Iterable[torch.dtype], rounds: int, size: tuple[int, int] | None = None
 ) -> Peaks:
     """The peaks, each from the fastest, least disturbed round. fp32 products are real fp32 (no TF32, no HF32)."""
-    side, count = size or SIZES[device.type]
+    side, count = size or (ON_HOST if devices.on_cpu(device) else ON_CHIP)
     return Peaks({dtype: _product(device, dtype, side, rounds) for dtype in dtypes}, _copy(device, count, rounds))
 
 

@@ -10,7 +10,6 @@ import torch
 
 from ppe_npu.backends import device as devices
 
-CYCLES = 2_500_000  # cycles per millisecond, not less than a GPU's clock has
 MOST_QUEUED = 20  # calls that are queued on a GPU at a time: its queue holds about a thousand launches
 BETWEEN = 0.1  # milliseconds of the host between two calls, for three more launches
 STRETCH = 0.005  # least seconds of a measurement: a single call of a small kernel is shorter than reading a clock
@@ -65,7 +64,8 @@ def thread_ms(function: Callable[[], object]) -> float:
 
 
 def on_device(function: Callable[[], object], device: torch.device, milliseconds: float) -> float | None:
-    """Milliseconds of one call by CUDA events; None on other devices. milliseconds: the call's wall time.
+    """Milliseconds of one call by the device's own events; None unless it `times_itself`. milliseconds: the call's wall
+    time.
 
     The GPU is made to wait first, so that all calls are queued when it begins. Then the host's time for launches does
     not count, unless the calls themselves wait for the device. Before each call the cache is filled with other data,
@@ -74,11 +74,10 @@ def on_device(function: Callable[[], object], device: torch.device, milliseconds
     if not devices.times_itself(device):
         return None
     repeats = min(MOST_QUEUED, max(1, math.ceil(STRETCH * 1e3 / max(milliseconds, 1e-6))))
-    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    marks = [[torch.Event(device, enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     with devices.current(device):
-        other = torch.empty(2 * cache, dtype=torch.uint8, device=device)
-        torch.cuda._sleep(math.ceil((milliseconds + BETWEEN) * repeats * CYCLES))
+        other = torch.empty(2 * devices.cache_bytes(device), dtype=torch.uint8, device=device)
+        devices.delay(device, (milliseconds + BETWEEN) * repeats)
         for start, end in marks:
             other.zero_()
             start.record()

@@ -23,7 +23,8 @@ def refused(model, config, message: str) -> None:
 def test_a_rotary_embedding_of_an_unknown_type_is_refused(family):
     model = random_model(family=family)
     model.model.language_model.rotary_emb.rope_type = "longrope"
-    refused(model, PPE, "rope_type 'longrope' of the decoder is not supported, only default, linear, yarn, .*dynamic")
+    said = "decoder has rope_type 'longrope': .* supports default, linear, yarn, .*dynamic only; load .* one of them"
+    refused(model, PPE, said)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -31,7 +32,7 @@ def test_a_rotary_embedding_of_an_unknown_type_is_refused(family):
 def test_an_unknown_layer_type_is_refused(family, config):
     model = random_model(family=family)
     model.model.language_model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
-    refused(model, config, "layer type 'linear_attention' of the decoder is not supported, only .*full_attention")
+    refused(model, config, "decoder has layers of type 'linear_attention': this family supports full_.* only; load")
 
 
 def test_sliding_attention_is_refused_where_layers_merge_on_entry():
@@ -41,14 +42,15 @@ def test_sliding_attention_is_refused_where_layers_merge_on_entry():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("part", ["decoder layer", "attention"])
+@pytest.mark.parametrize("part", ["a layer", "attention"])
 def test_an_unknown_class_is_refused_and_a_class_made_from_a_known_one_is_not(family, part):
     model = random_model(family=family)
     last = model.model.language_model.layers[-1]
-    module = last if part == "decoder layer" else last.self_attn
+    module = last if part == "a layer" else last.self_attn
     known = type(module)
     # The same code under another name, as in remote code.
     module.__class__ = type("LinearPart", known.__bases__, dict(vars(known)))
-    refused(model, PPE, f"{part} 'LinearPart' of the decoder is not supported, only .*{known.__name__}")
+    said = f"the decoder has {part} of class 'LinearPart': this family supports .*{known.__name__}.* only; load a model"
+    refused(model, PPE, said)
     module.__class__ = type("Sharded", (known,), {})
     assert is_compressed(compress(model, PPE))

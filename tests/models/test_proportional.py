@@ -16,6 +16,7 @@ from ppe_npu import CompressionConfig, compress
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, DivPrune, FastV, get
 from ppe_npu.models import fused
+from ppe_npu.models.known import has_attention
 
 pytestmark = pytest.mark.half
 
@@ -47,44 +48,53 @@ def passes(compression):
 
 
 def count_by_copies(model) -> None:
-    """Make the layers process every token as often as it counts, with each copy attending to all copies of its token.
-    The layers and their attention then need no sizes."""
+    """Make attention process every token as often as it counts, with each copy attending to all copies of its token; it
+    then needs no sizes."""
     runs = passes(model.compression)
 
     def copied(index, forward):
-        def run_copies(hidden, position_embeddings, **_):
+        def run_copies(hidden_states, position_embeddings, **_):
             sizes = runs[-1].sizes[sum(first <= index for first in runs[-1].layers)]
-            sizes = torch.ones(hidden.shape[1], dtype=torch.long) if sizes is None else sizes[0]
+            sizes = torch.ones(hidden_states.shape[1], dtype=torch.long) if sizes is None else sizes[0]
             copies = torch.arange(len(sizes)).repeat_interleave(sizes)
-            added = torch.zeros(len(copies), len(copies), dtype=hidden.dtype)
-            added = added.masked_fill(copies[:, None] < copies, torch.finfo(hidden.dtype).min)[None, None]
+            added = torch.zeros(len(copies), len(copies), dtype=hidden_states.dtype)
+            added = added.masked_fill(copies[:, None] < copies, torch.finfo(added.dtype).min)[None, None]
             table = tuple(part[..., copies, :] for part in position_embeddings)
-            out = forward(hidden[:, copies], attention_mask=added, position_embeddings=table)
-            return (out[0] if isinstance(out, tuple) else out)[:, sizes.cumsum(0) - sizes]
+            out, _ = forward(hidden_states[:, copies], attention_mask=added, position_embeddings=table)
+            return out[:, sizes.cumsum(0) - sizes], None
 
         return run_copies
 
     for index, layer in enumerate(model.model.language_model.layers):
-        layer.forward = copied(index, layer.forward)
+        if has_attention(layer):
+            layer.self_attn.forward = copied(index, layer.self_attn.forward)
 
 
 @pytest.mark.parametrize(
-    ("name", "implementation"),
-    [(name, "sdpa") for name in SETTINGS]
-    + [("cascade", "eager"), ("cascade", "fused")]
-    + [pytest.param(name, own, marks=SLOW) for name in SETTINGS for own in ("eager", "fused") if name != "cascade"],
+    ("family", "name", "implementation"),
+    [("qwen2_5_vl", name, "sdpa") for name in SETTINGS]
+    + [("qwen2_5_vl", "cascade", "eager"), ("qwen2_5_vl", "cascade", "fused")]
+    + [("qwen3_5", "ppe", "sdpa"), ("qwen3_5", "cascade", "fused")]
+    + [
+        pytest.param("qwen2_5_vl", name, own, marks=SLOW)
+        for name in SETTINGS
+        for own in ("eager", "fused")
+        if name != "cascade"
+    ],
 )
 @torch.no_grad()
-def test_a_token_counts_as_all_that_it_stands_for(name, implementation):
-    """The oracle is layers that process each of these tokens (count_by_copies), with its error measured in fp64."""
-    model, inputs = random_model(tower=TOWER), batch(PROMPT)
+def test_a_token_counts_as_all_that_it_stands_for(family, name, implementation):
+    """The oracle is attention to each of these tokens (count_by_copies), with its error measured in fp64. Layers with
+    linear attention count none."""
+    tower = TOWER if family == "qwen2_5_vl" else None
+    model, inputs = random_model(family=family, tower=tower), batch(PROMPT)
     model.set_attn_implementation("eager" if implementation == "eager" else "sdpa")
     compress(fused.fuse(model) if implementation == "fused" else model, SETTINGS[name])
     runs = passes(model.compression)
     found = model(**inputs, use_cache=False).logits
     assert all(sizes is not None for sizes in runs[0].sizes[-1:])
     assert len(runs[0].sizes) == model.compression.stages
-    naive = compress(random_model(tower=TOWER), SETTINGS[name])
+    naive = compress(random_model(family=family, tower=tower), SETTINGS[name])
     naive.set_attn_implementation("eager")
     count_by_copies(naive)
     plain = naive(**inputs, use_cache=False).logits
@@ -143,7 +153,7 @@ def test_sizes_of_one_change_no_bit(settings, fuse):
 
 @pytest.mark.parametrize(
     ("family", "name", "fuse"),
-    [("qwen2_5_vl", "ppe", True), ("qwen3_vl", "cascade", False)]
+    [("qwen2_5_vl", "ppe", True), ("qwen3_vl", "cascade", False), ("qwen3_5", "cascade", True)]
     + [pytest.param(*all_, marks=SLOW) for all_ in itertools.product(FAMILIES, ["ppe", "cascade"], [False, True])],
 )
 def test_mates_and_padding_change_nothing(family, name, fuse):

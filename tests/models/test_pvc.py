@@ -310,3 +310,22 @@ def test_settings_that_do_not_fit_are_refused(name, model):
         add_pvc(add_pvc(EVERY[name].model(), SMALL), SMALL)
     with pytest.raises(InputError, match=r"PVC does not support model_type 'llava': take a model .*, or leave pvc out"):
         add_pvc(EVERY["llava"].model())
+
+
+def test_pictures_that_the_prompts_hold_and_nobody_gave(name, model):
+    inputs = together([EVERY[name].sample(model, [2, "picture", 3, "picture", 2], 0)])
+    add_pvc(model, SMALL)
+    if name == "internvl":
+        short, held = {"pixel_values": inputs["pixel_values"][:3]}, "hold 4 tiles of token 90, but pixel_values has 3"
+    else:
+        grid = inputs["image_grid_thw"][:1]
+        short = {"pixel_values": inputs["pixel_values"][: int(grid.prod())], "image_grid_thw": grid}
+        held = "hold more images than the 1 whose pixels are given"
+    with pytest.raises(InputError, match=f"{held}: give all that the processor returned"):
+        shown_repeatedly(model, inputs | short, 2)
+
+
+def test_steps_of_other_tiles_than_those_given():
+    model = add_pvc(EVERY["internvl"].model(), SMALL)
+    with pytest.raises(InputError, match=r"time_steps sum to 2 tiles, but pixel_values has 4: give both as shown_rep"):
+        model.model.get_image_features(torch.zeros(4, 3, 16, 16), time_steps=[(2, 1)])

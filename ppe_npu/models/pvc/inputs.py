@@ -59,7 +59,10 @@ def _internvl(config, inputs: dict, times: int, side: str) -> dict:
         for sample, start, length in runs if count == 1 else ():
             repeats[sample, start : start + length] = times
     if first != len(pixels):
-        raise InputError(f"the prompts hold {first} tiles of token {image}, but pixel_values has {len(pixels)}")
+        raise InputError(
+            f"the prompts hold {first} tiles of token {image}, but pixel_values has {len(pixels)}: give all that the "
+            "processor returned"
+        )
     return _longer(inputs, repeats, side) | {"pixel_values": pixels[tiles], "time_steps": steps}
 
 
@@ -110,7 +113,10 @@ def _in_order(config, ids: torch.Tensor, grids: dict[str, list[torch.Tensor]]) -
             continue
         grid = next(following[kind], None)
         if grid is None:
-            raise InputError(f"the prompts hold more {kind}s than the {len(grids[kind])} whose pixels are given")
+            raise InputError(
+                f"the prompts hold more {kind}s than the {len(grids[kind])} whose pixels are given: give all that the "
+                "processor returned"
+            )
         out.append(kind)
         at += int(grid.prod()) // config.vision_config.spatial_merge_size**2
     return out

@@ -65,7 +65,10 @@ class PVCInternVLModel(base.InternVLModel):
         steps = [(1, len(pixel_values))] if time_steps is None else [(int(t), int(n)) for t, n in time_steps]
         frames = Frames.of(steps)
         if frames.count != len(pixel_values):
-            raise InputError(f"time_steps sum to {frames.count} tiles, but pixel_values has {len(pixel_values)}")
+            raise InputError(
+                f"time_steps sum to {frames.count} tiles, but pixel_values has {len(pixel_values)}: give both as "
+                "shown_repeatedly() returned them"
+            )
         timing = Timing.of(frames, self.time_embedding, pixel_values)
         timed = (self.vision_tower.encoder, self.multi_modal_projector)
         try:
