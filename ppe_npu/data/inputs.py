@@ -246,18 +246,18 @@ def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str
     return {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
 
 
-def video_pixels(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int) -> int:
-    """Pixels of a frame after resizing, for a video of `frames` frames of this size; no file is read.
+def video_grid(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int, path: Any = "") -> list[int]:
+    """[temporal steps, rows, columns] of patches of a video of `frames` frames of this size; no file is read.
 
     Args:
-        maker: a video processor.
+        maker: a video processor, called with frames that have a shape but no content.
+        path: the video's, for messages.
 
     Raises:
         InputError: frames that the processor refuses.
     """
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
-    grid = _made(maker, blank, "", _video_options(maker, sampling, frames))["video_grid_thw"][0]
-    return int(grid[1:].prod()) * maker.patch_size**2
+    return _made(maker, blank, path, _video_options(maker, sampling, frames))["video_grid_thw"][0].tolist()
 
 
 def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
@@ -271,16 +271,14 @@ def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any
 def _resizing(maker: Any, sampling: VideoSampling, path: Any, frames: int, height: int, width: int):
     """A function that resizes one frame [3, H, W] as the processor itself would resize all frames of the video at once.
 
-    The new size may depend on the number of frames, by a rule of the model family. So the processor is first called
-    with frames that have no content, and its own resampling is then used with the size that results.
+    The new size may depend on the number of frames, by a rule of the model family.
     """
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
 
-    options = _video_options(maker, sampling, frames)
-    blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
-    rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
-    options = {"size": SizeDict(height=rows, width=columns), **resampling(BaseVideoProcessor.resize, maker.resample)}
+    sides = [patches * maker.patch_size for patches in video_grid(maker, sampling, frames, height, width, path)[1:]]
+    size = SizeDict(height=sides[0], width=sides[1])
+    options = {"size": size, **resampling(BaseVideoProcessor.resize, maker.resample)}
     return lambda frame: BaseVideoProcessor.resize(maker, frame[None], **options)[0]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.compat import set_pixels
-from ppe_npu.data.inputs import video_pixels
+from ppe_npu.data.inputs import video_grid
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.placeholders import sizes_whole_videos
 from ppe_npu.data.sampling import VideoSampling
@@ -101,7 +101,7 @@ def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share:
     frames, unit = size[0], _unit(maker) ** 2
 
     def pixels(sampling: VideoSampling) -> int:
-        return video_pixels(maker, sampling, *size)
+        return math.prod(video_grid(maker, sampling, *size)[1:]) * maker.patch_size**2
 
     whole = pixels(asked)
     tried = []
