@@ -32,8 +32,9 @@ from ppe_npu.data.placeholders import (
     visual_ids,
 )
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
-from ppe_npu.data.videos import Video, VideoFrame, load_video
-from ppe_npu.errors import InputError, counted, first_line
+from ppe_npu.data.turns import split_placeholders
+from ppe_npu.data.videos import Video, load_still, load_video
+from ppe_npu.errors import InputError, first_line
 
 __all__ = [
     "DEFAULT_FPS",
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
-PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
 @dataclass
@@ -205,7 +205,7 @@ def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
     """Pictures -> for each (pixels float32 [P, D], grid int64 [3], the ids that its placeholder becomes int64 [n]);
     the processor takes all of them in one call."""
-    loaded = [image.load() if isinstance(image, VideoFrame) else load_image(image) for image in images]
+    loaded = [load_still(image) for image in images]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
             name = f"image {source}" if isinstance(source, (str, Path)) else "an image"
@@ -294,35 +294,6 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torc
         ids[number, place] = torch.tensor(row)
         mask[number, place] = 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def split_placeholders(
-    text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), where: str = "the prompt"
-) -> list[dict[str, Any]]:
-    """Text with <image> and <video> placeholders -> content items, with the visuals in place of the placeholders.
-
-    One line break on either side of a placeholder is removed: LLaVA data writes "<image>\\n", chat templates do not.
-
-    Raises:
-        InputError: placeholders and visuals differ in number.
-    """
-    left = {"image": list(images), "video": list(videos)}
-    for kind, token in PLACEHOLDERS.items():
-        if text.count(token) != len(left[kind]):
-            held, given = text.count(token), len(left[kind])
-            raise InputError(f"{where} has {held} {token} for {counted(given, kind)}: write one {token} per {kind}")
-    items: list[dict[str, Any]] = []
-    while text:
-        found = [(text.find(token), kind) for kind, token in PLACEHOLDERS.items() if token in text]
-        at, kind = min(found, default=(len(text), None))
-        before, text = text[:at], text[at:]
-        if kind is not None:
-            before, text = before.removesuffix("\n"), text.removeprefix(PLACEHOLDERS[kind]).removeprefix("\n")
-        if before:
-            items.append({"type": "text", "text": before})
-        if kind is not None:
-            items.append({"type": kind, kind: left[kind].pop(0)})
-    return items
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:

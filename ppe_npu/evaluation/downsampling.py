@@ -13,10 +13,9 @@ from PIL import Image
 
 from ppe_npu.compat import set_pixels
 from ppe_npu.data.inputs import video_grid
-from ppe_npu.data.pictures import load_image
 from ppe_npu.data.placeholders import sizes_whole_videos
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.videos import VideoFrame
+from ppe_npu.data.videos import load_still
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
@@ -82,7 +81,7 @@ class SmallerInput(ModelAnswers):
         pictures = visuals(sample)["image"]
         if pictures:
             found["image"] = [
-                smaller(_loaded(picture), self._whole.image_processor, self.share) for picture in pictures
+                smaller(load_still(picture), self._whole.image_processor, self.share) for picture in pictures
             ]
         if _has_video(sample):
             found["sampling"] = self._frames(sample)
@@ -139,10 +138,6 @@ def _grid(tokens: float, tall: float) -> tuple[int, int]:
     rows, columns = math.sqrt(tokens * tall), math.sqrt(tokens / tall)
     near = [(max(r, 1), max(c, 1)) for r in (int(rows), int(rows) + 1) for c in (int(columns), int(columns) + 1)]
     return min(near, key=lambda grid: (abs(grid[0] * grid[1] - tokens), abs(grid[0] / grid[1] - tall)))
-
-
-def _loaded(picture: Any) -> Image.Image:
-    return picture.load() if isinstance(picture, VideoFrame) else load_image(picture)
 
 
 def _has_video(sample: Mapping[str, Any]) -> bool:

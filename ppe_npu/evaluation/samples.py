@@ -11,11 +11,11 @@ from typing import Any
 
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.containers import Patience, open_video
-from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
 from ppe_npu.data.lengths import TokenCounter
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
 from ppe_npu.data.tiles import is_tiled
+from ppe_npu.data.turns import user_turn
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError, shown
 from ppe_npu.utils.paths import existing_file
@@ -63,11 +63,8 @@ def visuals(sample: Sample) -> dict[str, list[Any]]:
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
     """A sample as one user turn: visuals replace the prompt's placeholders if it has one for each, else precede it."""
-    found, prompt = visuals(sample), sample["prompt"]
-    if any(found.values()) and all(prompt.count(PLACEHOLDERS[kind]) == len(found[kind]) for kind in found):
-        return [{"role": "user", "content": split_placeholders(prompt, found["image"], found["video"])}]
-    content = [{"type": kind, kind: value} for kind, values in found.items() for value in values]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    found = visuals(sample)
+    return user_turn(sample["prompt"], found["image"], found["video"])
 
 
 def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
