@@ -14,7 +14,8 @@ import numpy as np
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.evaluation.benchmarks.protocol import check_question
-from ppe_npu.evaluation.metrics import official
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mean_by, official
 from ppe_npu.evaluation.protocols import Protocol
 
 Row = dict[str, Any]
@@ -221,6 +222,40 @@ def _paths(sample: Row) -> list[str]:
     """Paths of the pictures and videos that a sample names."""
     found = [sample[key] for key in ("image_path", "video_path") if sample.get(key) is not None]
     return [path for value in found for path in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+class Pictured(Dataset):
+    """A benchmark whose rows and pictures are in the parquet files of its first need.
+
+    Class attributes:
+        columns: those of the pictures, which stay on disk until one is shown.
+    """
+
+    columns: tuple[str, ...] = ("image",)
+
+    def read(self) -> Iterable[Row]:
+        """The rows without their pictures; "number" is a row's place in the table."""
+        self._table = Parquet(self.files(self.needs[0]), large=self.columns)
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def picture(self, number: int, named: Any = None, column: str | None = None) -> Any:
+        """The picture of a row, for Sample.
+
+        Args:
+            number: the row's place in the table.
+            named: what messages call the row; None: its number.
+            column: the picture's; None: the first of `columns`.
+        """
+        where = f"{self.name} {number if named is None else named}"
+        return decode_image(self._table.cell(number, column or self.columns[0]), where)
+
+
+class ByType(Dataset):
+    """A benchmark that reports the accuracy of each type of sample, too."""
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """The mean score of each type."""
+        return mean_by(rows, lambda row: str(row["type"]))
 
 
 class Choice(Dataset):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from ppe_npu.data.videos import VideoFrame
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, lettered
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, ByType, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import longvideobench_letter, mean_by
+from ppe_npu.evaluation.metrics import longvideobench_letter
 
 FRAMES = 16  # at most; a shorter video gives one per second
 
 
-class LongVideoBench(Choice):
+class LongVideoBench(ByType, Choice):
     """The type is the group of durations in seconds (15, 60, 600, 3600).
 
     Frames and subtitles are interleaved as in lmms-eval's longvideobench_val_i: a subtitle follows the frames up to the
@@ -66,10 +63,6 @@ class LongVideoBench(Choice):
 
     def letter(self, answer: str, sample: Row) -> str:
         return longvideobench_letter(answer)
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per group of durations."""
-        return mean_by(rows, lambda row: str(row["type"]))
 
 
 class LongVideoBenchVideo(LongVideoBench):
