@@ -144,11 +144,27 @@ def test_numbers_of_the_readme_stand_on_the_pages_that_it_cites():
 
 
 def test_words_of_the_glossary_are_used_by_the_code():
-    words = re.findall(r"^\* \*\*(\w+)\*\*:", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
+    words = words_of_the_glossary()
     code = " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("ppe_npu/**/*.py")).lower()
     assert len(words) >= 10
     assert len(set(words)) == len(words)
     assert [word for word in words if not re.search(rf"\b{word}s?\b", code)] == []
+
+
+def words_of_the_glossary() -> list[str]:
+    return re.findall(r"^\* \*\*(\w+)\*\*:", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), flags=re.M)
+
+
+# Classes of the engine whose names are words of the field, or say what the class does.
+PLAIN = {"block", "compression", "masking", "movable", "prefill", "prompt", "text", "token", "video"}
+PLAIN |= {"dropping", "joined", "joining", "rebuilding", "unpacked"}
+
+
+def test_every_word_that_names_a_class_of_the_engine_is_in_the_glossary():
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("ppe_npu/engine/*.py"))
+    named = {word.lower().removesuffix("s") for word in re.findall(r"^class ([A-Z][a-z]+)\b", code, flags=re.M)}
+    assert len(named) > 20
+    assert sorted(named - PLAIN - set(words_of_the_glossary())) == []
 
 
 def test_the_citation_names_the_package_and_the_paper():
