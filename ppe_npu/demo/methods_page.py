@@ -78,10 +78,10 @@ def _cell(runs: Sequence[Result], value: Callable[[Result], float], brief: bool 
     if brief:
         return f"{statistics.mean(values):.2f}"
     low, high = (min(values), max(values)) if len(values) > 1 else wilson(values[0], runs[0]["accuracy"]["count"])
-    return f"{statistics.mean(values):.3f} ({_short(low)}–{_short(high)})"
+    return f"{statistics.mean(values):.3f} ({short(low)}–{short(high)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
