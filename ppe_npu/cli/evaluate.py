@@ -43,8 +43,8 @@ DENSE = CompressionConfig.preset("dense")
 
 @dataclass(frozen=True)
 class Asked:
-    """One benchmark with one compression, and the folder of its results. share: for the control with smaller input, the
-    share of the tokens that the input still has; else None."""
+    """One benchmark with one compression, and the folder of its results. share: the fraction of the tokens that the
+    input still has, for the control with smaller input; else None."""
 
     benchmark: Any
     identity: dict[str, Any]

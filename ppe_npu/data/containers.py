@@ -51,7 +51,7 @@ class Patience:
     """A time limit for reading a file, which starts when it is created.
 
     Args:
-        path: of the file, for messages.
+        path: the path of the file, for messages.
         size: bytes to read.
         frames: number of frames to decode.
     """

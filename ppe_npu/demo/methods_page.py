@@ -146,7 +146,7 @@ def _costs(results: Sequence[Result], shares: Sequence[float]) -> str:
     text = (
         "### Costs\n\nTokens: visual tokens of a picture, averaged over the decoder layers. Work: the share of the "
         "prefill time in which tokens are chosen, merged and placed. Prefill: its time over the dense one's, measured "
-        "alternately in one process. The model is tiny (36 tokens per picture, two layers of width 128), so these shares "
-        "show which methods cost more than others, not what they cost in a large model."
+        "alternately in one process. The model is tiny (36 tokens per picture, two layers of width 128), so these "
+        "shares show which methods cost more than others, not what they cost in a large model."
     )
     return f"{text}\n\n{markdown(head, rows)}"

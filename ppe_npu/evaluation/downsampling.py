@@ -28,8 +28,8 @@ class SmallerInput(ModelAnswers):
     """ModelAnswers of a dense model whose pictures and frames are reduced to `share` of their tokens.
 
     Args:
-        share: of the visual tokens that the whole picture would have, in (0, 1).
-        others: as ModelAnswers.
+        share: fraction, in (0, 1), of the visual tokens that the whole picture would have.
+        others: as in ModelAnswers.
 
     Raises:
         InputError: `share` is not between 0 and 1.

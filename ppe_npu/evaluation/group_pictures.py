@@ -81,7 +81,7 @@ def draw(
     sample.
 
     Args:
-        folder: of the benchmark. name: of the method; "" draws the pictures without groups.
+        folder: the benchmark's folder. name: the method's; "" draws the pictures without groups.
         answers: ModelAnswers of the compressed model.
         seen: index -> panels that earlier calls have read; those of further samples are added.
     """

@@ -74,7 +74,7 @@ class Engines:
     """Holds one engine at a time, for one compression; asking for another compression replaces it.
 
     Args:
-        checkpoint: of a whole model, without an adapter.
+        checkpoint: folder of a whole model, without an adapter.
         dtype: "float32" or "bfloat16".
         options: further arguments of vllm.LLM.
 
@@ -125,7 +125,7 @@ class VLLMAnswers(ModelAnswers):
 
     Args:
         engines: gives the engine.
-        others: as ModelAnswers; the model is on the CPU, with the compression that the engine will use.
+        others: as in ModelAnswers; the model is on the CPU, with the compression that the engine will use.
 
     Raises:
         InputError: there are generation settings beside greedy search.

@@ -24,12 +24,13 @@ from ppe_npu.errors import InputError
 from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import Tokeniser
 
+# Tokens before and after compression, visual tokens before and after it, and tokens of the answers.
 Lengths = tuple[int, int, int, int, int]
-_TEXTS = 1_000  # videos whose text is cached: that of a long one takes 30 KB
+_TEXTS = 1_000  # videos whose text is cached, of which a long one takes 30 KB
 
 
 class Ruler:
-    """A list of Records -> for each (before, after, visual_before, visual_after, answers), or a Fault.
+    """Measures records, given as a list: returns the Lengths of each, or the Fault that keeps it from being used.
 
     Args:
         processor, compression, sampling, headers, max_length, showings: as in survey.survey.

@@ -34,8 +34,10 @@ ASKED = {
 
 
 class CharXivReasoning(Pictured):
-    """The type says where the answer is found and whether it is a number. In papers GPT-4o judges all four kinds. For
-    numbers the rule here is the judge's; for texts it is stricter, as the words must be equal: a lower bound.
+    """The type of a question says where its answer is found, and whether it is a number.
+
+    In papers, GPT-4o judges the answers. Here numbers are scored by the rule that the judge is given. Texts must have
+    the same words as the right answer, which is stricter than the judge: their accuracy is a lower bound.
 
     The instructions after a question depend on the kind of its answer, as in the authors' code (inst_category). In
     lmms-eval, and under its protocol, they depend on the source of the question (reasoning_q_source).

@@ -54,12 +54,12 @@ class Dataset(ABC):
 
     Class attributes:
         name, modality, max_new_tokens, headline, maximum, factor, decimals: as in benchmarks/protocol.py.
-        folder: below data_root; several benchmarks may share one.
+        folder: name of the folder below data_root; several benchmarks may share one.
         needs: files and folders below `folder` that must exist, as glob patterns.
         home: where to get them, in words.
         metric: what score() or metrics() compute, and where the rule was published.
         form: the prompt, with {names} that the subclass fills in.
-        edition: of the scoring rule, if it has changed since the first; runs of another edition are not continued.
+        edition: number of the scoring rule's edition; runs that were scored by another edition are not continued.
         scored_as: name of the benchmark's rules in metrics/official.py; None: its own name.
 
     Raises:
@@ -228,7 +228,7 @@ class Pictured(Dataset):
     """A benchmark whose rows and pictures are in the parquet files of its first need.
 
     Class attributes:
-        columns: those of the pictures, which stay on disk until one is shown.
+        columns: names of the columns with pictures, which stay on disk until one is shown.
     """
 
     columns: tuple[str, ...] = ("image",)

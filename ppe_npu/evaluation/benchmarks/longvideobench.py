@@ -97,10 +97,10 @@ def interleave(times: list[float], subtitles: list[Row], offset: float, duration
     """Lines in order of time: <image> for each frame, and the text of each subtitle that covers a frame.
 
     Args:
-        times: of the frames, in seconds, rising.
+        times: the times of the frames, in seconds, rising.
         subtitles: {"timestamp": [start, end], "text"} or {"start", "end" as h:m:s, "line"}.
         offset: seconds at which the video starts in the subtitles' time.
-        duration: of the video, in seconds; used as the end of a subtitle that has none.
+        duration: the length of the video in seconds; used as the end of a subtitle that has none.
     """
     lines, shown = [], 0
     for subtitle in subtitles:
