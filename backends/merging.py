@@ -40,7 +40,7 @@ def dpc_knn(
         num_neighbors: int64 [F], number of neighbours that define a density, including the token itself; from 1 to
             min(most_neighbors, valid tokens). For a frame without valid tokens, this and the budget are 0 or 1.
         strict: if true, no token is denser than an equally dense one; otherwise the one with the lower index is.
-        most_neighbors: at least the largest of num_neighbors, known to the host; above 5 no Triton kernel is used.
+        most_neighbors: an upper bound of num_neighbors, known to the host; above 5 no Triton kernel is used.
 
     Returns:
         centers: int64 [F, max_groups], token index of each centre in descending score; entries from budgets[f] on are

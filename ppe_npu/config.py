@@ -44,7 +44,7 @@ _PRESETS: dict[str, dict] = {
 }
 PRESETS = (*_PRESETS, *(name for name in method_names() if name != Levels.name))
 _SHARE = "give a share in (0, 1], or null"
-_BESIDE = ("positions", "k", "members", "proportional_attention")  # keys given beside steps, or beside the shorthand
+BESIDE = ("positions", "k", "members", "proportional_attention")  # keys given beside steps, or beside the shorthand
 
 
 def _one_of(default: str, names: tuple[str, ...]) -> Any:
@@ -117,7 +117,7 @@ class CompressionConfig:
         """The shorthand's method, ratio, order and ties as None; raises InputError where a shorthand key was set."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("steps", *_BESIDE) and value is not None and value != field.default:
+            if field.name not in ("steps", *BESIDE) and value is not None and value != field.default:
                 raise InputError(f"{field.name}={shown(value)} with steps: set it in one of the steps")
         return dict.fromkeys(("method", "ratio", "order", "ties"))
 
@@ -241,7 +241,7 @@ class CompressionConfig:
         values = {"positions": "keep_one", **overrides}
         if shorthand.speaks_of(name) and not set(values) - {field.name for field in dataclasses.fields(cls)}:
             return cls.from_dict({"method": name, **shorthand.own_ratio(name), **values})
-        step = {key: values.pop(key) for key in list(values) if key not in _BESIDE}
+        step = {key: values.pop(key) for key in list(values) if key not in BESIDE}
         return cls.from_dict({"steps": [{"method": name, **step}], **values})
 
     @classmethod
@@ -272,7 +272,7 @@ class CompressionConfig:
         if not self.k_named or values.get("positions", self.positions) != self.positions:
             plain.pop("k")
         if self.steps is not None:
-            shorthand.give_steps(plain, values, {*plain, *_BESIDE}, self.label)
+            shorthand.give_steps(plain, values, {*plain, *BESIDE}, self.label)
         return type(self).from_dict({**plain, **values})
 
     @classmethod
@@ -329,7 +329,7 @@ class CompressionConfig:
         values = fields_to_plain(self)
         keys = shorthand.KEYS if self.steps is None else ("steps", "positions", "k", "members")
         # The first edition does not read proportional_attention, so that it is written only where it is set.
-        return {key: values[key] for key in (*keys, *(_BESIDE[3:] if self.proportional_attention else ()))}
+        return {key: values[key] for key in (*keys, *(BESIDE[3:] if self.proportional_attention else ()))}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write this package's own keys as JSON, atomically."""

@@ -55,7 +55,7 @@ class Levels(Method):
         return self.parts
 
 
-_SHARE = "give the kept share of the tokens, in (0, 1], or a list of shares"
+RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Released:
     """The released code's keys. null means the same as a missing key."""
 
     spatial_compression: bool | None = None
-    spatial_clustering_ratio: float | tuple[float, ...] = setting(0.45, above=0, most=1, remedy=_SHARE)
+    spatial_clustering_ratio: float | tuple[float, ...] = setting(0.45, above=0, most=1, remedy=RATIO)
     temporal_compression: bool | None = None
-    temporal_clustering_ratio: float | tuple[float, ...] | None = setting(None, above=0, most=1, remedy=_SHARE)
+    temporal_clustering_ratio: float | tuple[float, ...] | None = setting(None, above=0, most=1, remedy=RATIO)
     compression_before_llm: bool | None = None
     compression_cascade: bool | None = None
     cascade_layer: tuple[int, ...] | None = setting(None, least=0, remedy="give a list of decoder layers, from 0")

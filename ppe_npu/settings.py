@@ -263,7 +263,7 @@ def _require(value: Any, fits: bool) -> Any:
 
 
 def _named(key: str, make: Callable[[Any], Any], value: Any) -> Any:
-    """The result of make(value); its InputErrors are made to name the key."""
+    """make(value). If it raises an InputError whose message does not begin with the key, the key is put before it."""
     try:
         return make(value)
     except InputError as error:

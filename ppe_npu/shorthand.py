@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method, method_class, method_names
-from ppe_npu.released import Levels
+from ppe_npu.released import RATIO, Levels
 
 if TYPE_CHECKING:
     from ppe_npu.config import CompressionConfig
@@ -36,7 +36,6 @@ KEYS = (
     *("temporal_ratio", "event_ratio", "seed"),
 )
 _LONGEST = 200  # characters of a name; file names may have 255 bytes, and temporary names are longer
-RATIO = "give the kept share of the tokens, in (0, 1], or a list of shares"
 LAYERS = "give a list of different decoder layers, counted from 0; [] merges before the LLM"
 _OWN = {"order": "raster", "ties": "first", "seed": 0}  # settings that only some methods have, and their defaults
 

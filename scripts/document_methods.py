@@ -24,11 +24,11 @@ RULES_END = "<!-- rules end -->\n"
 WIDEST = 160  # characters of a line, as in scripts/check_house.py
 
 
-def markdown() -> str:
-    """A row per method: its name, what it does, its paper, its places, what it looks at, its budget."""
+def markdown(described: bool = True) -> str:
+    """A row per method: its name, what it does (if described), its paper, its places, what it looks at, its budget."""
     lines = [("method", "what it does", "paper", "place", "cost: looks at", "budget"), ("---",) * 6]
     lines += [_row(Listed.of(name)) for name in published()]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(cells if described else (cells[0], *cells[2:]))} |\n" for cells in lines)
 
 
 def _row(one: Listed) -> tuple[str, ...]:
@@ -67,9 +67,9 @@ def _plain(value: object) -> str:
     return text.replace("|", "/")
 
 
-def written(page: str, table: str | None = None) -> str:
-    """The text of a page with the current table of methods."""
-    return _between(page, START, END, markdown() if table is None else table)
+def written(page: str, table: str) -> str:
+    """The text of a page with this table of methods."""
+    return _between(page, START, END, table)
 
 
 def measured(page: str, results: dict) -> str:
@@ -90,7 +90,7 @@ if __name__ == "__main__":
         missing = [mark.strip() for mark in marks if mark not in now]
         if missing:
             sys.exit(f"{path.name} has no {' and no '.join(missing)}: put the marks around its table")
-        new = written(now, None if path == README else markdown() + "\n" + settings())
+        new = written(now, markdown(described=False) if path == README else markdown() + "\n" + settings())
         if path == PAGE and len(sys.argv) > 1:
             new = measured(new, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
         print(write_text(path, new))

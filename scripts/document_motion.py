@@ -12,7 +12,7 @@ END = "<!-- motion end -->\n"
 
 def start(tokens: int) -> str:
     """The line before the table for this number of tokens per frame."""
-    return f"<!-- motion, tokens a frame: {tokens}; scripts/document_motion.py writes this -->\n"
+    return f"<!-- motion, tokens per frame: {tokens}; scripts/document_motion.py writes this -->\n"
 
 
 def written(page: str, results: list[dict]) -> str:
@@ -24,7 +24,7 @@ def written(page: str, results: list[dict]) -> str:
         sys.exit("these results are of an earlier edition: run the demo again, which trains no model that is there")
     mark = start(tokens)
     if mark not in page:
-        sys.exit(f"{PAGE} has no place for {tokens} tokens a frame: add a line {mark.strip()} and one {END.strip()}")
+        sys.exit(f"{PAGE} has no place for {tokens} tokens per frame: add a line {mark.strip()} and one {END.strip()}")
     before, rest = page.split(mark)
     _, after = rest.split(END, 1)
     said = "\n".join(textwrap.fill(line, 150, break_on_hyphens=False) for line in findings(results).split("\n"))

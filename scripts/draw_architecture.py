@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from check_house import ROOT, imports, module_name
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+from ppe_npu.utils.figures import new_figure, save_figure
 
 # Room -> (column, row) on the sheet; arrows should run downwards.
 ROOMS = {
@@ -53,8 +53,7 @@ def arrows() -> Counter:
 
 
 def draw(path: Path) -> None:
-    figure = Figure(figsize=(9.5, 8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.5, 8, layout="constrained")
     axes = figure.add_subplot()
     boxes = {}
     for name, (x, y) in ROOMS.items():
@@ -67,7 +66,7 @@ def draw(path: Path) -> None:
     axes.set_xlim(-0.2, 4.3)
     axes.set_ylim(-0.2, 7.4)
     axes.axis("off")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, 110)
 
 
 if __name__ == "__main__":

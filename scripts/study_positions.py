@@ -84,8 +84,8 @@ DENSE = Row("dense", {})
 
 
 def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
-    """All rows: one position, with which the others are compared; every rule; then, with the sizes counted, one
-    position and these rules."""
+    """The methods of the study, one per row of its tables: one position per token, with which all others are compared;
+    PPE by every rule of positions; then one position, and PPE by `counted_rules`, with proportional attention."""
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
     return [

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ppe_npu.demo.methods_page import short
 from ppe_npu.errors import InputError, counted
 from ppe_npu.evaluation.statistics import bootstrap_means, interval
 from ppe_npu.evaluation.tables import markdown
@@ -59,7 +60,7 @@ def measured(study: dict[str, Any]) -> str:
             parts += _share(study, own, share, how, head)
     dense = scores_of([one for one in study["results"] if one["row"] == "dense"])
     if len(dense):
-        by_kind = ", ".join(f"{kind} {_short(dense[:, _of(study, kind)].mean())}" for kind in kinds_of(study))
+        by_kind = ", ".join(f"{kind} {short(dense[:, _of(study, kind)].mean())}" for kind in kinds_of(study))
         parts.insert(0, f"The dense models: {by_kind}.")
     asked = "clips" if _task(study) == "motion" else "pictures"
     where = f"; {study['machine']}, {study['date']}" if "date" in study else ""
@@ -140,16 +141,12 @@ def difference(study: dict[str, Any], values: Scores, reference: Scores, kind: s
 
 
 def _cell(study: dict[str, Any], values: Scores, reference: Scores, kind: str, is_reference: bool) -> str:
-    accuracy = _short(values[:, _of(study, kind)].mean())
+    accuracy = short(values[:, _of(study, kind)].mean())
     if is_reference:
         return accuracy
     _, low, high, _ = difference(study, values, reference, kind)
     mark = " +" if low > 0 else " -" if high < 0 else ""
     return f"{accuracy} ({_signed(low)} to {_signed(high)}){mark}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
 def _signed(value: float) -> str:

@@ -16,7 +16,8 @@ class Task:
     """The parts of a study that depend on its task. `folder` in the methods is the folder of all of a task's files.
 
     Class attributes:
-        name: of the benchmark, and of --task. folder: name within the study's folder. tune: the split for fine-tuning.
+        name: the benchmark's, and the value of --task. folder: name within the study's folder.
+        tune: the split for fine-tuning.
         images: default number of pictures or clips to ask about. base_steps: default steps of the dense model.
     """
 

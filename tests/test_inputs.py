@@ -68,7 +68,7 @@ def test_padding_on_the_right_moves_nothing_else(tiny_processor, write_image):
 
 def test_pictures_are_processed_once_with_a_cache(tiny_processor, write_image, monkeypatch):
     path, cache, loads = write_image("a.png"), PixelCache(), []
-    monkeypatch.setattr(module, "load_image", lambda p: loads.append(p) or load_image(p))
+    monkeypatch.setattr(module, "load_still", lambda p: loads.append(p) or load_image(p))
     conversations = [ask("shape red", image=path), ask("row red", image=path)]
     first = build_inputs(tiny_processor, conversations, cache=cache)
     second = build_inputs(tiny_processor, conversations, cache=cache)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import environment
 import pytest
+import run_tests
 
 ROOT = Path(__file__).parents[1]
 
@@ -204,7 +205,59 @@ def test_all_name_the_same_versions_of_python():
 
 
 def test_the_makefile_fits_on_two_screens():
-    assert len((ROOT / "Makefile").read_text().splitlines()) < 100
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    assert len(lines) < 90
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_variables_of_make_become_options(plan):
+    def last(*arguments):
+        return " ".join(plan(*arguments)[1].splitlines()[-1].split())
+
+    named = ("MODEL=m", "RATIO=0.25 0.45", "K=4", "BATCH_SIZE=2", "DATA_ROOT=d", "DEVICE=cpu")
+    options = "--batch-size 2 --device cpu --model m --data-root d --ratio 0.25 0.45 --k 4"
+    assert last("eval", *named) == f".venv/bin/ppe-npu eval {options}"
+    assert last("demo", "FULL=1", "TRAINING_FREE=0") == ".venv/bin/ppe-npu demo --full"
+    launched, nodes = ".venv/bin/python -m ppe_npu.cli.launch", "--nnodes 2 --node-rank 1 --master-addr host"
+    alone = ("train", "NPROC=8", "NODE_RANK=1", "MASTER_ADDR=host", "RECIPE=r")
+    assert last(*alone) == f"{launched} --nproc-per-node 8 -m ppe_npu.cli train --config r"
+    assert last(*alone, "NNODES=2").startswith(f"{launched} {nodes} --nproc-per-node 8 ")
+
+
+def test_targets_with_environments_of_their_own_run_tests_that_are_there(plan, monkeypatch):
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    apart = re.search(r"^APART +:= (.*)", makefile, flags=re.M)[1].split()
+    assert sorted(apart) == sorted(run_tests.RUNS)
+    assert set(run_tests.VARIABLES) <= set(apart)
+    assert ".venv-lmms; do $environment/bin/python scripts/run_tests.py test-lmms" in plan("test-lmms")[1]
+    assert made(plan("test-matrix", "MATRIX=.venv-oldest")[1]) == [".venv-oldest"]
+    monkeypatch.chdir(ROOT)
+    for command in (command for commands in run_tests.RUNS.values() for command in commands):
+        words = run_tests.arguments(command)
+        assert not [word for word in words if "*" in word or (word.startswith("tests/") and not Path(word).exists())]
+    emulated = run_tests.arguments(run_tests.RUNS["test-emulated"][0])
+    assert {"tests/test_ascend_emulator_limits.py", "tests/test_npu_runs.py"} <= set(emulated)
+
+
+def test_a_run_of_tests_ends_with_the_first_command_that_fails(monkeypatch):
+    codes, started = iter([0, 3, 0]), []
+
+    def run(command, env):
+        started.append((command[2], env["OMP_NUM_THREADS"]))
+        return SimpleNamespace(returncode=next(codes))
+
+    monkeypatch.setattr(run_tests.subprocess, "run", run)
+    monkeypatch.setattr("sys.argv", ["run_tests.py", "test-emulated"])
+    assert run_tests.main() == 3
+    assert started == [("pytest", "1"), ("ppe_npu.cli", "1")]
+
+
+def test_help_lists_the_targets_and_their_variables(plan):
+    said = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT).stdout
+    assert re.search(r"^make demo +train and compare .*\n +\[DEVICE= SEEDS=3 FULL=1", said, flags=re.M)
+    assert {f"make {target}" for target in run_tests.RUNS if target != "test-emulated"} <= set(
+        re.findall(r"^make [a-z-]+", said, flags=re.M)
+    )
 
 
 def test_triton_ascend_stands_beside_no_other_triton():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,28 @@ STATEMENTS = (
     "import ppe_npu; ppe_npu.CompressionConfig.preset('ppe'); ppe_npu.compress, ppe_npu.restore",
     "import ppe_npu.serving.vllm, ppe_npu.serving.rotary",  # its registration too: vLLM calls it
 )
+
+
+# What the documents of the first edition (commit efb0dfa2) tell readers to import or to call -> the page that does.
+FIRST_EDITION = {
+    "ppe_npu:CompressionConfig.preset": "README.md",
+    "ppe_npu:CompressionConfig.tokens_kept": "README.md",
+    "ppe_npu:compress": "README.md",
+    "ppe_npu:restore": "README.md",
+    "ppe_npu:CompressionConfig.from_file": "docs/quickstart.md",
+    "ppe_npu.show:draw_visual": "docs/quickstart.md",
+    "ppe_npu.models.fused:fuse": "docs/quickstart.md",
+    "ppe_npu.models.fused:unfuse": "docs/quickstart.md",
+    "ppe_npu.loading:load_model": "docs/lora.md",
+    "ppe_npu.training.adapters:Adapter": "docs/lora.md",
+    "ppe_npu.training.adapters:add_adapter": "docs/lora.md",
+    "ppe_npu.training.adapters:save_adapter": "docs/lora.md",
+    "ppe_npu.training.collator:Collator": "docs/data.md",
+    "ppe_npu.cli:main": "docs/training.md",
+    "ppe_npu.backends.dispatch:chosen": "docs/cuda.md",
+    "ppe_npu.backends.dispatch:using": "docs/cuda.md",
+    "ppe_npu:CompressionConfig.from_released": "docs/numerics.md",
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +106,17 @@ def test_public_names():
         ("inputs", "data.inputs"),
         ("loading", "checkpoints.loading"),
         ("placeholders", "data.placeholders"),
+        ("show", "inspect.show"),
     ],
 )
 def test_a_module_that_moved_goes_by_its_old_name_too(old, new):
     assert import_module(f"ppe_npu.{old}") is import_module(f"ppe_npu.{new}")
+
+
+@pytest.mark.parametrize("name", FIRST_EDITION)
+def test_names_in_the_documents_of_the_first_edition_go_on_to_work(name):
+    module, _, path = name.partition(":")
+    assert callable(attrgetter(path)(import_module(module)))
 
 
 def test_media_goes_on_to_name_what_stands_in_data():

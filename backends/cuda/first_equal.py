@@ -43,7 +43,7 @@ def first_equal(
 
 
 def share_flat(first: Tensor, copies: Tensor, norms: Tensor, lengths: Tensor, tokens: Tensor) -> None:
-    """Sets the first equal token to 0, in place, for all tokens of frames that are all flat. norms: from `gram`."""
+    """Sets the first equal token to 0, in place, for all tokens of frames that are all flat. norms: `gram`'s."""
     there = torch.arange(norms.shape[1], device=norms.device) < lengths[:, None]
     flat = norms.masked_fill(~there, 0).amax(1) <= flat_square(tokens)
     first.masked_fill_(flat[:, None], 0)

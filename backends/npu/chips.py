@@ -18,7 +18,7 @@ class Chip:
     """One kind of chip; sizes in bytes.
 
     Attributes:
-        name: as torch_npu and the compiler's --target spell it.
+        name: the name that torch_npu and the compiler's --target use.
         cubes, vectors: numbers of cores that multiply matrices, and of cores that do all else.
         ub: the buffer of a vector core. l1, l0, l0c: the buffers of a cube core, for both operands, for the current
             part of one operand, and for the sums.

@@ -28,7 +28,7 @@ class Row:
 
     Attributes:
         op, case, implementation: names.
-        shapes: of the input tensors, as "2x4x7x16, ...".
+        shapes: the shapes of the input tensors, as "2x4x7x16, ...".
         dtype: "fp32", "bf16" or "fp16".
         direction: "forward" or "grad"; for whole models also "5 steps" and "generate"; "-" if nothing was compared.
         error, allowed: relative RMS (see `compare`) of the tensor with the largest error relative to its bound; for

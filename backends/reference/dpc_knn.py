@@ -45,7 +45,7 @@ def dpc_knn(
         max_groups: M, at least the largest budget (a host number, so that no shape depends on device data).
         num_neighbors: [F] int64, k of each frame, at most its number of tokens and at most most_neighbors.
         strict: if true, equally dense tokens do not count as denser than each other.
-        most_neighbors: at least the largest k (a host number, like max_groups).
+        most_neighbors: an upper bound of k (a host number, like max_groups).
 
     Returns:
         centers: [F, M] int64, token index of each centre in descending score; entries from budgets[f] on are in range

@@ -32,7 +32,7 @@ def try_processor(processor: Any, path: str | Path, model: str | Path | None = N
     """Raise InputError, naming the part and the folder, unless the processor works.
 
     Args:
-        processor: for Qwen-VL or InternVL, with image_processor, video_processor, tokenizer and chat template.
+        processor: one for Qwen-VL or InternVL, with image_processor, video_processor, tokenizer and chat template.
         path: its folder. model: the folder of the model that it is for; None: the same folder.
     """
     tiled = is_tiled(processor)

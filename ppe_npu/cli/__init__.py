@@ -115,7 +115,8 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 class _OutputError(UserError):
-    """Not an InputError, because commands that catch those to extend the message would hide this one."""
+    """Standard output cannot be written. It is no InputError: a command may catch an InputError of a file to add to its
+    message, and would then blame that file."""
 
     errno = 0
 

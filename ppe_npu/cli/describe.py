@@ -13,7 +13,8 @@ from ppe_npu.checkpoints.loading import load_model, quiet_transformers
 from ppe_npu.cli import common
 from ppe_npu.cli.looking import Looking
 from ppe_npu.cli.output import check_apart, print_json, say
-from ppe_npu.data.inputs import PLACEHOLDERS, build_inputs, split_placeholders
+from ppe_npu.data.inputs import build_inputs
+from ppe_npu.data.turns import PLACEHOLDERS, split_placeholders, user_turn
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.generation import Generated, generate
 from ppe_npu.models import compress
@@ -25,7 +26,7 @@ def run_describe(args: argparse.Namespace) -> int:
     device = devices.resolve(args.device)
     if args.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
-    messages = conversation(args.prompt, args.image, args.video)
+    messages = question(args.prompt, args.image, args.video)
     sampling = common.video_sampling(args)
     quiet_transformers()
     checkpoint = common.checkpoint(args, args.model)
@@ -75,8 +76,8 @@ def _streamer(processor: Any) -> Any:
     return Streamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:
-    """One user turn. Visuals replace the placeholders of the prompt; if it has none, they come before the text.
+def question(prompt: str, images: Sequence[str], videos: Sequence[str]) -> list[dict[str, Any]]:
+    """One user turn. Visuals replace the placeholders of the prompt; if it has none, they precede the text.
 
     Raises:
         InputError: no visual, no text, or placeholders that do not match the visuals.
@@ -85,9 +86,9 @@ def conversation(prompt: str, images: Sequence[str], videos: Sequence[str]) -> l
         raise InputError("nothing to describe: give --image or --video")
     if not prompt.strip():
         raise InputError("--prompt is empty: ask something")
-    if not any(token in prompt for token in PLACEHOLDERS.values()):
-        prompt = PLACEHOLDERS["image"] * len(images) + PLACEHOLDERS["video"] * len(videos) + prompt
-    return [{"role": "user", "content": split_placeholders(prompt, images, videos)}]
+    if any(token in prompt for token in PLACEHOLDERS.values()):
+        split_placeholders(prompt, images, videos)  # raises if they do not match
+    return user_turn(prompt, images, videos)
 
 
 def costs(done: Generated, report: Any, beams: int = 1) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import DTYPES, load_model, quiet_transformers
 from ppe_npu.cli import common, costs, failures
 from ppe_npu.cli.output import print_json, say
-from ppe_npu.cli.train import EMBEDDED, write_embedded_data
+from ppe_npu.cli.train import EMBEDDED, FRAMES, write_embedded_data
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks, facts, protocols
@@ -39,13 +39,12 @@ from ppe_npu.models import compress
 from ppe_npu.utils.escape import printable
 
 DENSE = CompressionConfig.preset("dense")
-_FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One benchmark with one compression, and the folder of its results. share: for the control with smaller input, the
-    share of the tokens that the input still has; else None."""
+    """One benchmark with one compression, and the folder of its results. share: the fraction of the tokens that the
+    input still has, for the control with smaller input; else None."""
 
     benchmark: Any
     identity: dict[str, Any]
@@ -68,7 +67,7 @@ def run_eval(args: argparse.Namespace) -> int:
         write_embedded_data(EMBEDDED / "data")
     protocol, loaded = _asked_benchmarks(args)
     processor_of = _processors(args, checkpoint, protocol)
-    sampling = protocol.sampling(**{key: getattr(args, key) for key in _FRAMES})
+    sampling = protocol.sampling(**{key: getattr(args, key) for key in FRAMES})
     values, own = common.generation(args.generation, checkpoint)
     args.dtype = _dtype(args, protocol, device)
     runs, dtype = [], str(DTYPES[args.dtype]).removeprefix("torch.")
@@ -226,7 +225,7 @@ def _draws(benchmark: Any) -> bool:
 
 def _told_of(benchmark: Any, protocol: Protocol, args: argparse.Namespace) -> dict[str, Any]:
     """What a run records of the protocol and the options that override it; draws is None if its rule never draws."""
-    recorded = protocol.of(benchmark.name).recorded({key: getattr(args, key) for key in (*_FRAMES, "max_new_tokens")})
+    recorded = protocol.of(benchmark.name).recorded({key: getattr(args, key) for key in (*FRAMES, "max_new_tokens")})
     return recorded if _draws(benchmark) else {**recorded, "draws": None}
 
 

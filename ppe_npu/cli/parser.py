@@ -86,7 +86,12 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_pixels(parser: argparse.ArgumentParser, whose: str = "the checkpoint's", frames: str = "2") -> None:
-    """whose, frames: the default bounds and the default frame rate, in words for the help."""
+    """Add the options for the size of images and frames, and for the choice of frames.
+
+    Args:
+        whose: words for the help that say where the default sizes come from.
+        frames: the same for the default number of frames per second.
+    """
     size = f"height * width of an image or frame after resizing (default: {whose})"
     parser.add_argument("--min-pixels", type=int, help=f"minimum {size}")
     parser.add_argument("--max-pixels", type=int, help=f"maximum {size}")

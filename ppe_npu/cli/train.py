@@ -74,7 +74,7 @@ _ADAPTER = {
     "kind": "adapter",
     **{key: f"lora_{key}" for key in ("rank", "alpha", "dropout", "parts", "targets")},
 }
-_VIDEO = ("fps", "nframes", "min_pixels", "max_pixels")
+FRAMES = ("fps", "nframes", "min_pixels", "max_pixels")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +177,7 @@ def _asked(args: argparse.Namespace, recipe: dict[str, Any], model: str, data: A
     elif adapter:
         before = recipe.get("adapter") or {}
         values["adapter"] = {**({"kind": before} if isinstance(before, str) else before), **adapter}
-    video = {name: getattr(args, name) for name in _VIDEO if getattr(args, name) is not None}
+    video = {name: getattr(args, name) for name in FRAMES if getattr(args, name) is not None}
     if video:
         before = dict(recipe.get("video") or {})
         if {"fps", "nframes"} & set(video):  # one replaces the other

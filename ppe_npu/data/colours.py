@@ -30,7 +30,7 @@ def to_rgb(image: Image.Image, name: str, factor: int = 1) -> Image.Image:
     """A picture of any mode as RGB, each `factor` x `factor` pixels averaged into one.
 
     Args:
-        image: decoded. name: of the picture, for messages.
+        image: decoded. name: what messages call the picture.
 
     Raises:
         InputError: a mode or a range of values that has no rule.

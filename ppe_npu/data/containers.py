@@ -18,7 +18,7 @@ from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.paths import IN_ITS_PLACE
 
 _READ_SECONDS = 20.0  # that reading a small file may take
-_PER_BYTE = 1e-7  # further seconds per byte: disks slower than 10 MB a second are given up
+_PER_BYTE = 1e-7  # further seconds per byte: disks slower than 10 MB per second are given up
 _PER_FRAME = 0.1  # further seconds per decoded frame: 8K on one core takes that long
 _MOST_PIXELS = 2**26  # of a frame: twice 8K
 _THREADED = 2**24  # pixels of a frame above which only one thread decodes, because each thread holds several frames
@@ -51,7 +51,7 @@ class Patience:
     """A time limit for reading a file, which starts when it is created.
 
     Args:
-        path: of the file, for messages.
+        path: the path of the file, for messages.
         size: bytes to read.
         frames: number of frames to decode.
     """

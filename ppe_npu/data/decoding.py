@@ -27,7 +27,7 @@ def shown_frames(path: Path, index: VideoIndex, places: Sequence[int]) -> Iterat
     Args:
         path: an existing file.
         index: the file's index.
-        places: in ascending order, with repetitions if needed.
+        places: those of the frames, in ascending order, with repetitions if needed.
 
     Yields:
         The frame of each place, upright RGB, uint8 [H, W, 3]; in place of a damaged frame, the one shown before it.

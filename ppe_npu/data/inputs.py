@@ -32,8 +32,9 @@ from ppe_npu.data.placeholders import (
     visual_ids,
 )
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
-from ppe_npu.data.videos import Video, VideoFrame, load_video
-from ppe_npu.errors import InputError, counted, first_line
+from ppe_npu.data.turns import split_placeholders
+from ppe_npu.data.videos import Video, load_still, load_video
+from ppe_npu.errors import InputError, first_line
 
 __all__ = [
     "DEFAULT_FPS",
@@ -52,7 +53,6 @@ __all__ = [
 ]
 
 _PIXELS = ("pixel_values", "pixel_values_videos")
-PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
 
 @dataclass
@@ -205,7 +205,7 @@ def arranged(processor: Any, prompts: Sequence[Sequence[int]], visuals: dict[str
 def _process_images(processor: Any, images: Sequence[Any]) -> list[tuple[torch.Tensor, ...]]:
     """Pictures -> for each (pixels float32 [P, D], grid int64 [3], the ids that its placeholder becomes int64 [n]);
     the processor takes all of them in one call."""
-    loaded = [image.load() if isinstance(image, VideoFrame) else load_image(image) for image in images]
+    loaded = [load_still(image) for image in images]
     for source, image in zip(images, loaded):
         if max(image.size) > 200 * min(image.size):
             name = f"image {source}" if isinstance(source, (str, Path)) else "an image"
@@ -246,18 +246,18 @@ def _video_options(maker: Any, sampling: VideoSampling, frames: int) -> dict[str
     return {"size": size, "do_sample_frames": False, "return_tensors": "pt", **pixel_cap(maker)}
 
 
-def video_pixels(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int) -> int:
-    """Pixels of a frame after resizing, for a video of `frames` frames of this size; no file is read.
+def video_grid(maker: Any, sampling: VideoSampling, frames: int, height: int, width: int, path: Any = "") -> list[int]:
+    """[temporal steps, rows, columns] of patches of a video of `frames` frames of this size; no file is read.
 
     Args:
-        maker: a video processor.
+        maker: a video processor, called with frames that have a shape but no content.
+        path: the video's, for messages.
 
     Raises:
         InputError: frames that the processor refuses.
     """
     blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
-    grid = _made(maker, blank, "", _video_options(maker, sampling, frames))["video_grid_thw"][0]
-    return int(grid[1:].prod()) * maker.patch_size**2
+    return _made(maker, blank, path, _video_options(maker, sampling, frames))["video_grid_thw"][0].tolist()
 
 
 def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
@@ -271,16 +271,14 @@ def _made(maker: Any, frames: torch.Tensor, path: Any, options: Mapping[str, Any
 def _resizing(maker: Any, sampling: VideoSampling, path: Any, frames: int, height: int, width: int):
     """A function that resizes one frame [3, H, W] as the processor itself would resize all frames of the video at once.
 
-    The new size may depend on the number of frames, by a rule of the model family. So the processor is first called
-    with frames that have no content, and its own resampling is then used with the size that results.
+    The new size may depend on the number of frames, by a rule of the model family.
     """
     from transformers.image_utils import SizeDict
     from transformers.video_processing_utils import BaseVideoProcessor
 
-    options = _video_options(maker, sampling, frames)
-    blank = torch.empty((frames, 3, height, width), dtype=torch.uint8, device="meta")
-    rows, columns = (_made(maker, blank, path, options)["video_grid_thw"][0, 1:] * maker.patch_size).tolist()
-    options = {"size": SizeDict(height=rows, width=columns), **resampling(BaseVideoProcessor.resize, maker.resample)}
+    sides = [patches * maker.patch_size for patches in video_grid(maker, sampling, frames, height, width, path)[1:]]
+    size = SizeDict(height=sides[0], width=sides[1])
+    options = {"size": size, **resampling(BaseVideoProcessor.resize, maker.resample)}
     return lambda frame: BaseVideoProcessor.resize(maker, frame[None], **options)[0]
 
 
@@ -296,35 +294,6 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> dict[str, torc
         ids[number, place] = torch.tensor(row)
         mask[number, place] = 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def split_placeholders(
-    text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), where: str = "the prompt"
-) -> list[dict[str, Any]]:
-    """Text with <image> and <video> placeholders -> content items, with the visuals in place of the placeholders.
-
-    One line break on either side of a placeholder is removed: LLaVA data writes "<image>\\n", chat templates do not.
-
-    Raises:
-        InputError: placeholders and visuals differ in number.
-    """
-    left = {"image": list(images), "video": list(videos)}
-    for kind, token in PLACEHOLDERS.items():
-        if text.count(token) != len(left[kind]):
-            held, given = text.count(token), len(left[kind])
-            raise InputError(f"{where} has {held} {token} for {counted(given, kind)}: write one {token} per {kind}")
-    items: list[dict[str, Any]] = []
-    while text:
-        found = [(text.find(token), kind) for kind, token in PLACEHOLDERS.items() if token in text]
-        at, kind = min(found, default=(len(text), None))
-        before, text = text[:at], text[at:]
-        if kind is not None:
-            before, text = before.removesuffix("\n"), text.removeprefix(PLACEHOLDERS[kind]).removeprefix("\n")
-        if before:
-            items.append({"type": "text", "text": before})
-        if kind is not None:
-            items.append({"type": kind, kind: left[kind].pop(0)})
-    return items
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:

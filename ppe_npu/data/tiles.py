@@ -16,10 +16,9 @@ import numpy as np
 import torch
 
 from ppe_npu.data.frames import video_of_frames
-from ppe_npu.data.pictures import load_image
 from ppe_npu.data.pixel_cache import PixelCache, cached
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.videos import Video, VideoFrame, load_video
+from ppe_npu.data.videos import Video, load_still, load_video
 from ppe_npu.errors import InputError, first_line
 
 _COUNTS = {"image": "num_tiles", "video": "num_frames"}  # keys of the counts per image and per video
@@ -43,7 +42,7 @@ def process(
     """inputs.process_visuals for tiles: tiles and their counts by kind, which in_order() puts in the prompts' order."""
     read = partial(image_tiles, processor)
     made = {
-        "image": cached(images, cache, ("image",), lambda todo: read([_loaded(image) for image in todo])),
+        "image": cached(images, cache, ("image",), lambda todo: read([load_still(image) for image in todo])),
         "video": cached(
             videos,
             cache,
@@ -57,10 +56,6 @@ def process(
             visuals[_PIXELS[kind]] = torch.cat([pixels for pixels, _, _ in parts])
             visuals[_COUNTS[kind]] = torch.stack([count for _, count, _ in parts])
     return visuals, {kind: [ids for _, _, ids in parts] for kind, parts in made.items()}
-
-
-def _loaded(image: Any) -> Any:
-    return image.load() if isinstance(image, VideoFrame) else load_image(image)
 
 
 def _frames_of(video: Any, sampling: VideoSampling) -> Video:

@@ -40,7 +40,7 @@ class VideoIndex:
         ticks: int64 [N], ascending: when each frame is shown, in the stream's time base.
         tick: seconds per tick.
         fps: frames per second.
-        height, width: of the first frame, upright, in pixels.
+        height, width: the size of the first frame, upright, in pixels.
         by_order: whether frames can be identified only by the order in which they come out of the decoder.
         keys: places in `ticks`, ascending, of the key frames, at which decoding can begin.
         key_ticks, key_stamps: the keys' presentation and decoding times; they differ where frames are reordered.

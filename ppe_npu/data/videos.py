@@ -109,6 +109,15 @@ class VideoFrame:
         return Image.fromarray(next(iter(frames)))
 
 
+def load_still(image: Any) -> Image:
+    """A message's image as RGB, upright: a VideoFrame, or what load_image takes.
+
+    Raises:
+        InputError: as VideoFrame.load and load_image.
+    """
+    return image.load() if isinstance(image, VideoFrame) else load_image(image)
+
+
 def load_video(
     path: str | Path, sampling: VideoSampling = _EVEN, multiple: int = 2, resizing: Resizing | None = None
 ) -> Video:

@@ -78,10 +78,10 @@ def _cell(runs: Sequence[Result], value: Callable[[Result], float], brief: bool 
     if brief:
         return f"{statistics.mean(values):.2f}"
     low, high = (min(values), max(values)) if len(values) > 1 else wilson(values[0], runs[0]["accuracy"]["count"])
-    return f"{statistics.mean(values):.3f} ({_short(low)}–{_short(high)})"
+    return f"{statistics.mean(values):.3f} ({short(low)}–{short(high)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
@@ -146,7 +146,7 @@ def _costs(results: Sequence[Result], shares: Sequence[float]) -> str:
     text = (
         "### Costs\n\nTokens: visual tokens of a picture, averaged over the decoder layers. Work: the share of the "
         "prefill time in which tokens are chosen, merged and placed. Prefill: its time over the dense one's, measured "
-        "alternately in one process. The model is tiny (36 tokens a picture, two layers of width 128), so these shares "
-        "show which methods cost more than others, not what they cost in a large model."
+        "alternately in one process. The model is tiny (36 tokens per picture, two layers of width 128), so these "
+        "shares show which methods cost more than others, not what they cost in a large model."
     )
     return f"{text}\n\n{markdown(head, rows)}"

@@ -232,7 +232,7 @@ def findings(results: list[dict[str, Any]]) -> str:
     lines += ["", " ".join(_learned(name, own) for name, own in learned), ""]
     lines += [
         f"Accuracy in [0, 1] over {SPLITS['test'][0]} unseen clips, with 95 % Wilson intervals. Clearly: the intervals "
-        f"of a seed do not overlap. {counted(one['tokens'], 'token')} a frame, {clips.FRAMES} frames a clip, "
+        f"of a seed do not overlap. {counted(one['tokens'], 'token')} per frame, {clips.FRAMES} frames per clip, "
         f"{one['steps']:,} steps of {one['clips']} clips. Before any training, a linear layer reads at least "
         f"{min(found['told'] for found in results):.1%} of the squares of unseen boards from the tokens that show them."
     ]

@@ -64,7 +64,14 @@ GLYPHS = _glyphs()
 
 @dataclass(frozen=True)
 class Figure:
-    """What it is ("shape", "bar" or "dots"), its colour, and the glyph drawn in each of its (row, col) cells."""
+    """One figure of a scene.
+
+    Attributes:
+        kind: "shape", "bar" or "dots".
+        colour: the name of its colour.
+        glyph: what is drawn in each of its cells.
+        cells: the (row, column) of each cell that it covers.
+    """
 
     kind: str
     colour: str

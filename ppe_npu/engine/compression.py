@@ -53,7 +53,7 @@ class Compression:
         last, last_scored: the plan of the last prompt, once it is laid out, and whether the pass returns its output in
             the prompt's own layout.
         watch: the time that grouping, merging and assembling that prompt took.
-        kv_bytes: of the last prompt, as in CompressionReport, once its KV cache is filled.
+        kv_bytes: the bytes of the last prompt's cache, as in CompressionReport, once its KV cache is filled.
         keep_groups: whether `trace` keeps the merges of the last prompt, for callers that inspect the groups.
 
     Raises:
@@ -248,7 +248,7 @@ class Compression:
         Args:
             text_embeds: [T, C] embeddings of the text tokens at the indices plan.before(0).text.
             features: [V, C] features of all images, then of all videos, in the order of plan.visual; None: no features.
-            attention_mask: as given to the model; only a 4D one is read.
+            attention_mask: the one given to the model; only a 4D one is read.
             past: state of the cache that this prompt continues; the plan was made with its `following` as start.
             deepstack: for each of the first decoder layers [V, C], added to the visual tokens of its output.
             ready_mask: make the 4D mask of a padded stage here (bool, True = attend), for attention that takes one.

@@ -37,7 +37,7 @@ class Block(Protocol):
         self, rows: torch.Tensor, asking: torch.Tensor, asked: torch.Tensor | None, borders: list[int]
     ) -> torch.Tensor:
         """[n, C] the rows at `asking` [n], which are the queries, after attention and its residual. asked: the rows
-        that are keys and values: `asking` itself, or None for all. borders: of the segments among the queries."""
+        that are keys and values: `asking` itself, or None for all. borders: those of the segments among the queries."""
         ...
 
     def alone(self, rows: torch.Tensor, places: torch.Tensor, borders: list[int]) -> torch.Tensor:

@@ -134,7 +134,7 @@ def item_runs(
     Args:
         kind: "image" or "video".
         grid_thw: (frames, height, width) in patches, or Parts.
-        seconds_per_frame: of a video.
+        seconds_per_frame: the time between a video's frames.
         source: what item_sources() returns for an image, if there is a step at the pixels. None: if that step has late
             counts, `kept` is an upper bound.
 
@@ -182,7 +182,7 @@ def merge_items(
         kind: "image" or "video", the same for all items.
         features: [V, C] of all items, one after the other; with a step at the pixels, of the tokens that it keeps.
         grids: (frames, height, width) of each item in patches, or Parts.
-        seconds_per_frame: of each video; None: 1.
+        seconds_per_frame: the time between each video's frames; None: 1.
         deepstack: for each of the first decoder layers [V, C], added to the visual tokens of its output.
         sources: what item_sources() returns, if there is a step at the pixels.
 

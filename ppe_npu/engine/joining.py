@@ -148,7 +148,7 @@ class Joining(TowerPass):
         """The borders of segments among the rows that are left; a segment without rows is left out.
 
         Args:
-            last: the block that joined cells last, -1 for none. borders: of the segments among all rows.
+            last: the block that joined cells last, -1 for none. borders: those of the segments among all rows.
         """
         key = (last, *borders)
         if key not in self._borders:

@@ -44,7 +44,7 @@ class Ahead(Movable):
 
     Args:
         standing: the tokens that the first of these stages is given.
-        text, prompts: of that stage, as in Stage.
+        text, prompts: those of that stage, as in Stage.
         stages: their layers and steps. left, packed: as in lay_out().
     """
 

@@ -43,7 +43,7 @@ def packed_rows(
     Args:
         samples: the batch's samples, or its one row if it is packed already; sources never fall.
         width: how many columns the batch has that the sources point into.
-        borders: of the samples in that batch, if it is packed already.
+        borders: those of the samples in that batch, if it is packed already.
     """
     sources = np.concatenate([sample * width + own for sample, (_, own) in enumerate(samples)])
     ends = np.cumsum([0, *(len(own) for own, _ in samples)]).tolist()

@@ -35,7 +35,7 @@ class PixelValues:
 
     Args:
         frames: how many frames a patch has, one after the other in each channel; those of a picture are copies.
-        mean, std: of each channel. scale: the factor that then brings a value to [0, 1].
+        mean, std: those of each channel. scale: the factor that then brings a value to [0, 1].
     """
 
     frames: int

@@ -75,7 +75,7 @@ class Prompts(Movable):
 
         Args:
             real: [B, L] bool, False at padding.
-            borders: of a packed batch [1, R], where its samples begin and end: 0, ..., R.
+            borders: where the samples of a packed batch [1, R] begin and end: 0, ..., R.
             text: [T] int64, the place of each text token, rising.
             asked: [S] int64, the place at which each sample's prompt ends; -1: at its last token.
             later: [R] bool, True at visual tokens that count as text for methods with first_only; None: there is no

@@ -85,7 +85,7 @@ class Span:
         start: index of its first token in that row.
         modality: "image" or "video".
         grid: (frames, height, width) in tokens, not in patches.
-        seconds_per_frame: of a video; 0 for an image.
+        seconds_per_frame: the time between a video's frames; 0 for an image.
         feature: index of its first token among the features of all images, then all videos.
         source: index of its image or video among the batch's images, or videos.
     """
@@ -167,7 +167,7 @@ def find_spans(
         attention_mask: [B, S], nonzero at real tokens, or None.
         image_grid_thw, video_grid_thw: (frames, height, width) in patches, in the batch's order; or Parts. None if no
             images (or videos) are given at all: then their placeholders are text, as in transformers.
-        seconds_per_frame: of each video (transformers' second_per_grid_ts); None means 1 each.
+        seconds_per_frame: the time between each video's frames (transformers' second_per_grid_ts); None means 1 each.
         prompt: how many columns the prompt has; later columns were generated and are text. None: all.
         hidden: whether placeholders that the mask hides have features, too, as in transformers.
 
@@ -202,7 +202,8 @@ def item_spans(
     """The runs of one image or video in a prompt that contains nothing else.
 
     Args:
-        kind: "image" or "video". grid_thw: (frames, height, width) in patches, or Parts. seconds_per_frame: of a video.
+        kind: "image" or "video". grid_thw: (frames, height, width) in patches, or Parts.
+        seconds_per_frame: the time between a video's frames.
 
     Raises:
         InputError: height or width is not a positive multiple of the merge size.

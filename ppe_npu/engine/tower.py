@@ -141,7 +141,7 @@ def received(query: torch.Tensor, key: torch.Tensor, frames: Sequence[int], scal
     """The attention that each key receives within its frame, the mean over heads and queries.
 
     Args:
-        query, key: [H, T, D] of all frames, one after the other. frames: the length of each. scale: of the scores.
+        query, key: [H, T, D] of all frames, one after the other. frames: the length of each. scale: that of the scores.
 
     Returns:
         [T] fp32, with a sum of 1 over each frame.

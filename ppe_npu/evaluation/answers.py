@@ -33,11 +33,11 @@ class ModelAnswers:
     """Answers of a model, compressed or not; decoding is greedy unless `generation` changes it.
 
     Args:
-        model: on its device.
+        model: a compressed or plain model, on its device.
         processor: the model's.
         max_new_tokens: tokens per answer, at most.
         sampling: which frames of a video are taken if the sample has no rule of its own.
-        seed: set before every batch, so that no answer depends on which process gave it, or when.
+        seed: the random seed, set before every batch, so that no answer depends on which process gave it, or when.
         generation: as in ppe_npu.evaluation.decoding.chosen; None: greedy answers, whatever the checkpoint says.
 
     Raises:

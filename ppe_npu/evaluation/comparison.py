@@ -31,8 +31,8 @@ def compare(results: Sequence[Result], protocol: str | None = None) -> dict[str,
     """All numbers that a report shows.
 
     Args:
-        results: of evaluate(), or results.json with the run's "folder", in the order of the rows. Several results with
-            one name on one benchmark, such as those of several seeds, become one row: their mean.
+        results: what evaluate() returned, or results.json with the run's "folder", in the order of the rows. Several
+            results with one name on one benchmark, such as those of several seeds, become one row: their mean.
         protocol: the label of the protocol that all results share, if by_protocol() has split them already.
 
     Returns:

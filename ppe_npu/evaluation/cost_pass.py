@@ -47,9 +47,10 @@ def measure(
     """Answer every sample with every candidate, interleaved, one prompt at a time.
 
     Args:
-        candidates: with unique names; the others are compared with the first, unless `reference` names another one.
-        samples: of a benchmark; prepared once, which is not timed. A sample that a candidate cannot answer is left out.
-        rounds: at least; on a busy machine there are more, until all ratios are known to 3 %.
+        candidates: what is measured, by unique names; all are compared with the first, or with `reference`.
+        samples: a benchmark's samples, prepared once, which is not timed. Those that a candidate cannot answer are
+            left out.
+        rounds: the fewest rounds; on a busy machine there are more, until all ratios are known to 3 %.
         least: the fewest rounds if they take long, see in_turns; if even the first answers do, there are fewer prompts
             as well, but at least two. None: neither is reduced.
 

@@ -12,11 +12,10 @@ from typing import Any
 from PIL import Image
 
 from ppe_npu.compat import set_pixels
-from ppe_npu.data.inputs import video_pixels
-from ppe_npu.data.pictures import load_image
+from ppe_npu.data.inputs import video_grid
 from ppe_npu.data.placeholders import sizes_whole_videos
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.videos import VideoFrame
+from ppe_npu.data.videos import load_still
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
@@ -29,8 +28,8 @@ class SmallerInput(ModelAnswers):
     """ModelAnswers of a dense model whose pictures and frames are reduced to `share` of their tokens.
 
     Args:
-        share: of the visual tokens that the whole picture would have, in (0, 1).
-        others: as ModelAnswers.
+        share: fraction, in (0, 1), of the visual tokens that the whole picture would have.
+        others: as in ModelAnswers.
 
     Raises:
         InputError: `share` is not between 0 and 1.
@@ -82,7 +81,7 @@ class SmallerInput(ModelAnswers):
         pictures = visuals(sample)["image"]
         if pictures:
             found["image"] = [
-                smaller(_loaded(picture), self._whole.image_processor, self.share) for picture in pictures
+                smaller(load_still(picture), self._whole.image_processor, self.share) for picture in pictures
             ]
         if _has_video(sample):
             found["sampling"] = self._frames(sample)
@@ -101,7 +100,7 @@ def _bounds(maker: Any, asked: VideoSampling, size: tuple[int, int, int], share:
     frames, unit = size[0], _unit(maker) ** 2
 
     def pixels(sampling: VideoSampling) -> int:
-        return video_pixels(maker, sampling, *size)
+        return math.prod(video_grid(maker, sampling, *size)[1:]) * maker.patch_size**2
 
     whole = pixels(asked)
     tried = []
@@ -139,10 +138,6 @@ def _grid(tokens: float, tall: float) -> tuple[int, int]:
     rows, columns = math.sqrt(tokens * tall), math.sqrt(tokens / tall)
     near = [(max(r, 1), max(c, 1)) for r in (int(rows), int(rows) + 1) for c in (int(columns), int(columns) + 1)]
     return min(near, key=lambda grid: (abs(grid[0] * grid[1] - tokens), abs(grid[0] / grid[1] - tall)))
-
-
-def _loaded(picture: Any) -> Image.Image:
-    return picture.load() if isinstance(picture, VideoFrame) else load_image(picture)
 
 
 def _has_video(sample: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ def sentence(name: str, found: Mapping[str, Any], results: Sequence[Mapping[str,
     """One benchmark's samples, score, dtypes, devices, tuning of the weights, decoding, failures and protocol, as text.
 
     Args:
-        found: the benchmark's numbers from comparison.compare(). results: of runs; may include other benchmarks'.
+        found: the benchmark's numbers from comparison.compare(). results: those of runs; may include other benchmarks'.
         protocol: label of the protocol.
     """
     runs = [result for result in results if result["settings"]["benchmark"] == name]

@@ -36,7 +36,7 @@ class Generated:
         seconds: total time.
         work: processor seconds until the first token and in total, which other programs do not lengthen; None unless
             the model runs on the host.
-        kv_bytes: of the whole batch's keys and values at the end, padding and answers included.
+        kv_bytes: the size of the whole batch's keys and values at the end, padding and answers included.
         peak_memory: peak bytes of the device's allocator, weights included; None on the CPU.
     """
 
@@ -77,10 +77,10 @@ def generate(
     """Answer a left-padded batch, greedily unless `generation` says otherwise.
 
     Args:
-        inputs: from build_inputs, on any device.
+        inputs: what build_inputs returns, on any device.
         max_new_tokens: tokens per answer, at most.
         streamer: a transformers streamer that receives every token (for a batch of one without beams).
-        generation: from ppe_npu.evaluation.decoding.chosen; None: greedy search.
+        generation: settings from ppe_npu.evaluation.decoding.chosen; None: greedy search.
 
     Raises:
         InputError: `generation` has a token id that the model lacks; or the model fails without compression, too.

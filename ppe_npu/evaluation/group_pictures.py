@@ -81,7 +81,7 @@ def draw(
     sample.
 
     Args:
-        folder: of the benchmark. name: of the method; "" draws the pictures without groups.
+        folder: the benchmark's folder. name: the method's; "" draws the pictures without groups.
         answers: ModelAnswers of the compressed model.
         seen: index -> panels that earlier calls have read; those of further samples are added.
     """
@@ -107,15 +107,13 @@ def draw(
 
 def _panels(sample: Mapping[str, Any], answers: Any) -> Iterator[Panel]:
     """A sample's pictures, or the temporal steps of its video: at most _PANELS, evenly spread."""
-    from ppe_npu.data.pictures import load_image
-    from ppe_npu.data.videos import VideoFrame, load_video
+    from ppe_npu.data.videos import load_still, load_video
 
     shown = visuals(sample)
     if not shown["video"]:
         pictures = shown["image"]
         for number in _evenly(len(pictures)):
-            given = pictures[number]
-            picture = given.load() if isinstance(given, VideoFrame) else load_image(given)
+            picture = load_still(pictures[number])
             yield number, 0, ImageOps.contain(picture, (_SIDE, _SIDE)) if max(picture.size) > _SIDE else picture
         return
     joined = answers.processor.video_processor.temporal_patch_size

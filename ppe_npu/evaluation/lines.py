@@ -18,7 +18,7 @@ class Lines:
     """A file of JSON lines to which processes append under a common lock.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         check: returns what is wrong with a row, or None.
         remedy: what an error message advises for a wrong line.
     """

@@ -20,17 +20,9 @@ from ppe_npu.backends.common import IGNORED
 from ppe_npu.checkpoints.generation_defaults import of_checkpoint
 from ppe_npu.checkpoints.loading import DTYPES, check_compression, load_model, load_processor, quiet_transformers
 from ppe_npu.compat import drop_unknown_types, ensure_mm_token_type_ids
-from ppe_npu.data.inputs import (
-    PLACEHOLDERS,
-    PixelCache,
-    build_inputs,
-    encode,
-    pad,
-    split_placeholders,
-    to_device,
-    visual_ids,
-)
+from ppe_npu.data.inputs import PixelCache, build_inputs, encode, pad, to_device, visual_ids
 from ppe_npu.data.sampling import VideoSampling
+from ppe_npu.data.turns import PLACEHOLDERS, user_turn
 from ppe_npu.data.videos import load_video
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import protocols
@@ -256,7 +248,7 @@ def in_batches(
             left = left[many:]
 
 
-def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def translated(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """lmms-eval's chat messages as this package's messages: pictures as they are, videos as paths or lists of frames.
 
     Raises:
@@ -276,12 +268,10 @@ def question(text: str, visuals: Sequence[Any] | None) -> list[dict[str, Any]]:
     parts = [_part({"type": _kind(visual), "url": visual}) for visual in visuals or ()]
     images = [part["image"] for part in parts if part["type"] == "image"]
     if images and len(images) == len(parts) == text.count(PLACEHOLDERS["image"]):
-        content = split_placeholders(text.replace(PLACEHOLDERS["video"], ""), images)
-    else:
-        for token in PLACEHOLDERS.values():
-            text = text.replace(token, "")
-        content = [*parts, {"type": "text", "text": text}]
-    return [{"role": "user", "content": content}]
+        return user_turn(text.replace(PLACEHOLDERS["video"], ""), images)
+    for token in PLACEHOLDERS.values():
+        text = text.replace(token, "")
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def _kind(visual: Any) -> str:

@@ -20,7 +20,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
+from ppe_npu.evaluation.lmms import Answerer, in_batches, question, translated
 from ppe_npu.methods.base import published
 
 
@@ -101,7 +101,7 @@ class ChatModel(_Model):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         def asked(context, messages_of, options, number, task, split):
-            return conversation(messages_of(self._document(task, split, number)))
+            return translated(messages_of(self._document(task, split, number)))
 
         return self._generated(requests, 2, asked)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.evaluation.scale import named
-from ppe_npu.files import write_bytes
 from ppe_npu.utils.escape import printable
+from ppe_npu.utils.figures import new_figure, save_figure
 from ppe_npu.utils.optional import optional
 
 _MARKERS = "osD^vP*Xhd"
@@ -33,9 +32,6 @@ def draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
 
 
 def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
-    from matplotlib.figure import Figure
-
     benchmarks = comparison["benchmarks"]
     methods = list(dict.fromkeys(row["method"] for row in comparison["overview"] if not row["dense"]))
     panels = [lambda axes, item=item: _curves(axes, *item, methods) for item in benchmarks.items()]
@@ -47,8 +43,7 @@ def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
         panels.append(lambda axes: _bars(axes, only))
     columns = min(len(panels), _COLUMNS)
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(5.0 * columns, 6.5), 4.0 * lines + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(5.0 * columns, 6.5), 4.0 * lines + 0.8, layout="constrained")
     for number, panel in enumerate(panels):
         panel(figure.add_subplot(lines, columns, number + 1))
     figure.suptitle(_text(title, 3 * _LONGEST))
@@ -56,9 +51,7 @@ def _draw(comparison: Mapping[str, Any], path: Path, title: str) -> Path:
     for axes in figure.axes:
         entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(entries.values(), entries, fontsize="small", loc="outside lower center", ncols=4)  # covers no curve
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    return write_bytes(path, drawn.getvalue())
+    return save_figure(figure, path, 130)
 
 
 def _text(value: Any, most: int = _LONGEST) -> str:

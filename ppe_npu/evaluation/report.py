@@ -161,9 +161,9 @@ def write_report(
     """Write `path` (Markdown) and, beside it, the same numbers (.json) and a picture (.png) of the same name.
 
     Args:
-        results: of evaluate() or collect(), in the order of the rows. Several results with one name on one benchmark,
-            such as those of several seeds, become one row: their mean.
-        path: of the Markdown file.
+        results: what evaluate() or collect() returned, in the order of the rows. Several results with one name on one
+            benchmark, such as those of several seeds, become one row: their mean.
+        path: the path of the Markdown file.
         title: heading of the report.
         notes: paragraphs under the tables, in Markdown.
         html: whether to write an HTML page (.html), too.

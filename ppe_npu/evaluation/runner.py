@@ -60,7 +60,7 @@ def evaluate(
     Other processes that call this with the same arguments share the work; every call returns when all of it is done.
 
     Args:
-        model: on its device, compressed or not.
+        model: a model on its device, compressed or not.
         processor: the model's.
         benchmark: the benchmark to answer.
         output: folder of this run; if it holds a part of the same run, that run is completed.
@@ -68,7 +68,7 @@ def evaluate(
         max_new_tokens: tokens per answer, at most; None: the benchmark's number, or 16 if it has none.
         sampling: which frames of a video are taken if the sample has no rule of its own.
         name: the run's name in reports; None: derived from its compression.
-        seed: set before every batch.
+        seed: the random seed, set before every batch.
         generation: settings beside greedy search: "checkpoint" for those of the checkpoint's generation_config.json, or
             names and values ({"repetition_penalty": 1.05}); None: greedy search alone, whatever the checkpoint says.
 

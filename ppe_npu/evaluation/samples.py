@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ppe_npu.config import CompressionConfig
-from ppe_npu.data.cells import telling_cells
 from ppe_npu.data.containers import Patience, open_video
-from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
+from ppe_npu.data.lengths import TokenCounter
 from ppe_npu.data.pictures import image_size
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.tiles import is_tiled, tile_count
+from ppe_npu.data.tiles import is_tiled
+from ppe_npu.data.turns import user_turn
 from ppe_npu.data.videos import VideoFrame
 from ppe_npu.errors import InputError, shown
 from ppe_npu.utils.paths import existing_file
@@ -65,11 +63,8 @@ def visuals(sample: Sample) -> dict[str, list[Any]]:
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
     """A sample as one user turn: visuals replace the prompt's placeholders if it has one for each, else precede it."""
-    found, prompt = visuals(sample), sample["prompt"]
-    if any(found.values()) and all(prompt.count(PLACEHOLDERS[kind]) == len(found[kind]) for kind in found):
-        return [{"role": "user", "content": split_placeholders(prompt, found["image"], found["video"])}]
-    content = [{"type": kind, kind: value} for kind, values in found.items() for value in values]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    found = visuals(sample)
+    return user_turn(sample["prompt"], found["image"], found["video"])
 
 
 def sampling_of(sample: Sample, asked: VideoSampling | None) -> VideoSampling:
@@ -90,36 +85,32 @@ def measure(
         showings: how often every image is shown; more than once only for PVC's models.
     """
     found, sampling = visuals(sample), sampling_of(sample, asked)
+    count = TokenCounter(processor, config, showings)
+    counted = [_image_tokens(count, image) for image in found["image"]]
+    counted += [_video_tokens(count, video, sampling) for video in found["video"]]
     text = len(sample["prompt"]) // _CHARACTERS
-    grids = [_image_grid(processor, image, showings) for image in found["image"]]
-    grids += [(*_video_grid(processor, video, sampling), True) for video in found["video"]]
-    before = text + sum(frames * tokens for frames, tokens, _ in grids)
-    cells = [_cells(config, processor, image, showings) for image in found["image"]] + [None] * len(found["video"])
-    after = text + sum(
-        config.span_tokens(frames, tokens, 0, is_video, own) for (frames, tokens, is_video), own in zip(grids, cells)
-    )
+    before, after = (text + sum(column) for column in zip((0, 0), *counted))
     # build_inputs takes one sampling per call, so only videos with the same sampling share a batch.
     bucket = f"video {sampling}" if found["video"] else "image" if found["image"] else "text"
     source = next((str(value) for value in [*found["video"], *found["image"]] if isinstance(value, (str, Path))), "")
     return Measure(bucket, before, after, source)
 
 
-def _image_grid(processor: Any, image: Any, showings: int) -> tuple[int, int, bool]:
-    """(number of showings, or of tiles in all showings; tokens of each; whether they count as a video's frames)."""
+def _image_tokens(count: TokenCounter, image: Any) -> tuple[int, int]:
     height, width = _image_size(image) if isinstance(image, (str, Path)) else _size_or_screen(image)
-    moving = showings > 1
-    if is_tiled(processor):
-        return showings * tile_count(processor, height, width), processor.image_seq_length, moving
-    size = processor.image_processor.size
-    return showings, _tokens(processor, width, height, size["shortest_edge"], size["longest_edge"]), moving
-
-
-def _cells(config: CompressionConfig, processor: Any, image: Any, showings: int) -> torch.Tensor | None:
-    """telling_cells() of a picture; None also if the picture cannot be read."""
     try:
-        return telling_cells(config, processor, image, showings)
-    except InputError:
-        return None
+        return count.image(height, width, image)
+    except InputError:  # answering the sample reports the error
+        return count.image(*_SCREEN)
+
+
+def _video_tokens(count: TokenCounter, video: Any, sampling: VideoSampling) -> tuple[int, int]:
+    maker = count.processor.video_processor
+    taken = frames_taken(video, sampling, 1 if is_tiled(count.processor) else maker.temporal_patch_size)
+    try:
+        return count.video(*taken, sampling)
+    except InputError:  # answering the sample reports the error
+        return count.video(_FRAMES, *_SCREEN, VideoSampling())
 
 
 def _size_or_screen(image: Any) -> tuple[int, int]:
@@ -146,17 +137,6 @@ def frames_taken(video: Any, sampling: VideoSampling, multiple: int) -> tuple[in
         return sampling.count(total, fps, multiple), height, width
 
 
-def _video_grid(processor: Any, video: Any, sampling: VideoSampling) -> tuple[int, int]:
-    """(number of temporal steps, tokens of each)."""
-    if is_tiled(processor):
-        return frames_taken(video, sampling, 1)[0], processor.image_seq_length
-    maker = processor.video_processor
-    frames, height, width = frames_taken(video, sampling, maker.temporal_patch_size)
-    steps = max(frames // maker.temporal_patch_size, 1)
-    least, most = sampling.frame_pixels(frames, maker.size["shortest_edge"], maker.size["longest_edge"])
-    return steps, _tokens(processor, width, height, least, most)
-
-
 @functools.lru_cache(maxsize=2**16)
 def _video_facts(path: str) -> tuple[int, float, int, int]:
     """(frames, frames per second, width, height), from a container's header or from a folder of frames."""
@@ -172,13 +152,3 @@ def _video_facts(path: str) -> tuple[int, float, int, int]:
             return max(stream.frames or int(seconds * fps), 1), fps, stream.width or 1, stream.height or 1
     except (InputError, OSError):  # answering the sample reports the error
         return _FRAMES, 1.0, *_SCREEN
-
-
-def _tokens(processor: Any, width: int, height: int, least: int, most: int) -> int:
-    """Number of visual tokens of a picture that is resized to between `least` and `most` pixels."""
-    maker = processor.image_processor
-    try:
-        patches = maker.get_number_of_image_patches(height, width, {"min_pixels": least, "max_pixels": most})
-    except ValueError:  # a picture that is too narrow; answering the sample reports the error
-        patches = least // maker.patch_size**2
-    return max(patches // maker.merge_size**2, 1)

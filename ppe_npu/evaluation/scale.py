@@ -1,4 +1,7 @@
-"""How a benchmark's scores are shown. The benchmark declares it; the scores themselves never decide."""
+"""The unit, the factor and the decimals with which reports show the scores of a benchmark, as the benchmark declares.
+
+They are never guessed from the scores.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ UNDECLARED: Scale = {"maximum": None, "factor": 1.0, "decimals": 2}
 
 
 def declared(benchmark: Any) -> Scale:
-    """The Scale of a benchmark's metrics: {"maximum": the best score or None, "factor": scores are shown times it,
-    "decimals"}.
+    """The Scale of a benchmark's metrics: {"maximum": the best possible score, or None; "factor": the number by which
+    shown scores are multiplied; "decimals": the number of shown decimals}.
 
-    If a benchmark declares no `maximum`, its metrics have a unit of their own and are shown raw.
+    If a benchmark declares no `maximum`, its metrics have a unit of their own and are shown as they are.
     """
     maximum = getattr(benchmark, "maximum", None)
     if maximum is None:

@@ -86,7 +86,7 @@ class Share:
     """This process's part in a run. A context manager: inside it the process counts as alive.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         keys: every sample's index, in the order in which samples are to be taken.
         check: returns what is wrong with a row that another process wrote, or None; the index is checked here.
         code: mark of the code that scores answers; processes with other marks do not work at the same time. None: any.

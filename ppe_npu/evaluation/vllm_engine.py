@@ -18,8 +18,7 @@ from ppe_npu.checkpoints.loading import check_checkpoint
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import render
 from ppe_npu.data.messages import check_conversations, visual_items
-from ppe_npu.data.pictures import load_image
-from ppe_npu.data.videos import VideoFrame
+from ppe_npu.data.videos import load_still
 from ppe_npu.errors import InputError, UserError, first_line
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.generation import Generated
@@ -75,7 +74,7 @@ class Engines:
     """Holds one engine at a time, for one compression; asking for another compression replaces it.
 
     Args:
-        checkpoint: of a whole model, without an adapter.
+        checkpoint: folder of a whole model, without an adapter.
         dtype: "float32" or "bfloat16".
         options: further arguments of vllm.LLM.
 
@@ -126,7 +125,7 @@ class VLLMAnswers(ModelAnswers):
 
     Args:
         engines: gives the engine.
-        others: as ModelAnswers; the model is on the CPU, with the compression that the engine will use.
+        others: as in ModelAnswers; the model is on the CPU, with the compression that the engine will use.
 
     Raises:
         InputError: there are generation settings beside greedy search.
@@ -156,7 +155,7 @@ class VLLMAnswers(ModelAnswers):
         if items["video"]:
             raise InputError("--engine vllm takes pictures only: evaluate videos with --engine transformers")
         ids = self.processor.tokenizer(render(self.processor, checked, True))["input_ids"]
-        pictures = [item.load() if isinstance(item, VideoFrame) else load_image(item) for item in items["image"]]
+        pictures = [load_still(item) for item in items["image"]]
         return {"prompt_token_ids": ids, **({"multi_modal_data": {"image": pictures}} if pictures else {})}
 
     def answer(self, inputs: Mapping[str, Any]) -> Generated:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from ppe_npu import shorthand
-from ppe_npu.config import POSITIONS, CompressionConfig
+from ppe_npu.config import BESIDE, POSITIONS, CompressionConfig
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import method_class, published
 from ppe_npu.methods.listing import default
@@ -20,7 +20,6 @@ from ppe_npu.settings import check_fields, setting
 NONE = "none"  # a side that shows nothing
 YOURS = "yours"  # a picture or video of the user's, which no link holds
 OWN = ("ppe", "ppe_plus", "keep_one", "chatunivi", "dense")  # presets, which have their own rule of positions
-_BESIDE = ("positions", "k", "members", "proportional_attention")
 
 
 def choices() -> list[str]:
@@ -97,7 +96,7 @@ class Settings:
         if text == NONE:
             return None
         parts = [_named(part) for part in re.split(r"\s\+\s", text)]
-        (name, keys), whole = parts[0], {key: value for _, own in parts for key, value in own.items() if key in _BESIDE}
+        (name, keys), whole = parts[0], {key: value for _, own in parts for key, value in own.items() if key in BESIDE}
         if len(parts) == 1 and name in OWN:
             config = CompressionConfig.preset(name, **({} if name == "dense" else {"ratio": self.budget}) | keys)
             return config.changed(k=self.k or None) if config.positions == "ppe" and "k" not in keys else config
@@ -110,7 +109,7 @@ class Settings:
     def _step(self, name: str, keys: Mapping[str, Any], layers: int) -> dict[str, Any]:
         """The keys of a step: the method's name, its own keys, the page's budget, and a layer if it needs one."""
         fields = {field.name for field in dataclasses.fields(method_class(name))}
-        own = {key: value for key, value in keys.items() if key not in _BESIDE}
+        own = {key: value for key, value in keys.items() if key not in BESIDE}
         if "ratio" in fields:
             own.setdefault("ratio", self.budget)
         usual = default(name)

@@ -143,7 +143,7 @@ def token_at(point: tuple[int, int], shape: tuple[int, int, int], side: int, col
     """The original token (in raster order, frame after frame) that is drawn at a pixel of a strip, or None.
 
     Args:
-        point: (x, y). shape: of the groups' labels. side, columns: those given to draw_strip.
+        point: (x, y). shape: that of the groups' labels. side, columns: those given to draw_strip.
     """
     steps, height, width = shape
     cell, columns = max(8, side // max(height, width)), min(columns or steps, steps)

@@ -19,7 +19,8 @@ class Widths:
     Args:
         asked: weights of the projections to queries, keys and values, in a tower a third each. rest: weights of its
             other linear layers.
-        channels: of all heads together. out: weights of the projection after attention, which are part of `rest`.
+        channels: number of channels of all heads together. out: weights of the projection after attention, which are
+            part of `rest`.
     """
 
     asked: int

@@ -34,7 +34,7 @@ class IPCV(RebuildingMethod):
         keep: fraction of the patches that stay: int(L * keep) of L, at least one. 1: the tower is left as it is.
         prune_block: K, counted from 0. A tower with K or fewer blocks is left as it is.
         stabilized_blocks: how many blocks from K on have the rebuilt patches as keys and values.
-        neighbors: from how many staying patches each of the others is rebuilt, fewer where fewer stay.
+        neighbors: number of staying patches from which each of the others is rebuilt, fewer where fewer stay.
         per_image: whether patches compete only within one image or video.
         released: frames start and end as in the published code.
     """

@@ -247,7 +247,7 @@ class Thinning:
     Args:
         share: fraction of a component that is dropped: of n cells n - round(n * share) stay, at least one.
         drawn: whether those that stay are drawn at random, by a new generator of Python's; else they are evenly spaced.
-        seed: of this generator.
+        seed: that of this generator.
         total: if not None, exactly this many cells of the picture are kept. Missing ones are drawn from all others; of
             surplus ones random cells, but never the first, are dropped.
     """

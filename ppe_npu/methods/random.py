@@ -46,7 +46,7 @@ def random(places: np.ndarray, budget: int, seed: int) -> tuple[np.ndarray, np.n
     Args:
         places: [n, 3] int (frame, row, column) of each token in its image or video.
         budget: m, from 1 to n.
-        seed: at least 0.
+        seed: a number from 0 on.
 
     Returns:
         representatives: [m] int64, ascending.

@@ -33,7 +33,7 @@ class SparseVLM(Method):
         ratio: fraction of the tokens to keep in each stage: floor(N * ratio) of N.
         dropped: what becomes of the other tokens, see choosing.dropped.
         released: K is floor(N * ratio), at most N - 1, and the clusters are added to it, as published.
-        layer: on entry to which layers it runs; the defaults are published for 32 layers.
+        layer: the decoder layers on entry of which it runs; the defaults are published for 32 layers.
     """
 
     ratio: float = share(0.5)

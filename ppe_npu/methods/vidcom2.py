@@ -28,7 +28,7 @@ class VidCom2(Method):
 
     Args:
         ratio: fraction of the tokens of an image or video to keep: ceil(n * ratio) of n.
-        temperature: of the softmax over frames.
+        temperature: that of the softmax over frames.
         dropped: what becomes of the other tokens, see choosing.dropped.
         released: round(r_f N) of each frame's N tokens, as in the published code; the total then depends on the video.
     """

@@ -45,7 +45,7 @@ class Looking:
         for fields about text, [S, W, ...] at each sample's text.
 
         Args:
-            needs: of ppe_npu.engine.shown.LAYER_NEEDS. prompts: for "layer_row" and "layer_text".
+            needs: names from ppe_npu.engine.shown.LAYER_NEEDS. prompts: needed for "layer_row" and "layer_text".
         """
         with torch.no_grad():  # as a decorator it would break torch.compile's graph
             return self._seen(needs, prompts)

@@ -33,7 +33,7 @@ class Distillation:
 
     Attributes:
         weight: the loss is (1 - weight) * cross entropy + weight * divergence from the teacher, in (0, 1].
-        temperature: of both distributions; the divergence is multiplied by its square (Hinton et al., arXiv
+        temperature: that of both distributions; the divergence is multiplied by its square (Hinton et al., arXiv
             1503.02531).
         teacher: a copy of the compressed model with frozen weights; None: the model itself, with its current weights.
     """

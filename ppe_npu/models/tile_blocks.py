@@ -175,7 +175,7 @@ class TileBlock:
         """[n, C] the attention output of queries from `asking` [n, C] over keys and values from `asked` [m, C].
 
         Args:
-            borders: of the segments of queries. others: of those of keys; None: the same.
+            borders: those of the segments of queries. others: those of the keys; None: the same.
         """
         own = self.module.attention
         query, key, value = own.q_proj(asking), own.k_proj(asked), own.v_proj(asked)

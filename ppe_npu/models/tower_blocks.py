@@ -155,7 +155,8 @@ def vision_attention(
     rows; and the keys [1, heads, m, D].
 
     Args:
-        attention: with qkv, proj, num_heads and scaling. table: cos, sin [T, D]. borders: of frames or windows.
+        attention: a module with qkv, proj, num_heads and scaling. table: cos, sin [T, D].
+        borders: those of frames or windows.
     """
     options: dict[str, Any] = {"cu_seqlens": borders}
     if some is not None:

@@ -1,1 +1,1 @@
-"""Names of the first edition: each module here is found as ppe_npu.<name>, and gives what now stands elsewhere."""
+"""Modules by their names of the first edition: ppe_npu.<name> is found here, and gives the module in its new place."""

@@ -1,4 +1,4 @@
-"""The name in the first edition of what now stands in ppe_npu.data."""
+"""The old name of several modules of ppe_npu.data."""
 
 from ppe_npu.data.pictures import image_size, load_image
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling

@@ -31,7 +31,7 @@ class Results:
     """The results of one run, on the CPU.
 
     Args:
-        logits: [n, vocab] of all text tokens. gradients: of each parameter that has one, by name.
+        logits: [n, vocab] of all text tokens. gradients: those of all parameters that have one, by name.
         losses: [STEPS + 1], before each optimizer step and after the last.
         ids: [B, NEW_TOKENS], generated greedily, or None.
     """

@@ -15,22 +15,30 @@ from ppe_npu.models.one_dimension_families import FAMILIES
 
 
 class Grids:
-    """Shapes in families whose images and videos are grids of patches of any size."""
+    """The shapes of a family whose images and videos are grids of patches of any size.
+
+    Attributes:
+        field: name of the engine's field with the shapes, in which {} stands for image or video.
+    """
 
     field = "{}_grid_thw"
 
     def of(self, kind: str, said: Any) -> list[Shape]:
-        """The shape of each image, or video, from the field's numbers [n, ...]."""
+        """The shapes of n images, or of n videos. said: the values of the field, [n, ...]."""
         return torch.as_tensor(said).tolist()
 
     def rows(self, shape: Shape, tokens: int) -> tuple[int, int]:
-        """How many rows an item of `tokens` tokens has in the field of pixels, and in the field of ready features."""
+        """(number of rows of pixels, number of rows of precomputed features) of an image or video.
+
+        Args:
+            shape: one of those that of() returns. tokens: number of its visual tokens.
+        """
         return int(np.prod(shape)), tokens
 
 
 class Tiles:
-    """Shapes in families whose images are tiles of one size in a row, and whose videos are frames of that size with
-    text between them.
+    """The shapes of a family whose images are tiles of one size that follow each other in the prompt, and whose videos
+    are frames of that size with text between them.
 
     Args:
         side: (height, width) of a tile, in visual tokens.
@@ -42,14 +50,14 @@ class Tiles:
         self.side = tuple(side)
 
     def of(self, kind: str, said: Any) -> list[Shape]:
-        """As Grids.of()."""
+        """See Grids.of()."""
         counts = torch.as_tensor(said).flatten().tolist()
         if kind == IMAGE:
             return [Parts([Part(kind, 0, (count, *self.side))]) for count in counts]
         return [Parts([Part(kind, 0, (1, *self.side))] * count) for count in counts]
 
     def rows(self, shape: Shape, tokens: int) -> tuple[int, int]:
-        """As Grids.rows()."""
+        """See Grids.rows()."""
         return tokens // int(np.prod(self.side)), 1
 
 

@@ -36,7 +36,8 @@ class Adapter:
     Attributes:
         kind: "lora"; "dora", whose directions and lengths learn separately; "qlora": LoRA over a language model that is
             held in 4 bits (CUDA, bitsandbytes).
-        rank: of each update. alpha: the update is scaled by alpha / rank. dropout: of its input, in training.
+        rank: the rank of each update. alpha: the update is scaled by alpha / rank. dropout: the probability with which
+            an element of its input is dropped in training.
         parts: which parts of the model get an adapter: "language", "merger", "vision".
         targets: suffixes of the names of the modules that get one ("q_proj", "attn.qkv"); None: every linear layer of
             the parts except the head.
@@ -145,7 +146,7 @@ def add_adapter(model: nn.Module, adapter: Adapter) -> nn.Module:
     """Freeze a model and add a new adapter, which does not change its output yet; torch's seed decides the weights.
 
     Args:
-        model: as load_model returns it, compressed or not; it is changed in place.
+        model: what load_model returns, compressed or not; it is changed in place.
 
     Returns:
         the peft.PeftModel around it. It passes forward, generate, compression and gradient checkpointing on to the
@@ -192,7 +193,7 @@ def save_adapter(
     base.json, compression.json where the model is compressed, and the processor.
 
     Args:
-        model: as add_adapter returns it.
+        model: what add_adapter returns.
         state_dict: as in write_adapter.
         processor: the model's; None: the one beside the base model, if there is one.
 
@@ -252,7 +253,7 @@ def set_adapter_weights(model: nn.Module, tensors: dict[str, torch.Tensor], sour
 
     Args:
         model: a peft model with an adapter that has these weights.
-        tensors: as adapter_weights returns them.
+        tensors: what adapter_weights returns.
         source: where they are from, for messages.
 
     Raises:

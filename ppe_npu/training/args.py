@@ -48,13 +48,14 @@ class TrainConfig:
         max_steps: optimizer steps.
         batch_size: records per forward; gradient_accumulation: forwards per optimizer step.
         global_batch: records per optimizer step over all processes, in place of gradient_accumulation.
-        learning_rate, betas, weight_decay, max_grad_norm: of AdamW.
-        merger_learning_rate, vision_learning_rate, pvc_learning_rate: of these parts; None: the language model's.
+        learning_rate, betas, weight_decay, max_grad_norm: settings of AdamW.
+        merger_learning_rate, vision_learning_rate, pvc_learning_rate: learning rates of these parts; None: the same
+            as the language model's.
             0 freezes a part.
         warmup_steps: steps of linear warm-up from 0; a value below 1 is a fraction of all steps.
         schedule: after the warm-up: "constant"; "linear" down to 0; "cosine" down to least_rate times the rate; or
             "stable_decay", constant, then linear down to 0 over the last decay_fraction of the steps.
-        seed: of the data order and of everything random.
+        seed: decides the order of the data and everything random.
         save_steps: steps between checkpoints; 0: no checkpoints, only final/.
         logging_steps: steps between log entries, which hold the loss.
         frozen: what does not learn: "language", "merger", "vision", "pvc", or prefixes of parameter names.
@@ -65,7 +66,7 @@ class TrainConfig:
         group_by_length: put records of similar length after compression into one batch, to save padding.
         packing: join the records of a forward in one row, without padding; the losses are the same.
         distill_weight: weight of self-distillation in the loss, in [0, 1]; the teacher is the same model, and sees all
-            tokens. distill_temperature: of both distributions.
+            tokens. distill_temperature: temperature of both distributions.
         distill_teacher: "present": the teacher has the model's present weights; "start": it is a frozen copy of the
             model at the start of the run, which needs memory for a second set of weights and excludes ZeRO-3.
         gradient_checkpointing: recompute activations to save memory.

@@ -44,7 +44,7 @@ class Progress(TrainerCallback):
     """Shows a bar with loss, tokens/s and share of the visual tokens kept; without a terminal it prints a line per log.
 
     Args:
-        title: of the run.
+        title: the run's name.
         lines: prints a line where there is no terminal.
     """
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.messages import SETTINGS
 from ppe_npu.data.places import Room
+from ppe_npu.data.turns import PLACEHOLDERS
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_text
 from ppe_npu.training.record_files import read_file

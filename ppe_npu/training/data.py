@@ -48,7 +48,7 @@ class Checked:
     Attributes:
         records: those that can be used, in the order of the files.
         faults: the others, in the same order.
-        headers: of the records' pictures and videos: {"image": {path: (height, width)}, "video": {path: VideoHeader}}.
+        headers: {"image": {path: (height, width)}, "video": {path: VideoHeader}} of the records' pictures and videos.
     """
 
     records: list[Record]

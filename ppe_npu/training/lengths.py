@@ -1,10 +1,9 @@
 """A record's length in tokens before and after compression, found from the headers of its files. A picture is read only
 if its pixels decide how many of its tokens stay (a step at the pixels without an exact budget).
 
-A picture's tokens follow from the size in its header, by the processor's own rule. A video's tokens, and those of the
-seconds that Qwen3-VL's processor writes between them, follow from the number, rate and size of its frames: the frames
-to read are planned as in ppe_npu.data.videos, and the processor is called with frames that have a shape but no content.
-So the numbers are those of the collator's batches.
+A video's tokens (data.lengths), and those of the seconds that Qwen3-VL's processor writes between them, follow from the
+number, rate and size of its frames: the frames to read are planned as in ppe_npu.data.videos. So the numbers are those
+of the collator's batches.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ import torch
 
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.config import CompressionConfig
-from ppe_npu.data.cells import telling_cells
-from ppe_npu.data.inputs import process_visuals
+from ppe_npu.data.lengths import TokenCounter
 from ppe_npu.data.placeholders import expand, image_ids, video_ids
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.data.tiles import frame_ids, is_tiled, tile_count, tile_ids
+from ppe_npu.data.tiles import frame_ids, is_tiled, tile_ids
 from ppe_npu.data.videos import Video, VideoHeader, planned_video
-from ppe_npu.errors import InputError, first_line
+from ppe_npu.errors import InputError
 from ppe_npu.training.data import Fault, Record
 from ppe_npu.training.tokens import Tokeniser
 
+# Tokens before and after compression, visual tokens before and after it, and tokens of the answers.
 Lengths = tuple[int, int, int, int, int]
-_TEXTS = 1_000  # videos whose text is cached: that of a long one takes 30 KB
+_TEXTS = 1_000  # videos whose text is cached, of which a long one takes 30 KB
 
 
 class Ruler:
-    """A list of Records -> for each (before, after, visual_before, visual_after, answers), or a Fault.
+    """Measures records, given as a list: returns the Lengths of each, or the Fault that keeps it from being used.
 
     Args:
         processor, compression, sampling, headers, max_length, showings: as in survey.survey.
@@ -49,8 +48,8 @@ class Ruler:
         max_length: int | None = None,
         showings: int = 1,
     ) -> None:
-        self.processor, self.compression, self.sampling, self.headers = processor, compression, sampling, headers
-        self.max_length, self.showings = max_length, showings
+        self.processor, self.sampling, self.headers, self.max_length = processor, sampling, headers, max_length
+        self.count = TokenCounter(processor, compression, showings)
         self.tokenise = Tokeniser(processor, memo=10_000)  # small, as most texts occur once
         self._measured: dict[Any, tuple[int, int]] = {}
         self._reads = compression.at_pixels is not None and compression.at_pixels.counts == "late"
@@ -91,30 +90,12 @@ class Ruler:
         key = (kind, header if video is None else tuple(video.frames.shape))
         key = (kind, path) if video is None and self._reads else key
         if key not in self._measured:
-            frames, tokens = self._image(*header, path) if video is None else self._video(video)
-            moving = video is not None or self.showings > 1
-            cells = None if moving else telling_cells(self.compression, self.processor, path)
-            self._measured[key] = frames * tokens, self.compression.span_tokens(frames, tokens, 0, moving, cells)
+            if video is None:
+                self._measured[key] = self.count.image(*header, path)
+            else:
+                frames, _, height, width = video.frames.shape
+                self._measured[key] = self.count.video(frames, height, width, self.sampling, path)
         return self._measured[key]
-
-    def _image(self, height: int, width: int, path: str) -> tuple[int, int]:
-        """(showings, tokens per showing); for InternVL (tiles of all showings, tokens per tile)."""
-        if self._tiled:
-            return self.showings * tile_count(self.processor, height, width), self.processor.image_seq_length
-        maker = self.processor.image_processor
-        try:
-            patches = maker.get_number_of_image_patches(height, width, {})
-        except ValueError as error:  # the processor's own rule: too narrow
-            raise InputError(f"image {path} cannot be processed ({first_line(error)}): leave it out") from error
-        return self.showings, patches // maker.merge_size**2
-
-    def _video(self, video: Video) -> tuple[int, int]:
-        """(temporal steps, tokens per step)."""
-        if self._tiled:
-            return len(video.frames), self.processor.image_seq_length
-        visuals, _ = process_visuals(self.processor, [], [video], self.sampling)
-        steps, rows, columns = visuals["video_grid_thw"][0].tolist()
-        return steps, rows * columns // self.processor.video_processor.merge_size**2
 
     def _text(self, path: str) -> torch.Tensor:
         """The ids that a video's placeholder becomes, without its visual tokens."""

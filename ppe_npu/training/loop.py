@@ -47,9 +47,10 @@ class CompressedTrainer(Trainer):
     Args:
         base: the contents of base.json. identity: the contents of identity.json, given in the first process.
         newer: checkpoints later than the one that this run resumes from; dropped once the run has saved one itself.
-        learning_rates: of each part of the model.
-        lengths: of the records, to batch similar lengths together, or None. per_step: records per optimizer step.
-        packing: join the samples of a forward in one row. distillation: from a teacher that sees all tokens, or None.
+        learning_rates: {part of the model: its learning rate}.
+        lengths: the records' lengths, to batch similar ones together, or None. per_step: records per optimizer step.
+        packing: join the samples of a forward in one row.
+        distillation: settings of the loss against a teacher that sees all tokens, or None.
         frozen_teacher: whether the teacher is a frozen copy of the model as given; else it is the model itself.
     """
 
@@ -275,7 +276,7 @@ class CompressedTrainer(Trainer):
 
 
 def _frozen(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """A frozen copy of the model for conditional generation, adapters included, in eval mode. dtype: of its parameters
+    """A frozen copy of the model for conditional generation, adapters included, in eval mode. dtype: the parameters'
     (buffers stay as they are); None: unchanged."""
     found = copy.deepcopy(model)
     inner = found if isinstance(found, PreTrainedModel) else found.get_base_model()

@@ -300,8 +300,8 @@ def begin_output(
     """Drop what an earlier run left, if that was asked for, and write the settings; called after all comparisons.
 
     Args:
-        checkpoint: the one to resume from. steps: of the whole run.
-        identity, marks: from run_identity.
+        checkpoint: the one to resume from. steps: number of steps of the whole run.
+        identity, marks: what run_identity returns.
 
     Returns:
         Checkpoints of this run that are newer than the one it resumes from, to be dropped once it saves a new one.

@@ -79,7 +79,7 @@ def parameter_table(model: nn.Module, learning_rates: Mapping[str, float]) -> st
     """A table with the parameters and the learning rate of each part, which marks the parts that have an adapter.
 
     Args:
-        learning_rates: of each part.
+        learning_rates: {part: its learning rate}.
     """
     rows: dict[str, list] = {}
     for name, parameter in model.named_parameters():
@@ -106,7 +106,7 @@ def parameter_groups(
     would drop them, and the scheduler would then have more groups than the optimizer.
 
     Args:
-        learning_rates: of each part that learns.
+        learning_rates: {part that learns: its learning rate}.
 
     Returns:
         [{"part", "params", "lr", "weight_decay"}]

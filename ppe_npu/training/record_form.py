@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppe_npu.data.inputs import PLACEHOLDERS
 from ppe_npu.data.messages import has_surrogates
 from ppe_npu.data.places import Room
+from ppe_npu.data.turns import PLACEHOLDERS
 from ppe_npu.errors import InputError, counted
 from ppe_npu.training.record_files import Repeated
 from ppe_npu.training.record_keys import check_keys, check_turn_keys, named

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ppe_npu.data.inputs import PLACEHOLDERS, split_placeholders
+from ppe_npu.data.turns import PLACEHOLDERS, split_placeholders
 from ppe_npu.utils.escape import printable
 
 

@@ -20,9 +20,9 @@ class EpochSampler(torch.utils.data.Sampler):
 
     Args:
         records: number of records.
-        seed: of the order.
+        seed: decides the order.
         epoch: returns the epoch; called at the start of every iteration.
-        lengths: of each record, to put records of similar length into one step; None: they are not sorted.
+        lengths: each record's length, to put records of similar length into one step; None: they are not sorted.
         per_step: records per optimizer step, over all processes. With lengths, those of a step have similar lengths,
             so that no process waits for another. The last step of an epoch is filled up with the epoch's first records,
             so that every process and every accumulated forward gets a full batch.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.files import write_bytes, write_json, write_text
+from ppe_npu.files import write_json, write_text
+from ppe_npu.utils.figures import new_figure, save_figure
 from ppe_npu.utils.optional import optional
 
 _PAGE, _PLOT = "summary.md", "loss.png"
@@ -66,12 +66,8 @@ def _markdown(title: str, summary: dict[str, Any], drawn: bool) -> str:
 
 def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
     """Draw the loss by step: every logged value, and their running mean if there are many."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, no global state of pyplot
-    from matplotlib.figure import Figure
-
     steps, values = zip(*losses)
-    figure = Figure(figsize=(7, 4))
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_axes((0.11, 0.13, 0.86, 0.83))  # left, bottom, width, height, as fractions of the figure
     many = len(values) >= 20
     axes.plot(steps, values, linewidth=1, alpha=0.35 if many else 1.0, label="logged", marker="" if many else ".")
@@ -81,9 +77,7 @@ def plot_losses(losses: Sequence[tuple[int, float]], path: Path) -> None:
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (mean over tokens)")
     axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    write_bytes(path, picture.getvalue())
+    save_figure(figure, path, 120)
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:

@@ -203,8 +203,8 @@ def survey(
         compression: decides how many visual tokens stay.
         sampling: which frames of videos are taken.
         max_length: a record that is longer after compression is a fault; None: there is no limit.
-        headers: of the records' files (data.read_headers); None: they are read.
-        faults: of records that were found unusable before; the survey lists them, too.
+        headers: those of the records' files (data.read_headers); None: they are read.
+        faults: faults that were found before; the survey lists them, too.
         workers: processes that count, at most as many as there is work for; 0: this one.
         showings: how often an image is shown.
 

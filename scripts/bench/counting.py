@@ -22,7 +22,7 @@ INDEX = 8  # bytes of an int64
 
 @dataclass(frozen=True)
 class Work:
-    """flops: number of operations. bytes: moved between memory and chip. dtype: of the products."""
+    """flops: number of operations. bytes: moved between memory and chip. dtype: that of the products."""
 
     flops: float
     bytes: int

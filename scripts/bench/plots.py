@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppe_npu.errors import InputError
+from ppe_npu.utils.figures import new_figure, save_figure
 from ppe_npu.utils.optional import optional
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
@@ -18,27 +19,12 @@ def drawn(plot: Callable[[dict, Path], Path], result: dict, path: Path) -> str:
     return str(plot(result, path))
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    temporary.replace(path)
-    return path
-
-
 def plot_ops(result: dict, path: Path) -> Path:
     """Milliseconds of every implementation, one line per case, with a stroke at the chip's limit."""
-    pyplot, rows = _pyplot(), result["rows"]
+    rows = result["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row["times"]))
-    figure, axes = pyplot.subplots(figsize=(10, 1 + 0.3 * len(rows)))
+    figure = new_figure(10, 1 + 0.3 * len(rows))
+    axes = figure.subplots()
     places = range(len(rows))
     axes.scatter([row["limit_ms"] for row in rows], places, marker="|", s=160, color="black", label="limit of the chip")
     for name, colour in zip(names, COLOURS):
@@ -50,16 +36,14 @@ def plot_ops(result: dict, path: Path) -> Path:
     axes.set_xlabel(f"milliseconds, {result['device']['name']}")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8)
-    saved = _save(figure, path)
-    pyplot.close(figure)
-    return saved
+    return save_figure(figure, path, 120, bbox_inches="tight")
 
 
 def plot_prefill(result: dict, path: Path) -> Path:
     """A panel for each part of each case: prefill (the vision tower's time is darker), decoding, a training step."""
-    pyplot = _pyplot()
     parts = result["parts"]
-    figure, panels = pyplot.subplots(len(parts), squeeze=False, figsize=(9, 2.6 * len(parts)))
+    figure = new_figure(9, 2.6 * len(parts))
+    panels = figure.subplots(len(parts), squeeze=False)
     for (title, part), axes in zip(parts.items(), panels[:, 0]):
         rows = {name: row for name, row in part["rows"].items() if "ms" in row}
         axes.barh(list(rows), [row["ms"] for row in rows.values()], color=COLOURS[0])
@@ -70,16 +54,14 @@ def plot_prefill(result: dict, path: Path) -> Path:
         )
         axes.tick_params(labelsize=7)
     figure.tight_layout()
-    saved = _save(figure, path)
-    pyplot.close(figure)
-    return saved
+    return save_figure(figure, path, 120, bbox_inches="tight")
 
 
 def plot_scaling(axes: dict[str, dict], path: Path) -> Path:
     """Two log-log panels per axis, milliseconds and MiB, with dotted lines of the theoretical order through the largest
     size's value."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(2, len(axes), squeeze=False, figsize=(4 * len(axes), 6.2), sharey="row")
+    figure = new_figure(4 * len(axes), 6.2)
+    panels = figure.subplots(2, len(axes), squeeze=False, sharey="row")
     for column, (title, axis) in enumerate(axes.items()):
         sizes, theory = [row["size"] for row in axis["rows"]], axis["theory"]
         for (key, unit), panel in zip((("ms", "milliseconds"), ("mib", "MiB")), panels[:, column]):
@@ -94,6 +76,4 @@ def plot_scaling(axes: dict[str, dict], path: Path) -> Path:
             panel.set_xlabel(title)
             panel.set_ylabel(unit if column == 0 else "")
     figure.tight_layout()
-    saved = _save(figure, path)
-    pyplot.close(figure)
-    return saved
+    return save_figure(figure, path, 120, bbox_inches="tight")

@@ -132,7 +132,7 @@ def test_the_page_is_given_the_table_and_the_findings():
     assert document_motion.written(found, rows) == found
     kept = [text.split(mark, 1)[at] for text in (page, found) for mark, at in MARKS]
     assert kept[:2] == kept[2:]
-    with pytest.raises(SystemExit, match="no place for 16 tokens a frame"):
+    with pytest.raises(SystemExit, match="no place for 16 tokens per frame"):
         document_motion.written(page, [row | {"tokens": 16} for row in rows])
     with pytest.raises(SystemExit, match="run the demo again"):
         document_motion.written(page, [{key: row[key] for key in row if key not in ASKED} for row in rows])

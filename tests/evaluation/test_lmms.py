@@ -12,7 +12,7 @@ from tolerances import loss_near
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import lmms
-from ppe_npu.evaluation.lmms import Answerer, conversation, in_batches, question
+from ppe_npu.evaluation.lmms import Answerer, in_batches, question, translated
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def asked(write_image, write_clip):
 
 def test_answers_of_a_batch_are_those_of_each_alone(answerer, write_image, write_clip):
     contents = asked(write_image, write_clip)
-    conversations = [conversation([{"role": "user", "content": content}]) for content in contents]
+    conversations = [translated([{"role": "user", "content": content}]) for content in contents]
     options = {"max_new_tokens": 4, "until": ["\n\n"], "temperature": 0, "do_sample": False}
     together = answerer.answers(conversations, options)
     assert together == [answerer.answers([one], options)[0] for one in conversations]
@@ -49,7 +49,7 @@ def test_answers_of_a_batch_are_those_of_each_alone(answerer, write_image, write
 
 def test_losses_are_the_mean_cross_entropy_of_the_continuation(answerer, write_image, write_clip):
     contents = asked(write_image, write_clip)[:3]
-    conversations = [conversation([{"role": "user", "content": content}]) for content in contents]
+    conversations = [translated([{"role": "user", "content": content}]) for content in contents]
     wanted = [" 3", "shape red 3", "row"]
     found = answerer.losses(conversations, wanted)
     for one, text, (loss, greedy) in zip(conversations, wanted, found):
@@ -99,7 +99,7 @@ def test_a_batch_that_memory_does_not_hold_is_answered_in_halves(answerer, write
     from ppe_npu.evaluation import lmms
 
     contents = asked(write_image, write_clip)
-    conversations = [conversation([{"role": "user", "content": content}]) for content in contents]
+    conversations = [translated([{"role": "user", "content": content}]) for content in contents]
     options, generate = {"max_new_tokens": 4}, lmms.generate
     expected = answerer.answers(conversations, options)
     sizes = []
@@ -144,7 +144,7 @@ def test_losses_that_memory_does_not_hold_are_computed_in_halves(answerer, write
 def test_clips_and_lists_of_frames_are_videos(answerer, write_clip):
     path = write_clip("v.mp4")
     whole, clip, frames = (
-        conversation([{"role": "user", "content": [{"type": "video", "url": url, **more}]}])
+        translated([{"role": "user", "content": [{"type": "video", "url": url, **more}]}])
         for url, more in (
             (path, {}),
             (path, {"start_time": 0.0, "end_time": 0.5}),
@@ -190,7 +190,7 @@ def test_a_protocol_gives_sizes_and_frames_as_lmms_evals_own_models_have_them(ti
 )
 def test_what_cannot_be_asked_is_said(part, word):
     with pytest.raises(InputError, match=word):
-        conversation([{"role": "user", "content": [part]}])
+        translated([{"role": "user", "content": [part]}])
     with pytest.raises(InputError, match="only pictures and files are supported"):
         question("row", [b"bytes"])
 

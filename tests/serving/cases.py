@@ -14,7 +14,7 @@ VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"
 
 @dataclass
 class Case:
-    """A prompt: its text with placeholders, its pictures, and its videos as (frames [T, H, W, 3], frames a second)."""
+    """A prompt: its text with placeholders, pictures, and videos as (frames [T, H, W, 3], frames per second)."""
 
     name: str
     text: str

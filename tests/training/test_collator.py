@@ -244,7 +244,7 @@ def test_processed_pixels_are_kept(model, tiny_processor, write_image, monkeypat
     from ppe_npu.data import inputs as module
 
     loads = []
-    monkeypatch.setattr(module, "load_image", lambda path, load=module.load_image: loads.append(path) or load(path))
+    monkeypatch.setattr(module, "load_still", lambda path, load=module.load_still: loads.append(path) or load(path))
     vision = compress(model, CompressionConfig.preset("dense")).compression.vision
     collator, record = Collator(tiny_processor, vision, cache=PixelCache()), packed(write_image("a.png"))
     first, second = collator([record]), collator([record])

@@ -34,7 +34,7 @@ def trainer(model, folder, **kwargs):
         logging_steps=1, **settings,
     )  # fmt: skip
     made = Trainer(model, args, data_collator=collate, train_dataset=Pairs(), eval_dataset=Pairs(), **kwargs)
-    adapt_unwrap_model(made.accelerator)  # as README says, for accelerate 1.1.1
+    adapt_unwrap_model(made.accelerator)  # as docs/compatibility.md says, for accelerate 1.1.1
     return made
 
 

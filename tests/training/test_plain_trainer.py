@@ -1,4 +1,4 @@
-"""transformers' own Trainer in this environment, with the one line that README.md names."""
+"""transformers' own Trainer in this environment, with the one line that docs/compatibility.md gives."""
 
 import pytest
 import torch

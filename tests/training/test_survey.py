@@ -112,6 +112,18 @@ def test_lengths_are_those_of_the_collators_batches(processors, records, family,
         assert {key: int(getattr(found, key)[number]) for key in expected} == expected, record.where
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("bounds", [{}, {"total_pixels": 20000}])
+def test_evaluation_counts_the_visual_tokens_that_training_counts(processors, write_image, write_clip, family, bounds):
+    """Qwen3-VL bounds the pixels of a whole video, Qwen2.5-VL those of a frame."""
+    sampling, processor = VideoSampling(nframes=20, **bounds), processors[family]
+    picture, clip = write_image("a.png", size=(301, 40)), write_clip("b.mkv", 21, 96, 120)
+    record = Record("d line 1", (picture,), (clip,), talk("<image><video>", "3"))
+    counted = measure({"prompt": "", "image_path": picture, "video_path": clip}, processor, PPE, sampling)
+    found = survey([record], processor, PPE, sampling)
+    assert (counted.before, counted.after) == (found.visual_before[0], found.visual_after[0])
+
+
 def test_of_pictures_whose_pixels_say_how_many_tokens_stay_the_number_is_counted(processors, tmp_path):
     """Two pages of the same size, one blank, one of noise. A later step halves what the first one keeps."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Pictured, Row, Sample, lettered
 from ppe_npu.evaluation.metrics import ai2d_letter
 
 
-class AI2D(Choice):
+class AI2D(Pictured, Choice):
     """Questions about school-book diagrams. Prompt and letter: lmms-eval tasks/ai2d."""
 
     name = "ai2d"
@@ -22,10 +20,6 @@ class AI2D(Choice):
     edition = 2
     form = "{question}\n{options}\n" + LETTER
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-
     def sample(self, row: Row) -> Row:
         fields = {
             "index": row["number"],
@@ -33,10 +27,7 @@ class AI2D(Choice):
             "GT": LETTERS[int(row["answer"])],
             "options": list(row["options"]),
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def letter(self, answer: str, sample: Row) -> str:
         return ai2d_letter(answer)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import Pictured, Row, Sample
 from ppe_npu.evaluation.metrics import chart_number, chart_text, mean_by
 
 KINDS = {1: "text-in-chart", 2: "text-in-general", 3: "number-in-chart", 4: "number-in-general"}
@@ -34,9 +33,11 @@ ASKED = {
 }
 
 
-class CharXivReasoning(Dataset):
-    """The type says where the answer is found and whether it is a number. In papers GPT-4o judges all four kinds. For
-    numbers the rule here is the judge's; for texts it is stricter, as the words must be equal: a lower bound.
+class CharXivReasoning(Pictured):
+    """The type of a question says where its answer is found, and whether it is a number.
+
+    In papers, GPT-4o judges the answers. Here numbers are scored by the rule that the judge is given. Texts must have
+    the same words as the right answer, which is stricter than the judge: their accuracy is a lower bound.
 
     The instructions after a question depend on the kind of its answer, as in the authors' code (inst_category). In
     lmms-eval, and under its protocol, they depend on the source of the question (reasoning_q_source).
@@ -54,10 +55,6 @@ class CharXivReasoning(Dataset):
     headline = "numbers"
     asked_by = "reasoning_a_type"  # the column whose number chooses the instructions after a question
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-
     def sample(self, row: Row) -> Row:
         kind, adds, truth = int(row["reasoning_a_type"]), int(row[self.asked_by]), str(row["reasoning_a"])
         asked = ASKED[adds] if adds != 4 else f"    {_number_asked(truth)}"
@@ -67,10 +64,7 @@ class CharXivReasoning(Dataset):
             "GT": truth,
             "type": KINDS[kind],
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def score(self, answer: str, sample: Row) -> float:
         rule = chart_number if sample["type"].startswith("number") else chart_text

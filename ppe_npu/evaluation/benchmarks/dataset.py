@@ -14,7 +14,8 @@ import numpy as np
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.evaluation.benchmarks.protocol import check_question
-from ppe_npu.evaluation.metrics import official
+from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.metrics import mean_by, official
 from ppe_npu.evaluation.protocols import Protocol
 
 Row = dict[str, Any]
@@ -53,12 +54,12 @@ class Dataset(ABC):
 
     Class attributes:
         name, modality, max_new_tokens, headline, maximum, factor, decimals: as in benchmarks/protocol.py.
-        folder: below data_root; several benchmarks may share one.
+        folder: name of the folder below data_root; several benchmarks may share one.
         needs: files and folders below `folder` that must exist, as glob patterns.
         home: where to get them, in words.
         metric: what score() or metrics() compute, and where the rule was published.
         form: the prompt, with {names} that the subclass fills in.
-        edition: of the scoring rule, if it has changed since the first; runs of another edition are not continued.
+        edition: number of the scoring rule's edition; runs that were scored by another edition are not continued.
         scored_as: name of the benchmark's rules in metrics/official.py; None: its own name.
 
     Raises:
@@ -221,6 +222,40 @@ def _paths(sample: Row) -> list[str]:
     """Paths of the pictures and videos that a sample names."""
     found = [sample[key] for key in ("image_path", "video_path") if sample.get(key) is not None]
     return [path for value in found for path in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+class Pictured(Dataset):
+    """A benchmark whose rows and pictures are in the parquet files of its first need.
+
+    Class attributes:
+        columns: names of the columns with pictures, which stay on disk until one is shown.
+    """
+
+    columns: tuple[str, ...] = ("image",)
+
+    def read(self) -> Iterable[Row]:
+        """The rows without their pictures; "number" is a row's place in the table."""
+        self._table = Parquet(self.files(self.needs[0]), large=self.columns)
+        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+
+    def picture(self, number: int, named: Any = None, column: str | None = None) -> Any:
+        """The picture of a row, for Sample.
+
+        Args:
+            number: the row's place in the table.
+            named: what messages call the row; None: its number.
+            column: the picture's; None: the first of `columns`.
+        """
+        where = f"{self.name} {number if named is None else named}"
+        return decode_image(self._table.cell(number, column or self.columns[0]), where)
+
+
+class ByType(Dataset):
+    """A benchmark that reports the accuracy of each type of sample, too."""
+
+    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """The mean score of each type."""
+        return mean_by(rows, lambda row: str(row["type"]))
 
 
 class Choice(Dataset):

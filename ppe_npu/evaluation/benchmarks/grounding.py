@@ -6,18 +6,18 @@ These benchmarks are sensitive to positions: pruning that keeps 95 % of a VQA sc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ppe_npu.data.pictures import image_size
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, several
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image, read_json
-from ppe_npu.evaluation.metrics import boxes, mean_by
+from ppe_npu.evaluation.benchmarks.dataset import ByType, Pictured, Row, Sample, several
+from ppe_npu.evaluation.benchmarks.readers import Parquet, read_json
+from ppe_npu.evaluation.metrics import boxes
 
 
-class Grounding(Dataset):
+class Grounding(ByType):
     """A benchmark whose answers are boxes, in the format of the model's family (metrics/boxes.py).
 
     meet() provides the family and the size of a picture as the model sees it; before that, numbers are thousandths.
@@ -45,12 +45,8 @@ class Grounding(Dataset):
         prompt = self.form.format(expression=expression)
         return {"index": index, "prompt": prompt, "GT": str(list(box)), "type": kind, "box": target, "size": size}
 
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per type."""
-        return mean_by(rows, lambda row: str(row["type"]))
 
-
-class RefCOCO(Grounding):
+class RefCOCO(Pictured, Grounding):
     """Every expression of every object; the type is the split (val, testA: people, testB: other things).
 
     The data set's test, and 5,000 of the 8,811 objects of its val, belong to Google's split of the same objects, which
@@ -68,7 +64,7 @@ class RefCOCO(Grounding):
     def read(self) -> Iterable[Row]:
         paths = [path for path in self.files(self.needs[0]) if _split(path) in self.splits]
         self._refuse([] if paths else [f"data/{split}-*.parquet" for split in self.splits])
-        self._table = Parquet(paths, large=["image"])
+        self._table = Parquet(paths, large=self.columns)
         for number, row in enumerate(self._table.rows):
             split = _split(self._table.path(number))
             for at, expression in enumerate(several(row["answer"])):
@@ -83,12 +79,9 @@ class RefCOCO(Grounding):
     def sample(self, row: Row) -> Row:
         left, top, width, height = row["bbox"]
         box = (left, top, left + width, top + height)
-        size = self._image(row["number"]).size
+        size = self.picture(row["number"]).size
         fields = self.fields(row["index"], row["expression"], box, size, row["split"])
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def score(self, answer: str, sample: Row) -> float:
         said = self.said(answer, sample["size"])

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 from ppe_npu.data.videos import VideoFrame
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, Choice, Row, lettered
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, LETTERS, ByType, Choice, Row, lettered
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import longvideobench_letter, mean_by
+from ppe_npu.evaluation.metrics import longvideobench_letter
 
 FRAMES = 16  # at most; a shorter video gives one per second
 
 
-class LongVideoBench(Choice):
+class LongVideoBench(ByType, Choice):
     """The type is the group of durations in seconds (15, 60, 600, 3600).
 
     Frames and subtitles are interleaved as in lmms-eval's longvideobench_val_i: a subtitle follows the frames up to the
@@ -67,10 +64,6 @@ class LongVideoBench(Choice):
     def letter(self, answer: str, sample: Row) -> str:
         return longvideobench_letter(answer)
 
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per group of durations."""
-        return mean_by(rows, lambda row: str(row["type"]))
-
 
 class LongVideoBenchVideo(LongVideoBench):
     """The same questions about the video itself, without subtitles, as reported by papers (lmms-eval's val_v)."""
@@ -104,10 +97,10 @@ def interleave(times: list[float], subtitles: list[Row], offset: float, duration
     """Lines in order of time: <image> for each frame, and the text of each subtitle that covers a frame.
 
     Args:
-        times: of the frames, in seconds, rising.
+        times: the times of the frames, in seconds, rising.
         subtitles: {"timestamp": [start, end], "text"} or {"start", "end" as h:m:s, "line"}.
         offset: seconds at which the video starts in the subtitles' time.
-        duration: of the video, in seconds; used as the end of a subtitle that has none.
+        duration: the length of the video in seconds; used as the end of a subtitle that has none.
     """
     lines, shown = [], 0
     for subtitle in subtitles:

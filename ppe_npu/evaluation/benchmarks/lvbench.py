@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from ppe_npu.evaluation.benchmarks.dataset import Choice, Row
+from ppe_npu.evaluation.benchmarks.dataset import ByType, Choice, Row
 from ppe_npu.evaluation.benchmarks.readers import read_jsonl
-from ppe_npu.evaluation.metrics import mean_by
 from ppe_npu.evaluation.metrics.lmms import extracted_letter
 
 
-class LVBench(Choice):
+class LVBench(ByType, Choice):
     """The type is the first of a question's types. Questions contain their options, as published. Prompt and letter:
     lmms-eval tasks/lvbench, because the authors' own extraction of letters is not known."""
 
@@ -40,7 +38,3 @@ class LVBench(Choice):
 
     def letter(self, answer: str, sample: Row) -> str:
         return extracted_letter(answer)
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per question type; a question with several types counts for its first."""
-        return mean_by(rows, lambda row: str(row["type"]))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, Dataset, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
-from ppe_npu.evaluation.metrics import mathvista_answer, mean_by
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, ByType, Pictured, Row, Sample, lettered
+from ppe_npu.evaluation.metrics import mathvista_answer
 
 PLACES = {1: "one decimal place", 2: "two decimal places"}
 
 
-class MathVista(Dataset):
+class MathVista(Pictured, ByType):
     """The type is the published task (FQA, GPS, MWP, TQA, VQA). For published numbers GPT-4 extracts the answers."""
 
     name = "mathvista"
@@ -26,10 +23,7 @@ class MathVista(Dataset):
     open_form = "{question}\n{ask}"
     edition = 2
     max_new_tokens = 1024
-
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["decoded_image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+    columns = ("decoded_image",)
 
     def sample(self, row: Row) -> Row:
         question = row["question"] + (f" (Unit: {row['unit']})" if row.get("unit") else "")
@@ -47,18 +41,11 @@ class MathVista(Dataset):
             "answer_type": row["answer_type"],
             "precision": row.get("precision"),
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "decoded_image"), f"{self.name} {self.rows[number]['pid']}")
+        return Sample(fields, image=partial(self.picture, row["number"], row["pid"]))
 
     def score(self, answer: str, sample: Row) -> float:
         said = mathvista_answer(answer, sample["options"], sample["answer_type"], sample["precision"])
         return float(said is not None and said.strip() == sample["GT"].strip())
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per task."""
-        return mean_by(rows, lambda row: str(row["type"]))
 
 
 def _asked(row: Row) -> str:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, lettered
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, ByType, Choice, Row, Sample, lettered
 from ppe_npu.evaluation.benchmarks.readers import decode_image, read_table
 from ppe_npu.evaluation.metrics import mean_by, mmbench_letter
 
 _TURN = 1_000_000  # a question's rotated copies have its index plus a multiple of this, as in the published files
 
 
-class MMBench(Choice):
+class MMBench(ByType, Choice):
     """Every question once; the type is MMBench's fine category.
 
     The prompt is lmms-eval's (tasks/mmbench). The letter is found by VLMEvalKit's rules without a judge; an answer that
@@ -59,10 +59,6 @@ class MMBench(Choice):
 
     def letter(self, answer: str, sample: Row) -> str:
         return mmbench_letter(answer, sample["options"])
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per category."""
-        return mean_by(rows, lambda row: str(row["type"]))
 
 
 class MMBenchCircular(MMBench):

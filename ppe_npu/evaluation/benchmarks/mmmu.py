@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, SHORT, Dataset, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, SHORT, Pictured, Row, Sample, lettered
 from ppe_npu.evaluation.metrics import mean_by, mmmu_letter, official, open_is_right
 
 _PICTURE = re.compile(r"<image (\d+)>")
@@ -30,7 +29,7 @@ DISCIPLINES = {
 }  # fmt: skip
 
 
-class MMMU(Dataset):
+class MMMU(Pictured):
     """The type is the subject. A picture is shown where the text first names it. lmms-eval's tasks/mmmu sorts pictures
     by number, which differs if a question names its second picture before its first."""
 
@@ -48,11 +47,7 @@ class MMMU(Dataset):
     open_form = "{question}\n\n" + SHORT
     shown = "first"  # a picture is shown where it is first named; "every", "before": see place()
     max_new_tokens = 128
-
-    def read(self) -> list[Row]:
-        pictures = [f"image_{number}" for number in range(1, 8)]
-        self._table = Parquet(self.files(self.needs[0]), large=pictures)
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+    columns = tuple(f"image_{number}" for number in range(1, 8))
 
     def sample(self, row: Row) -> Row:
         options = listed(row["options"])
@@ -70,8 +65,7 @@ class MMMU(Dataset):
         return Sample(fields, image=partial(self._images, row["number"], pictures))
 
     def _images(self, number: int, pictures: list[str]) -> list[Any]:
-        where = f"{self.name} {self.rows[number]['id']}"
-        return [decode_image(self._table.cell(number, f"image_{name}"), where) for name in pictures]
+        return [self.picture(number, self.rows[number]["id"], f"image_{name}") for name in pictures]
 
     def judged(self, answer: str, sample: Row) -> float | None:
         """An open question is scored by the authors' rule, unless the protocol has its own for open questions."""

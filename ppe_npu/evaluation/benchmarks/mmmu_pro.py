@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from ppe_npu.evaluation.benchmarks.dataset import LETTER, Row, Sample, lettered
 from ppe_npu.evaluation.benchmarks.mmmu import MMMU, listed, place
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
 from ppe_npu.evaluation.metrics import mmmu_pro_letter
 
 
@@ -47,13 +45,8 @@ class MMMUProVision(MMMUPro):
         "the following format: 'Answer: LETTER' (without quotes) where LETTER is one of options."
     )
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
+    columns = ("image",)
 
     def sample(self, row: Row) -> Row:
         fields = self.fields(row, self.form, listed(row["options"]))
-        return Sample(fields, image=partial(self._one, row["number"]))
-
-    def _one(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))

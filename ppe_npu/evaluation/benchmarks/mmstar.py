@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Pictured, Row, Sample, lettered
 from ppe_npu.evaluation.metrics import mean_by, prefixed_letter
 
 _OPTION = re.compile(r"\b([A-Z]): (.*?)(?=, [A-Z]: |\n|\Z)")
@@ -22,7 +21,7 @@ def _parts(question: str) -> tuple[str, dict[str, str]]:
     return (asked.strip(), options) if options else (question, dict.fromkeys("ABCD", "\0"))
 
 
-class MMStar(Choice):
+class MMStar(Pictured, Choice):
     """The type is the ability; the question contains its options. Prompt: lmms-eval tasks/mmstar."""
 
     name = "mmstar"
@@ -36,10 +35,6 @@ class MMStar(Choice):
     form = "{question}\n" + LETTER
     choice_form: str | None = None  # a protocol's own form for questions with options in the published format
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-
     def sample(self, row: Row) -> Row:
         asked, options = _parts(row["question"])
         question = row["question"].strip()
@@ -51,10 +46,7 @@ class MMStar(Choice):
             "type": row["category"],
             "options": options,
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def letter(self, answer: str, sample: Row) -> str:
         return prefixed_letter(answer)

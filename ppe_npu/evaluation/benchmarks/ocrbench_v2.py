@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.benchmarks.dataset import Dataset, Row, Sample, mean_of_shares, several
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import Pictured, Row, Sample, mean_of_shares, several
 from ppe_npu.evaluation.metrics.ocrbench_v2 import ocrbench_v2_score
 from ppe_npu.evaluation.metrics.reading import Reader
 from ppe_npu.evaluation.metrics.yes_no import mean_by
@@ -18,7 +17,7 @@ from ppe_npu.evaluation.metrics.yes_no import mean_by
 _SPOTTING = "text spotting en"
 
 
-class OCRBenchV2(Dataset):
+class OCRBenchV2(Pictured):
     """The questions in English; the score is the mean of eight abilities, each the mean over its questions.
 
     Args:
@@ -53,9 +52,7 @@ class OCRBenchV2(Dataset):
         self.reader = reader or Reader.load(chinese=self.language == "cn")
 
     def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        rows = [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-        rows = [row for row in rows if row["type"].endswith(f" {self.language}")]
+        rows = [row for row in super().read() if row["type"].endswith(f" {self.language}")]
         unknown = sorted({row["type"] for row in rows if row["type"] not in self._ability})
         if unknown:
             raise InputError(f"{self.name}: unknown type {', '.join(unknown)} below {self.root}: download it again")
@@ -74,10 +71,7 @@ class OCRBenchV2(Dataset):
             "bbox": row["bbox"],
             "boxes": row["bbox_list"],
         }
-        return Sample(fields, image=partial(self._picture, row["number"], row["id"]))
-
-    def _picture(self, number: int, index: Any) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {index}")
+        return Sample(fields, image=partial(self.picture, row["number"], row["id"]))
 
     def score(self, answer: str, sample: Row) -> float:
         return ocrbench_v2_score(answer, sample, self.reader)

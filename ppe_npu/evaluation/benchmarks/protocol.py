@@ -119,7 +119,7 @@ def check_shown(name: str, modality: str, keys: Iterable[str]) -> None:
     """Raise InputError if a benchmark, none of whose samples has a visual, is one of pictures or videos.
 
     Args:
-        keys: of its first sample, for the message.
+        keys: the keys of its first sample, for the message.
     """
     if modality in _SHOWN:
         what, asked = _SHOWN[modality]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Dataset, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.dataset import LETTERS, Pictured, Row, Sample, lettered
 from ppe_npu.evaluation.metrics import realworldqa_answer
 
 _OPTION = re.compile(r"^([A-Z])\. *([^\n]*)$", re.M)
 
 
-class RealWorldQA(Dataset):
+class RealWorldQA(Pictured):
     """Answers are letters, numbers or words. Prompt: the question in the data, as in lmms-eval tasks/realworldqa;
     VLMEvalKit, whose table has separate columns for options, has its own form for questions with options.
 
@@ -31,10 +29,6 @@ class RealWorldQA(Dataset):
     edition = 2
     choice_form: str | None = None  # a protocol's own form for questions with options
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-
     def sample(self, row: Row) -> Row:
         asked, options = _parts(row["question"])
         form = (self.choice_form if options else None) or self.form
@@ -45,10 +39,7 @@ class RealWorldQA(Dataset):
             "question": row["question"],
             "options": options or None,
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def judged(self, answer: str, sample: Row) -> float | None:
         """Score a question without options by the benchmark's own rule if VLMEvalKit's, for choices only, is in use."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
 
-from ppe_npu.evaluation.benchmarks.dataset import LETTER, Choice, Row, Sample, lettered
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
-from ppe_npu.evaluation.metrics import first_character, mean_by
+from ppe_npu.evaluation.benchmarks.dataset import LETTER, ByType, Choice, Pictured, Row, Sample, lettered
+from ppe_npu.evaluation.metrics import first_character
 
 
-class SEEDBench2Plus(Choice):
+class SEEDBench2Plus(Pictured, ByType, Choice):
     """The type is the kind of picture (Chart, Map, Web). Prompt: lmms-eval tasks/seedbench_2_plus."""
 
     name = "seedbench_2_plus"
@@ -22,10 +19,6 @@ class SEEDBench2Plus(Choice):
     metric = "accuracy; the answer's first character (lmms-eval)"
     form = "{question}\n{options}\n" + LETTER
 
-    def read(self) -> list[Row]:
-        self._table = Parquet(self.files(self.needs[0]), large=["image"])
-        return [{**row, "number": number} for number, row in enumerate(self._table.rows)]
-
     def sample(self, row: Row) -> Row:
         options = [row[f"choice_{letter}"] for letter in "ABCD"]
         fields = {
@@ -35,14 +28,7 @@ class SEEDBench2Plus(Choice):
             "type": row["question_image_type"].capitalize(),
             "options": options,
         }
-        return Sample(fields, image=partial(self._image, row["number"]))
-
-    def _image(self, number: int) -> Any:
-        return decode_image(self._table.cell(number, "image"), f"{self.name} {number}")
+        return Sample(fields, image=partial(self.picture, row["number"]))
 
     def letter(self, answer: str, sample: Row) -> str:
         return first_character(answer)
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per kind of picture."""
-        return mean_by(rows, lambda row: str(row["type"]))

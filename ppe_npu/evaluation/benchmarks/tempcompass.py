@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-from ppe_npu.evaluation.benchmarks.dataset import Choice, Row
+from ppe_npu.evaluation.benchmarks.dataset import ByType, Choice, Row
 from ppe_npu.evaluation.benchmarks.readers import read_json
-from ppe_npu.evaluation.metrics import mean_by, tempcompass_letter
+from ppe_npu.evaluation.metrics import tempcompass_letter
 
 
-class TempCompass(Choice):
+class TempCompass(ByType, Choice):
     """The type is the aspect (action, attribute_change, direction, order, speed).
 
     In the published script a GPT model judges answers that no rule matches; here they are wrong. Prompt: lmms-eval
@@ -43,7 +42,3 @@ class TempCompass(Choice):
 
     def letter(self, answer: str, sample: Row) -> str:
         return tempcompass_letter(answer)
-
-    def metrics(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Accuracy per aspect."""
-        return mean_by(rows, lambda row: str(row["type"]))

@@ -106,7 +106,7 @@ def opens_with(answer: str, letter: str, lettered: bool = True) -> bool:
     Source: OpenGVLab/Ask-Anything video_chat2/mvbench.ipynb (MVBench: Li et al. 2024, arXiv 2311.17005), check_ans.
 
     Args:
-        letter: of the right option.
+        letter: the right option's letter.
         lettered: whether the word must contain a letter. As published it need not, and then "", "." and "(" are right,
             because they are parts of "(b)", too.
     """

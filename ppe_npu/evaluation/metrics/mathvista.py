@@ -25,8 +25,8 @@ def mathvista_answer(answer: str, options: Sequence[str] | None, kind: str, prec
     number in it, truncated to an integer or rounded to `precision` decimals; for a list, the last list in it.
 
     Args:
-        options: of a multiple-choice question.
-        kind: of the reference: integer, float, list or text.
+        options: the options of a multiple-choice question.
+        kind: the reference's kind: integer, float, list or text.
         precision: decimals of a float.
     """
     answer = _quoted(answer.strip())

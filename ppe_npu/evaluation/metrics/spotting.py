@@ -47,7 +47,7 @@ def spotting_score(answer: str, boxes: Sequence[Sequence[int]], texts: Sequence[
     and its text is the same except for case and one punctuation mark at each end.
 
     Args:
-        boxes: x, y, x, y, ... of each word's corners. texts: of these words.
+        boxes: x, y, x, y, ... of each word's corners. texts: the texts of these words.
     """
     said = [word for word in spotted(answer) if word[0][0] < word[0][2] and word[0][1] < word[0][3]]
     right = [(_bounds(box), _unquoted(text)) for box, text in zip(boxes, texts)]

@@ -27,11 +27,11 @@ class Protocol:
     Attributes:
         name: "qwen", "lmms-eval", "vlmevalkit" or "checkpoint".
         what: a description in one sentence, for documents.
-        source: where the numbers come from. version: of the source.
+        source: where the numbers come from. version: the release of the source.
         image: {"min_pixels", "max_pixels"} of a picture, height * width; without them the checkpoint's own.
         images: benchmark -> the entries of `image` that differ for it; see of().
         video: fields of VideoSampling.
-        max_new_tokens: of an answer; None: the benchmark's own number.
+        max_new_tokens: limit on the tokens of an answer; None: the benchmark's own.
         dtype: "fp32" or "bf16" on an accelerator; None: fp32. On the CPU always fp32, unless the user names a dtype.
         rules: whose scorer is used: "authors", "lmms-eval", "vlmevalkit"; None: the benchmark's own.
         circular: whether MMBench is asked with all rotations of its options.

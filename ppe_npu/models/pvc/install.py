@@ -21,7 +21,7 @@ def add_pvc(model, config: PVCConfig | None = None):
     same, bit for bit, except with an internvl_shuffle other than the base's, which makes fewer tokens per tile.
 
     Args:
-        model: of transformers' own class, and not compressed; compress() it afterwards.
+        model: an instance of transformers' own class that is not compressed; compress() it afterwards.
 
     Raises:
         InputError: another class, a compressed model, or settings that do not fit the vision tower.

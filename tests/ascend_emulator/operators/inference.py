@@ -38,7 +38,7 @@ def _infer(
 def _valid(name: str, lengths: list[int] | None, batch: int, keys: int) -> list[int]:
     """The number of valid keys of each sample; a single one is for all."""
     lengths = list(lengths or [keys])
-    limits.require(len(lengths) == 1 or len(lengths) >= batch, name, "one length of keys for all, or one a sample")
+    limits.require(len(lengths) == 1 or len(lengths) >= batch, name, "one length of keys for all, or one per sample")
     lengths = lengths * batch if len(lengths) == 1 else lengths[:batch]
     limits.require(all(0 < length <= keys for length in lengths), name, f"lengths of keys are from 1 to {keys}")
     return lengths

@@ -1,0 +1,7 @@
+"""The old name of ppe_npu.inspect.show."""
+
+import sys
+
+from ppe_npu.inspect import show
+
+sys.modules[__name__] = show
