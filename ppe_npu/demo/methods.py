@@ -21,6 +21,7 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import methods_page, tiny
 from ppe_npu.demo.recipe import EVAL, TUNE, K
+from ppe_npu.demo.running import set_up_process, train_once
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json, write_text
 from ppe_npu.methods.listing import default, grouping
@@ -143,17 +144,16 @@ def run_job(job: Job) -> dict[str, Any]:
     """Evaluate one row for one seed, fine-tuning first if it is a tuned row; returns its fields, results and costs."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import load_model, load_processor
-    from ppe_npu.demo import pipeline
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.models import compress
 
-    pipeline.set_up_process(job.threads)
+    set_up_process(job.threads)
     row, config = job.row, job.row.config
     model_folder, data = job.folder.parent.parent / "base" / "final", Path(job.output) / "data"
     if row.tuned:
         tuned = job.folder / "tuned"
-        pipeline.train_once(TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels)
+        train_once(TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels)
         model_folder = tuned / "final"
     model = compress(load_model(model_folder, devices.resolve(job.device)), config)
     processor = load_processor(model_folder, **row.pixels)
