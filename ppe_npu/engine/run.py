@@ -275,11 +275,10 @@ class Prefill(Run):
         words, visual = text.held, kept.held
         assert words is not None, "tokens of a pass hold original tokens"
         assert visual is not None, "tokens of a pass hold original tokens"
-        width = max(words.shape[1], visual.shape[1] if len(visual) else 1)
-        padding = self.on.positions.shape[1] - 1
         parts = [words, visual] if len(visual) else [words]
-        pad = words.new_full((1, width), padding)
-        held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
+        width = max(part.shape[1] for part in parts)
+        nothing = words.new_full((1, width), self.on.positions.shape[1] - 1)
+        held = torch.cat([*(part.expand(-1, width) for part in parts), nothing])[on.rows]
 
         def placed(parts: list[torch.Tensor]) -> torch.Tensor:
             pad = parts[0].new_zeros(1, *parts[0].shape[1:])
