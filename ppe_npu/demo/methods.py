@@ -31,7 +31,7 @@ RATIOS = (0.5, 0.25, 0.1)
 _LAYER = 1  # of the tiny model's two decoder layers, the one for methods that work at a layer
 _ONLY_VIDEOS = {"events"}  # methods that leave pictures as they are
 FEW = 64  # number of test pictures to use if not all seeds are run; 12 questions each
-_PROMPTS = 64  # size of the batch on which a method's cost is measured
+_PROMPTS, _TIMES = 64, 7  # size of the batch on which a method's cost is measured, and how often
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def run_job(job: Job) -> dict[str, Any]:
     return {**own, **cost, "types": results["types"], "accuracy": results["accuracy"], "costs": results["costs"]}
 
 
-def _cost(model: Any, processor: Any, benchmark: Any, times: int = 7) -> dict[str, float]:
+def _cost(model: Any, processor: Any, benchmark: Any) -> dict[str, float]:
     """Medians on one batch: the fraction of its prefill time in which tokens are chosen, merged and placed; and its
     prefill time over the dense one's, measured alternately in one process."""
     import statistics
@@ -182,7 +182,7 @@ def _cost(model: Any, processor: Any, benchmark: Any, times: int = 7) -> dict[st
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     taken: dict[bool, list[float]] = {True: [], False: []}
     own = []
-    for _ in range(times):
+    for _ in range(_TIMES):
         for dense in (True, False):
             compress(model, CompressionConfig.preset("dense") if dense else config)
             with torch.no_grad():
