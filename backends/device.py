@@ -136,16 +136,6 @@ def current(device: torch.device) -> contextlib.AbstractContextManager:
     return _runtime(device).device(device) if device.type == "npu" else contextlib.nullcontext()
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """The dtype to train and infer in: fp32 on the CPU, else bf16 if the device has it, else fp32.
-
-    Never fp16: Qwen2.5-VL's activations exceed its range (ms-swift issue 3408).
-    """
-    if device.type != "cpu" and supports(device, torch.bfloat16):
-        return torch.bfloat16
-    return torch.float32
-
-
 def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and torch on every device. `seed`: 0 <= seed < 2**32 (NumPy's range), else InputError."""
     if not 0 <= seed < 2**32:

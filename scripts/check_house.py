@@ -1,12 +1,14 @@
-"""Checks the house rules that a program can check: imports run one way, device packages are imported only in backends/
-and kinds of devices are distinguished in one file there, files and functions are short, lines of documents are not too
-wide, tests derive their tolerances.
+"""Checks the house rules that a program can check: imports run one way and in no circle, device packages are imported
+only in backends/ and kinds of devices are distinguished in one file there, files and functions are short, lines of
+documents are not too wide, tests derive their tolerances.
 
 cli -> explorer -> demo -> serving, training, evaluation -> models -> engine, inspect -> config -> methods -> backends
 """
 
 import ast
+import graphlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,11 +71,20 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path, module: str) -> list[tuple[int, str]]:
-    """(line, absolute module) of every import, including those inside functions."""
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a tree, including those inside functions, but not what stands under `if TYPE_CHECKING:`."""
+    typed = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    for child in node.orelse if typed else ast.iter_child_nodes(node):
+        yield child
+        yield from executed(child)
+
+
+def imports(path: Path, module: str, typed: bool = True) -> list[tuple[int, str]]:
+    """(line, absolute module) of every import, including those inside functions; without those that only type checkers
+    follow unless `typed`."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    found, tree = [], ast.parse(path.read_text())
+    for node in ast.walk(tree) if typed else executed(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -256,8 +267,25 @@ def of_the_package() -> list[str]:
     return out
 
 
+def circles() -> list[str]:
+    """A message for a circle of imports between the package's files, if there is one."""
+    paths = [*ROOT.glob("ppe_npu/**/*.py"), *ROOT.glob("backends/**/*.py")]
+    modules = {module_name(path): path for path in paths}
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for module, path in modules.items():
+        for _, target in imports(path, module, typed=False):
+            while target and target not in modules:  # the name of a function or class, or another package
+                target = target.rpartition(".")[0]
+            graph[module] |= {target} - {"", module}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [f"{' imports '.join(reversed(error.args[1]))}: move what they share to a file that imports neither"]
+    return []
+
+
 def problems() -> list[str]:
-    return [*tolerances(), *wide_lines(ROOT), *of_the_package(), *of_every_file()]
+    return [*tolerances(), *wide_lines(ROOT), *of_the_package(), *circles(), *of_every_file()]
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ from study_positions_tasks import TASKS, Task, tuned
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
-from ppe_npu.demo.costs import stamp
-from ppe_npu.demo.pipeline import set_up_process
 from ppe_npu.demo.recipe import EVAL, K
+from ppe_npu.demo.running import set_up_process, stamp
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.answers import ModelAnswers
 from ppe_npu.evaluation.results import score

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
-from ppe_npu.demo import motion, pipeline
+from ppe_npu.demo import motion, pipeline, running
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.events import Events
@@ -70,7 +70,7 @@ class Motion(Task):
         start, data = root / motion.SMALL.name, folder / "data" / "train.jsonl"
         if not (start / "config.json").is_file():
             motion.build(start, seed, motion.SMALL)
-        pipeline.train_once(recipe, start, data, root / "base", "dense", seed, "cpu", **motion.PVC)
+        running.train_once(recipe, start, data, root / "base", "dense", seed, "cpu", **motion.PVC)
 
     def step(self, method: type[DPCKNN], share: float) -> Method:
         return Events(ratio=share, by=method())
@@ -89,5 +89,5 @@ def tuned(task: Task, folder: Path, seed: int, to: str, config, steps: int, dist
     more = {"distill_weight": distill, "distill_teacher": "start"} if distill else {}
     recipe = dataclasses.replace(pipeline.TUNE, max_steps=steps)
     start, data = own / "base" / "final", folder / "data" / f"{task.tune}.jsonl"
-    pipeline.train_once(recipe, start, data, own / to, config, seed, "cpu", **more)
+    running.train_once(recipe, start, data, own / to, config, seed, "cpu", **more)
     return own / to / "final" / "model.safetensors"

@@ -18,6 +18,7 @@ from methods import views
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.backends import dispatch
+from ppe_npu.methods.base import method_class
 from ppe_npu.methods.listing import default, grouping
 from ppe_npu.models.fused import fuse
 
@@ -47,7 +48,8 @@ def test_a_method_makes_the_groups_that_it_makes_on_the_cpu(name):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_method_looks_into_the_layers_of_a_fused_model(name, family):
-    model = compress(fuse(random_model(family=family)).to(DEVICE), CompressionConfig(steps=[default(name, 1)], k=4))
+    config = CompressionConfig(steps=[method_class(name)(layer=1)], k=4)
+    model = compress(fuse(random_model(family=family)).to(DEVICE), config)
     kind = "frames" if family == "qwen3_vl" else "video"
     inputs = batch(Prompt([2, ("image", (1, 4, 5)), 3, (kind, (2, 4, 4)), 2], seed=1), MIXED[1])
     inputs = {k: v.to(DEVICE) for k, v in inputs.items() if family == "qwen2_5_vl" or k != "second_per_grid_ts"}

@@ -43,7 +43,7 @@ def frames(tensors, kind, name):
 
 
 def compressed(tensors, config, kind):
-    """The recorded prompt through the engine, with one-hot text embeddings so that text places can be recognised."""
+    """The pass of the recorded prompt through the engine, and its embeddings, which are zero at text."""
     compression = Compression(config, VISION, CHANNELS, decoder_layers=1)
     ids = tensors[f"{kind}.input_ids"]
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
@@ -56,8 +56,8 @@ def compressed(tensors, config, kind):
 @pytest.mark.parametrize(("kind", "name"), RECORDED)
 def test_position_rows(recorded, kind, name):
     tensors, configs = recorded
-    prompt = compressed(tensors, CompressionConfig.from_released(configs[name]), kind)
-    assert torch.equal(prompt.rows[0][:, 0], tensors[f"{kind}.rows.{name}"].long())
+    run, _ = compressed(tensors, CompressionConfig.from_released(configs[name]), kind)
+    assert torch.equal(run.rows[0][:, 0], tensors[f"{kind}.rows.{name}"].long())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,8 +72,8 @@ def test_groups_and_means(recorded, kind):
         grouping = method.group(View.of(tokens=x[None], num_kept=method.kept(len(x))))
         assert torch.equal(grouping.labels[0], labels.long())
         assert_near(grouping.apply(x[None])[0], merged, **off)
-    prompt = compressed(tensors, config, kind)
-    visual = prompt.embeds[0][prompt.embeds[0].abs().sum(-1) > 0]
+    _, (embeds,) = compressed(tensors, config, kind)
+    visual = embeds[embeds.abs().sum(-1) > 0]
     assert_near(visual, torch.cat(recordings[2]), **off)
 
 

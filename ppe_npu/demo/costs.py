@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo.recipe import EVAL
+from ppe_npu.demo.running import Job, stamp
 from ppe_npu.utils.reading import json_or_none
 
 if TYPE_CHECKING:
-    from ppe_npu.demo.pipeline import Job
     from ppe_npu.demo.smaller import Control
 
 
@@ -46,9 +46,3 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
     samples = cost_pass.chosen(benchmarks.load("layout", data), PROMPTS)
     found = cost_pass.measure(candidates, samples, rounds)
     cost_pass.write(jobs[0].folder, {**found, "models": models}, protocols.CHECKPOINT)
-
-
-def stamp(file: Path) -> list[int]:
-    """Size and modification time of a file; if they have changed, the file was replaced."""
-    seen = file.stat()
-    return [seen.st_size, seen.st_mtime_ns]

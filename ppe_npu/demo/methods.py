@@ -21,6 +21,7 @@ from typing import Any
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import methods_page, tiny
 from ppe_npu.demo.recipe import EVAL, TUNE, K
+from ppe_npu.demo.running import set_up_process, train_once
 from ppe_npu.errors import InputError, shown
 from ppe_npu.files import write_json, write_text
 from ppe_npu.methods.listing import default, of_pictures
@@ -29,7 +30,7 @@ from ppe_npu.settings import fields_to_plain
 RATIOS = (0.5, 0.25, 0.1)
 _LAYER = 1  # of the tiny model's two decoder layers, the one for methods that work at a layer
 FEW = 64  # number of test pictures to use if not all seeds are run; 12 questions each
-_PROMPTS = 64  # size of the batch on which a method's cost is measured
+_PROMPTS, _TIMES = 64, 7  # size of the batch on which a method's cost is measured, and how often
 
 
 @dataclass(frozen=True)
@@ -142,17 +143,16 @@ def run_job(job: Job) -> dict[str, Any]:
     """Evaluate one row for one seed, fine-tuning first if it is a tuned row; returns its fields, results and costs."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import load_model, load_processor
-    from ppe_npu.demo import pipeline
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import evaluate
     from ppe_npu.models import compress
 
-    pipeline.set_up_process(job.threads)
+    set_up_process(job.threads)
     row, config = job.row, job.row.config
     model_folder, data = job.folder.parent.parent / "base" / "final", Path(job.output) / "data"
     if row.tuned:
         tuned = job.folder / "tuned"
-        pipeline.train_once(TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels)
+        train_once(TUNE, model_folder, data / "tune.jsonl", tuned, config, job.seed, job.device, **row.pixels)
         model_folder = tuned / "final"
     model = compress(load_model(model_folder, devices.resolve(job.device)), config)
     processor = load_processor(model_folder, **row.pixels)
@@ -165,7 +165,7 @@ def run_job(job: Job) -> dict[str, Any]:
     return {**own, **cost, "types": results["types"], "accuracy": results["accuracy"], "costs": results["costs"]}
 
 
-def _cost(model: Any, processor: Any, benchmark: Any, times: int = 7) -> dict[str, float]:
+def _cost(model: Any, processor: Any, benchmark: Any) -> dict[str, float]:
     """Medians on one batch: the fraction of its prefill time in which tokens are chosen, merged and placed; and its
     prefill time over the dense one's, measured alternately in one process."""
     import statistics
@@ -181,7 +181,7 @@ def _cost(model: Any, processor: Any, benchmark: Any, times: int = 7) -> dict[st
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     taken: dict[bool, list[float]] = {True: [], False: []}
     own = []
-    for _ in range(times):
+    for _ in range(_TIMES):
         for dense in (True, False):
             compress(model, CompressionConfig.preset("dense") if dense else config)
             with torch.no_grad():

@@ -18,7 +18,7 @@ import numpy as np
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo import clips, tiny
-from ppe_npu.demo.pipeline import draw_once, set_up_process, train_once, worker_pool
+from ppe_npu.demo.running import draw_once, set_up_process, train_once, worker_pool
 from ppe_npu.errors import InputError, counted
 from ppe_npu.files import new_folder, write_json, write_text
 from ppe_npu.models.pvc.config import PVCConfig

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ppe_npu.backends import device as devices
 from ppe_npu.demo.recipe import EVAL
+from ppe_npu.demo.running import Job, set_up_process
 
 if TYPE_CHECKING:
-    from ppe_npu.demo.pipeline import Job
     from ppe_npu.evaluation.downsampling import SmallerInput
 
 
@@ -44,7 +44,6 @@ def controls(jobs: Sequence[Job], shares: Sequence[float]) -> list[Control]:
 
 def run(control: Control) -> dict[str, Any]:
     """Evaluate a control; returns the runner's results, with method, seed and ratio."""
-    from ppe_npu.demo.pipeline import set_up_process
     from ppe_npu.evaluation import benchmarks
     from ppe_npu.evaluation.runner import Evaluation
 

@@ -60,6 +60,10 @@ class CacheState:
         padded = bool((~mask).any())
         return cls((), (mask,), (mask.sum(1) + ahead,), (padded,), length, length, (None,))
 
+    def settled(self) -> CacheState:
+        """Itself, as a FixedState gives its contents."""
+        return self
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """The number of cached places of each stage."""
@@ -181,7 +185,7 @@ class FixedState:
         return True
 
     def settled(self) -> CacheState:
-        """This state as a CacheState; the host waits for the device to read the lengths."""
+        """This state as a CacheState, for anything but a single next token. The host waits to read the lengths."""
         filled = self.filled.tolist()
         steps = filled[0] - self.start.lengths[0]
         masks = tuple(mask[:, :length].clone() for mask, length in zip(self.masks, filled))

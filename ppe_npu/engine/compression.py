@@ -30,7 +30,7 @@ from ppe_npu.inspect.report import CompressionReport
 from ppe_npu.inspect.tower_work import Widths
 from ppe_npu.inspect.trace import Trace
 from ppe_npu.methods.base import Method
-from ppe_npu.utils.recent import Recent, as_numbers
+from ppe_npu.utils.recent import Recent
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Compression:
         tower: the vision tower's blocks that the methods look at. inside: the method that works inside it, or None.
         holding: how the positions that a merged token keeps are chosen; None unless positions="ppe".
         linear: whether the decoder has layers of linear attention, which take no mask but padding. routed: whether it
-            is a mixture of experts, whose router logits may be requested.
+            is a mixture of experts, whose router logits may be requested. staged: whether it runs stage by stage.
         widths: the sizes of a block of the vision tower and of a decoder layer (None if one has no softmax attention),
             for counting operations if a method works inside the tower.
         last, last_scored: the plan of the last prompt, once it is laid out, and whether the pass returns its output in
@@ -73,6 +73,7 @@ class Compression:
     holding: Holding | None = field(init=False)
     linear: bool = field(default=False, repr=False)
     routed: bool = field(default=False, repr=False)
+    staged: bool = field(default=False, repr=False)
     widths: tuple[Widths, Widths | None] | None = field(default=None, init=False, repr=False)
     last: PromptPlan | None = field(default=None, init=False, repr=False)
     last_scored: bool = field(default=False, init=False)
@@ -103,7 +104,7 @@ class Compression:
 
     def with_config(self, config: CompressionConfig) -> "Compression":
         """A new Compression of the same model with other settings; it has seen no prompt yet."""
-        of_model = (self.channels, self.decoder_layers, self.pairs, self.linear, self.routed)
+        of_model = (self.channels, self.decoder_layers, self.pairs, self.linear, self.routed, self.staged)
         return Compression(config, self.vision, *of_model)
 
     def __deepcopy__(self, memo: dict) -> "Compression":
@@ -124,8 +125,7 @@ class Compression:
             return None
         # Made again once the cache is filled, because a report that was read earlier has no kv_bytes.
         if self._report is None or self._report.kv_bytes != self.kv_bytes:
-            given = (self.last, self.layers, self.decoder_layers, self.watch, self.kv_bytes)
-            self._report = CompressionReport.of(*given)
+            self._report = CompressionReport.of(self.last, self.layers, self.decoder_layers, self.watch, self.kv_bytes)
         return self._report
 
     # -- before the vision tower: the host reads ids, mask and grids once ---------------------------------------------
@@ -161,7 +161,8 @@ class Compression:
         """
         ids = input_ids.cpu().numpy()
         mask = _padding_mask(attention_mask, ids.shape)
-        given = tuple(map(as_numbers, (image_grid_thw, video_grid_thw, second_per_grid_ts)))
+        items = image_grid_thw, video_grid_thw, second_per_grid_ts
+        given = tuple(part.tolist() if isinstance(part, torch.Tensor) else part for part in items)  # for the key below
         watch = Stopwatch(torch.device("cpu"))  # starts only now: reading the ids waits for earlier work on the device
         others = position_ids, start, labels if self.config.needs & OF_PROMPTS else None, chosen
         prompts = ids, mask, *given, self.vision, prompt, self.config.keeps_all and not packed
@@ -181,10 +182,10 @@ class Compression:
         left: bool | None,
         packed: bool,
         watch: Stopwatch,
-        position_ids: torch.Tensor | None = None,
-        start: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        chosen: Chosen | None = None,
+        position_ids: torch.Tensor | None,
+        start: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        chosen: Chosen | None,
     ) -> PromptPlan:
         """A new plan. `prompts` are the arguments of find_spans; the others are as in plan()."""
         layout = find_spans(*prompts)
@@ -242,8 +243,8 @@ class Compression:
         ready_mask: bool = False,
         apart: bool = False,
         tower: TowerTokens | None = None,
-    ) -> Prefill:
-        """Merge the features as planned, assemble the compressed prompt, and prepare the inputs of the stages.
+    ) -> tuple[Prefill, torch.Tensor]:
+        """Merge the features as planned: the pass through the stages, and [B, L, C] what its first layer is given.
 
         Args:
             text_embeds: [T, C] embeddings of the text tokens at the indices plan.before(0).text.
@@ -269,8 +270,7 @@ class Compression:
         self.trace = Trace(plan, self.config) if self.keep_groups else None
         self.watch = self._report = self.kv_bytes = None
         run = Prefill(self.layers, state, self, plan, on, masking, watch, self.trace)
-        run.begin(text_embeds, features, deepstack, tower)
-        return run
+        return run, run.begin(text_embeds, features, deepstack, tower)
 
     # -- later steps --------------------------------------------------------------------------------------------------
 

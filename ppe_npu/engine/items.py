@@ -198,8 +198,8 @@ def merge_items(
             "of these features"
         )
     text = features.new_zeros(len(plan.before(0).text), features.shape[1])  # has the padding if nothing is merged
-    run = compression.prefill(plan, text, features, deepstack=deepstack)
-    embeds, rows, layers = run.take_embeds(), run.rows[0], run.deepstack()
+    run, embeds = compression.prefill(plan, text, features, deepstack=deepstack)
+    rows, layers = run.rows[0], run.deepstack()
     assert rows is not None, "the rows of the first stage are known once it is merged"
     rows = rows.repeat_interleave(compression.axes * (compression.config.k or 1) // len(rows), dim=0)
     bases = _bases(plan) if compression.config.positions != "renumber" else None

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, gathered, lay_out
+from ppe_npu.engine.layout import Piece, Stage, Standing, Steps, lay_out, stage_of
 from ppe_npu.engine.left_alone import left_alone
 from ppe_npu.engine.merge import Holding, Tokens, merge_round, view_of
 from ppe_npu.engine.rounds import (
@@ -92,7 +92,7 @@ class Ahead(Movable):
                 last = method is methods[-1]
                 step, tokens = merge_round(made.to(device), tokens, given, holding, texts, last)
                 rounds.append(step)
-        stage = gathered(self.standing, layer, rounds, pieces, count, self.left, self.packed)
+        stage = stage_of(self.standing, layer, rounds, pieces, count, self.left, self.packed)
         more, standing = lay_out(self.standing.after(stage), later, self.left, self.packed)
         rest = tuple(later[len(more) :])
         ahead = Ahead.of(standing, rest, self.left, self.packed) if rest else None

@@ -163,10 +163,6 @@ class Piece:
     first: int
     cells: tuple[np.ndarray, ...]
 
-    def becoming(self, cells: tuple[np.ndarray, ...]) -> Piece:
-        """The same run, once it has become these cells."""
-        return Piece(self.before, self.first, cells)
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -259,7 +255,7 @@ def lay_out(
         for method in methods:
             made, pieces, count = round_of(method, pieces, count)
             rounds += [] if made is None else [made]
-        stage = gathered(standing, layer, rounds, pieces, count, left, packed)
+        stage = stage_of(standing, layer, rounds, pieces, count, left, packed)
         out.append(replace(stage, prompts=standing.prompts(methods)))
     return tuple(out), standing
 
@@ -279,7 +275,7 @@ def left_as_given(layout: PromptLayout) -> tuple[Stage, ...]:
     return (stage,)
 
 
-def gathered(
+def stage_of(
     standing: Standing,
     layer: int | None,
     rounds: Sequence[Round],
@@ -290,7 +286,7 @@ def gathered(
 ) -> Stage:
     """A stage, from its rounds and from the pieces after the last of them, which keeps `count` tokens."""
     before, text, borders = standing.before, standing.text, None
-    samples = _gathered(before, pieces)
+    samples = _samples_after(before, pieces)
     origins, empty = before.origins, len(text) + count
     if packed:
         width = before.real.shape[1]
@@ -312,7 +308,7 @@ def gathered(
     return Stage(layer, text, tuple(rounds), index, columns, present, after, borders, numbered, segments)
 
 
-def _gathered(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.ndarray, np.ndarray, list]]:
+def _samples_after(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.ndarray, np.ndarray, list]]:
     """The samples after a stage, without padding: the rows of each, the columns that these stand for, and for each of
     its cells (start, tokens, the cell that it was before). Visual rows come after all text rows of the batch."""
     text, texts = before.text, int(before.text.sum())
@@ -320,13 +316,13 @@ def _gathered(before: Arrangement, pieces: Sequence[Piece]) -> list[tuple[np.nda
     own: list[list[Piece]] = [[] for _ in text]
     for piece in sorted(pieces, key=lambda piece: piece.before.start):
         own[piece.before.sample].append(piece)
-    return [_one_gathered(*sample, texts) for sample in zip(text, text_rows, own)]
+    return [_sample_after(*sample, texts) for sample in zip(text, text_rows, own)]
 
 
-def _one_gathered(
+def _sample_after(
     text: np.ndarray, text_rows: np.ndarray, pieces: Sequence[Piece], texts: int
 ) -> tuple[np.ndarray, np.ndarray, list]:
-    """One sample of _gathered(). text: [L] bool. text_rows: [L] the row of each text token. texts: how many text
+    """One of _samples_after(). text: [L] bool. text_rows: [L] the row of each text token. texts: how many text
     tokens the batch has."""
     rows, sources, cells, at, place = [], [], [], 0, 0
     for piece in [*pieces, None]:

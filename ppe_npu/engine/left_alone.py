@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +47,6 @@ def as_they_are(pieces: Sequence[Piece], at: int) -> list[Piece]:
     for piece in pieces:
         ends = at + np.cumsum([len(cell) for cell in piece.cells], dtype=np.int64)
         own = tuple(np.arange(end - len(cell), end) for cell, end in zip(piece.cells, ends))
-        out.append(piece.becoming(own))
+        out.append(replace(piece, cells=own))
         at += sum(map(len, piece.cells))
     return out

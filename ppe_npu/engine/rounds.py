@@ -265,7 +265,7 @@ def become(
             parts = [own] if len(group) == 1 else [[]] * len(group)
         number += len(cells)
         for piece, part in zip(group, parts):
-            out.append(piece.becoming(tuple(tokens for tokens in part if len(tokens))))
+            out.append(dataclasses.replace(piece, cells=tuple(tokens for tokens in part if len(tokens))))
     return out
 
 
@@ -285,7 +285,7 @@ def _segment_round(
         frames, tokens, each = len(piece.cells), sum(sizes), piece.before.tokens // len(piece.cells)
         videos.append(Video(piece.first, frames, each, np.stack(piece.cells), segments, tokens))
         ends = count + np.cumsum(sizes)
-        out.append(piece.becoming(tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
+        out.append(dataclasses.replace(piece, cells=tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
         count += tokens
     index = as_tensor(np.concatenate(rest)) if rest else None
     return Round(method, (), rest=index, videos=tuple(videos)), out, count

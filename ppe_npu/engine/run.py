@@ -99,7 +99,6 @@ class Prefill(Run):
         compression: the Compression that started the pass. Its `last` and `watch` are set once everything is laid out,
             which is usually before the decoder.
         trace: records every merge, if it is given.
-        embeds: [B, L, C] the decoder's input, until take_embeds() takes it.
     """
 
     masks: list[torch.Tensor | None] = field(default_factory=list, init=False)
@@ -112,7 +111,6 @@ class Prefill(Run):
     masking: Masking
     watch: Stopwatch
     trace: Trace | None = None
-    embeds: torch.Tensor | None = field(default=None, init=False)
     past: CacheState = field(init=False)  # the cache's state before this pass
     config: CompressionConfig = field(init=False)
     holding: Holding | None = field(init=False)  # which positions a merged token keeps
@@ -136,8 +134,12 @@ class Prefill(Run):
         features: torch.Tensor | None,
         deepstack: tuple[torch.Tensor, ...],
         tower: TowerTokens | None = None,
-    ):
-        """Merge before the LLM. text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V features."""
+    ) -> torch.Tensor:
+        """[B, L, C] what the LLM is given, after the merge before it.
+
+        Args:
+            text_embeds: [T, C]. features and each of deepstack: [V, C]. tower: of V features.
+        """
         assert isinstance(self.state, CacheState), "a prompt is merged before its cache is fixed"
         self.past, self.config, holding = self.state, self.compression.config, self.compression.holding
         self.holding = holding and replace(holding, positions=self.on.positions)
@@ -151,23 +153,18 @@ class Prefill(Run):
         given = Tokens(features.detach(), held, self.on.places, tower, sizes, spots)
         text = {} if prompts is None else {("text", False): prompts.of_text(text_embeds, prompts.text)}
         stage, rounds, kept = self._merge(0, given, text)
-        self.embeds = _arranged(stage, text_embeds, _applied(rounds, features).to(text_embeds.dtype))
+        embeds = _arranged(stage, rounds, text_embeds, features)
         none = torch.zeros_like(text_embeds)
         self._deepstack = {
-            layer: _arranged(stage, none, _applied(rounds, part), padding=0.0) for layer, part in enumerate(deepstack)
+            layer: _arranged(stage, rounds, none, part, padding=0.0) for layer, part in enumerate(deepstack)
         }
         unknown = replace(kept, features=None).pick(lambda part: part.new_zeros(len(stage.text), *part.shape[1:]))
         self._hold(0, replace(unknown, held=stage.text[:, None]), kept)
         self.watch.mark()
+        return embeds
 
     def is_late(self, stage: int) -> bool:
         return stage >= len(self.on.stages)
-
-    def take_embeds(self) -> torch.Tensor:
-        """The embeddings, which are not kept here, because they are not needed once the first layer has run."""
-        embeds, self.embeds = self.embeds, None
-        assert embeds is not None, "embeddings are taken once, after begin()"
-        return embeds
 
     def deepstack(self) -> tuple[torch.Tensor, ...]:
         """For each of the first decoder layers [B, L, C] what is added to its output, laid out as the current stage."""
@@ -188,7 +185,7 @@ class Prefill(Run):
         on, rounds, kept = self._merge(stage, given, text)
 
         def merged(tokens: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
-            return _arranged(on, tokens.index_select(0, on.text), _applied(rounds, tokens), padding)
+            return _arranged(on, rounds, tokens.index_select(0, on.text), tokens, padding)
 
         hidden = merged(tokens)
         # The mean of sums is the sum of means, so what must still be added is merged in the same way as the tokens.
@@ -278,11 +275,10 @@ class Prefill(Run):
         words, visual = text.held, kept.held
         assert words is not None, "tokens of a pass hold original tokens"
         assert visual is not None, "tokens of a pass hold original tokens"
-        width = max(words.shape[1], visual.shape[1] if len(visual) else 1)
-        padding = self.on.positions.shape[1] - 1
         parts = [words, visual] if len(visual) else [words]
-        pad = words.new_full((1, width), padding)
-        held = torch.cat([*(part.expand(-1, width) for part in parts), pad])[on.rows]
+        width = max(part.shape[1] for part in parts)
+        nothing = words.new_full((1, width), self.on.positions.shape[1] - 1)
+        held = torch.cat([*(part.expand(-1, width) for part in parts), nothing])[on.rows]
 
         def placed(parts: list[torch.Tensor]) -> torch.Tensor:
             pad = parts[0].new_zeros(1, *parts[0].shape[1:])
@@ -321,17 +317,15 @@ def renumbered(
     return first + torch.where(stage.real, numbers, -1).amax(1) + 1, rows
 
 
-def _applied(rounds: tuple[Round, ...], tokens: torch.Tensor) -> torch.Tensor:
-    """Apply the rounds of a stage to a tensor in the order of its tokens: [R, C] -> [G, C]; differentiable."""
+def _arranged(
+    stage: Stage, rounds: tuple[Round, ...], text: torch.Tensor, tokens: torch.Tensor, padding: float = 1.0
+) -> torch.Tensor:
+    """[B, L, C] text [T, C], and what a stage's rounds make of its tokens [R, C], each in its place; differentiable.
+
+    Args:
+        padding: the value at padding. It is 1 for embeddings: nothing attends to padding, but labels may make it
+            predict a token, and the gradient of a norm of zeros is huge.
+    """
     for step in rounds:
         tokens = step.apply(tokens)
-    return tokens
-
-
-def _arranged(stage: Stage, text: torch.Tensor, kept: torch.Tensor, padding: float = 1.0) -> torch.Tensor:
-    """[B, L, C] text [T, C] and kept visual tokens [G, C], each in its place, and the value `padding` at padding.
-
-    The value is 1 for embeddings: nothing attends to padding, but labels may make it predict a token, and the gradient
-    of a norm of zeros is huge.
-    """
-    return torch.cat([text, kept, text.new_full((1, text.shape[-1]), padding)])[stage.rows]
+    return torch.cat([text, tokens.to(text.dtype), text.new_full((1, text.shape[-1]), padding)])[stage.rows]

@@ -66,7 +66,7 @@ def in_turns(
     return found
 
 
-def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
+def against(own: Times, reference: Times) -> dict[str, Any]:
     """Compare a method's times with those of a reference that was interleaved with it.
 
     Returns:
@@ -83,7 +83,7 @@ def against(own: Times, reference: Times, seed: int = 0) -> dict[str, Any]:
         raise InputError(f"times of shapes {times.shape} and {others.shape} were not interleaved: measure again")
     ratios = times / others
     ratio = float(np.median(ratios))
-    low, high = interval(_medians(ratios, seed))
+    low, high = interval(_medians(ratios))
     below, above = np.quantile(ratios, [0.25, 0.75])
     scatter = float(above - below) / 2
     told = not low <= 1 <= high and abs(ratio - 1) > scatter
@@ -109,12 +109,12 @@ def settled(own: Times, reference: Times) -> bool:
     return bool(_ERRORS * np.sqrt(np.pi / 2) * deviation / np.sqrt(ratios.size) <= _CLOSE)
 
 
-def _medians(ratios: np.ndarray, seed: int) -> np.ndarray:
+def _medians(ratios: np.ndarray) -> np.ndarray:
     """[_DRAWS] medians of resampled `ratios` [rounds, prompts]: prompts are drawn, then rounds within each drawn one,
     because rounds of one prompt are more alike than prompts."""
     rounds, prompts = ratios.shape
-    columns = np.concatenate(list(resamples(prompts, _DRAWS, seed)))
-    rows = np.concatenate(list(resamples(prompts * rounds, _DRAWS, seed + 1))) % rounds
+    columns = np.concatenate(list(resamples(prompts, _DRAWS)))
+    rows = np.concatenate(list(resamples(prompts * rounds, _DRAWS, seed=1))) % rounds
     return np.median(ratios[rows.reshape(_DRAWS, rounds, prompts), columns[:, None, :]], axis=(1, 2))
 
 

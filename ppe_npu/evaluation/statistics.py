@@ -9,25 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_LEVEL = 0.95  # of every interval
+_QUANTILE = 1.959964  # how many standard deviations of a normal distribution such an interval reaches to each side
 DRAWS = 2000  # bootstrap resamples of a mean
 _FLIPS = 9999  # random sign flips of a permutation test; with the observed signs 10,000
 _CHUNK = 2**22  # random numbers in memory at once
 _ENUMERATED = 12  # if at most this many samples differ, all 2^n sign flips are enumerated
 
 
-def wilson(mean: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, such as the fraction of right answers.
+def wilson(mean: float, count: int) -> tuple[float, float]:
+    """Wilson's score interval of a proportion at 95 %, such as the fraction of right answers.
 
     Args:
         mean: the observed proportion, in [0, 1].
         count: number of observations.
-        z: quantile of the normal distribution; the default gives 95 %.
 
     Returns:
         (lower, upper); (0, 1) for a count of 0.
     """
     if count == 0:
         return 0.0, 1.0
+    z = _QUANTILE
     centre = mean + z * z / (2 * count)
     half = z * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     scale = 1 + z * z / count
@@ -64,22 +66,22 @@ def resamples(count: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
         yield generator.integers(0, count, (min(block, draws - start), count))
 
 
-def bootstrap_means(scores: Sequence[float], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def bootstrap_means(scores: Sequence[float], draws: int = DRAWS) -> np.ndarray:
     """[draws] means of resampled scores (Efron 1979)."""
     values = np.asarray(scores, dtype=np.float64)
-    return np.concatenate([values[rows].mean(1) for rows in resamples(len(values), draws, seed)])
+    return np.concatenate([values[rows].mean(1) for rows in resamples(len(values), draws)])
 
 
-def bootstrap_sums(values: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def bootstrap_sums(values: np.ndarray, draws: int) -> np.ndarray:
     """[draws, C] sums of `values` [units, C] over the units of each resample."""
     count = len(values)
-    drawn = itertools.chain.from_iterable(resamples(count, draws, seed))
+    drawn = itertools.chain.from_iterable(resamples(count, draws))
     return np.stack([np.bincount(rows, minlength=count) @ values for rows in drawn])
 
 
-def interval(replicates: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """(lower, upper) bounds of the percentile interval of bootstrap replicates."""
-    low, high = np.quantile(np.asarray(replicates), [(1 - level) / 2, (1 + level) / 2])
+def interval(replicates: Sequence[float]) -> tuple[float, float]:
+    """(lower, upper) bounds of the percentile interval of bootstrap replicates at 95 %."""
+    low, high = np.quantile(np.asarray(replicates), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -101,7 +103,7 @@ class Paired:
     count: int
 
 
-def paired(scores: Sequence[float], reference: Sequence[float], seed: int = 0) -> Paired:
+def paired(scores: Sequence[float], reference: Sequence[float]) -> Paired:
     """Compare two methods' scores on the same samples, in the same order.
 
     If all scores are 0 or 1, the test is McNemar's exact one (a sign test on the samples that only one method got
@@ -114,11 +116,11 @@ def paired(scores: Sequence[float], reference: Sequence[float], seed: int = 0) -
         raise ValueError(f"{len(scores)} scores and {len(reference)} of the reference are no pairs")
     values, others = np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     differences = values - others
-    low, high = interval(bootstrap_means(differences, seed=seed))
+    low, high = interval(bootstrap_means(differences))
     if np.isin(values, (0, 1)).all() and np.isin(others, (0, 1)).all():
         p, test = sign_test(int((differences > 0).sum()), int((differences < 0).sum())), "exact McNemar"
     else:
-        p, test = permutation_test(differences, seed), "sign-flip permutation"
+        p, test = permutation_test(differences), "sign-flip permutation"
     return Paired(float(differences.mean()), low, high, p, test, len(differences))
 
 
@@ -132,7 +134,7 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**total) if total else 1.0
 
 
-def permutation_test(differences: Sequence[float], seed: int = 0) -> float:
+def permutation_test(differences: Sequence[float]) -> float:
     """Two-sided p-value of a mean difference this far from 0, if each difference were as likely with either sign."""
     values = np.asarray(differences, dtype=np.float64)
     values = values[values != 0]
@@ -142,7 +144,7 @@ def permutation_test(differences: Sequence[float], seed: int = 0) -> float:
     if len(values) <= _ENUMERATED:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(values))))
         return float((abs(signs @ values) >= seen).mean())
-    generator, extreme = np.random.default_rng(seed), 0
+    generator, extreme = np.random.default_rng(0), 0
     block = max(1, _CHUNK // len(values))
     for start in range(0, _FLIPS, block):
         signs = generator.integers(0, 2, (min(block, _FLIPS - start), len(values)), dtype=np.int8)

@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.checked_calls import checked, counted, lacking
+from ppe_npu.methods.checking import NEEDS as NEEDS
+from ppe_npu.methods.checking import PLACES as PLACES
+from ppe_npu.methods.checking import check_class
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.utils.registering import files_that_register
 
@@ -32,12 +35,6 @@ if TYPE_CHECKING:
     from ppe_npu.methods.grouping import Grouping
     from ppe_npu.methods.view import View
 
-PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass reaches them
-NEEDS = (
-    *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency", "tower_groups"),
-    *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
-)
-SCOPES = ("frame", "span", "segment")
 _REGISTERED: dict[str, type[Method]] = {}
 
 
@@ -263,8 +260,6 @@ def register(name: str):
     """Class decorator that names the method in settings. A method of this package is in methods/<name>.py."""
 
     def registered(method: type[Method]) -> type[Method]:
-        from ppe_npu.methods.checking import check_class  # which imports this file
-
         check_class(method, name)
         method.name = name
         _REGISTERED[name] = method

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from ppe_npu.errors import InputError
-from ppe_npu.methods.base import NEEDS, PLACES, SCOPES, Method
+from typing import TYPE_CHECKING
 
+from ppe_npu.errors import InputError
+
+if TYPE_CHECKING:
+    from ppe_npu.methods.base import Method
+
+PLACES = ("pixels", "tower", "input", "layer")  # in the order in which a forward pass reaches them
+NEEDS = (
+    *("pixels", "tokens", "places", "sizes", "text", "tower_keys", "tower_saliency", "tower_groups"),
+    *("layer_queries", "layer_keys", "layer_plain", "layer_text", "layer_row"),
+)
+SCOPES = ("frame", "span", "segment")
 _CHOICES = {
     "scope": SCOPES,
     "counts": ("exact", "late"),
@@ -12,6 +22,7 @@ _CHOICES = {
     "numbering": ("prompt", "kept"),
     "pool": ("frame", "image", "prompt"),
 }
+_CONTRACT = ("ppe_npu.methods.base", "Method")
 _AT_PLACE = {"pixels": "select", "input": "group", "layer": "group"}
 _OF_SEGMENTS = ("segments", "segment", "segment_budgets")
 _HOW_MANY = ("ratio", "kept", "budgets", "kept_cells")  # any of which says how many tokens are kept
@@ -81,5 +92,6 @@ def _defines(method: type[Method], name: str) -> bool:
     """Whether an attribute is more than what the contract has in its place."""
     if name in method.__dataclass_fields__:
         return True
-    owner = next((base for base in method.__mro__ if name in vars(base)), Method)
-    return owner is not Method and name not in vars(owner).get("must_define", ())
+    owner = next((base for base in method.__mro__ if name in vars(base)), None)
+    own = owner is not None and (owner.__module__, owner.__name__) != _CONTRACT
+    return own and name not in vars(owner).get("must_define", ())

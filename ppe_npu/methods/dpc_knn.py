@@ -26,7 +26,8 @@ class DPCKNN(Method):
     Args:
         ratio: fraction of a frame's tokens to keep: ceil(n * ratio) of n.
         neighbors: the number of nearest neighbours, the token itself included, that define its density; fewer where a
-            frame keeps fewer tokens (num_neighbors). Above 5, accelerators use torch's operators instead of kernels.
+            frame keeps fewer tokens: half of these, but 1 to 3. Above 5, accelerators use torch's operators instead of
+            kernels.
         order: of a frame's merged tokens: "raster" order of their representatives, or descending "score" (released).
         ties: which of equally dense tokens counts as the denser one: the "first"; or "none" of them, so that equal
             tokens all become centres (the released code without its noise).
@@ -39,14 +40,10 @@ class DPCKNN(Method):
 
     def group(self, view: View) -> Grouping:
         with torch.no_grad():
-            neighbors = num_neighbors(view.num_kept, self.neighbors)
+            fewer = (view.num_kept // 2).clamp(1, 3)
+            neighbors = torch.where(view.num_kept >= self.neighbors, self.neighbors, fewer)
             centers, labels = backends.dpc_knn(
                 view.tokens.detach(), view.valid, view.num_kept, view.most, neighbors,
                 strict=self.ties == "none", most_neighbors=self.neighbors if self.neighbors <= view.most else 3,
             )  # fmt: skip
             return Grouping.from_centers(centers, labels, view.num_kept, self.order)
-
-
-def num_neighbors(num_kept: torch.Tensor, most: int = 5) -> torch.Tensor:
-    """[F] int64 number of neighbours: `most`, or half of num_kept, but 1 to 3, where num_kept is below `most`."""
-    return torch.where(num_kept >= most, most, (num_kept // 2).clamp(1, 3))

@@ -8,7 +8,7 @@ import torch
 from ppe_npu import backends
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.choosing import best
-from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.grouping import Grouping, group_sizes
 from ppe_npu.methods.view import View
 
 # Parts of a view with one entry per token, in the second axis; tower_saliency, which may be [F, B, N], is apart.
@@ -32,9 +32,7 @@ def frame_of(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     first = frame.masked_fill(absent, torch.iinfo(torch.long).max).amin(1, keepdim=True)
     labels = (frame - first).masked_fill(absent, -1)
     most = labels.shape[1] if view.frames is None else view.frames
-    sizes = torch.zeros(len(labels), most + 1, dtype=torch.long, device=labels.device)
-    sizes.scatter_add_(1, torch.where(absent, most, labels), torch.ones_like(labels))
-    return labels, sizes[:, :most]
+    return labels, group_sizes(torch.where(absent, most, labels), most)
 
 
 def frame_means(values: torch.Tensor, labels: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

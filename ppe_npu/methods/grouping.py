@@ -44,13 +44,8 @@ class Grouping:
         summed: bool = False,
     ) -> Grouping:
         """A grouping whose counts are computed from its labels."""
-        # Summed in fp32, where sums of ones are exact in any order; comparing all tokens with all groups is far slower.
-        counts = torch.zeros(len(labels), representatives.shape[1] + 1, device=labels.device)
-        ones, own = (
-            torch.ones_like(labels, dtype=counts.dtype),
-            torch.where(labels < 0, representatives.shape[1], labels),
-        )
-        counts = counts.scatter_add_(1, own, ones)[:, :-1].long()
+        groups = representatives.shape[1]
+        counts = group_sizes(torch.where(labels < 0, groups, labels), groups)
         return cls(labels, counts, representatives, weights, summed)
 
     @classmethod
@@ -152,6 +147,13 @@ class Grouping:
             None if part is None else part.to(device, non_blocking=True) for part in parts
         )
         return Grouping(labels, counts, representatives, weights, self.summed, self.alone)
+
+
+def group_sizes(labels: torch.Tensor, groups: int) -> torch.Tensor:
+    """[F, groups] int64, how many of the labels [F, N] name each group; the label `groups` stands for no group."""
+    # Summed in fp32, where sums of ones are exact in any order; comparing all labels with all groups is far slower.
+    sizes = torch.zeros(len(labels), groups + 1, device=labels.device)
+    return sizes.scatter_add_(1, labels, torch.ones_like(labels, dtype=sizes.dtype))[:, :-1].long()
 
 
 @torch.no_grad()

@@ -84,11 +84,9 @@ def _fewer(method: Method) -> bool:
     return method.counts == "late" or method.kept_cells([_TOKENS]) != [_TOKENS]
 
 
-def default(name: str, layer: int | None = None) -> Method:
-    """A method with its defaults, at `layer` if given; else at layer 0 if it requires one and has no default."""
+def default(name: str) -> Method:
+    """A method with its defaults, at layer 0 if it requires a layer and has no default."""
     method = method_class(name)
-    if layer is not None:
-        return method(layer=layer)
     try:
         return method()
     except InputError:

@@ -102,8 +102,10 @@ def make_plan(
     return make(torch.from_numpy(positions), *others)
 
 
-def _seconds(kwargs: dict) -> torch.Tensor | list | None:
-    return next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None), None)
+def _seconds(kwargs: dict) -> list[float] | None:
+    """The seconds per time step of each given video, with all their digits; None: they are not given."""
+    given: Any = next((kwargs[name] for name in SECONDS if kwargs.get(name) is not None), [])
+    return (given.tolist() if isinstance(given, torch.Tensor) else [float(second) for second in given]) or None
 
 
 def _leave_out(kwargs: dict, unseen: dict[str, set[int]]) -> bool:
@@ -287,8 +289,7 @@ def _check_ready(compression: Compression, kwargs: dict) -> None:
 
 def untouched_tower(model) -> torch.Tensor | float:
     """0, computed from every parameter of the vision tower. It is added to the embeddings of a prompt without images or
-    videos, so that all processes of distributed training run the same modules (ZeRO-3 would otherwise wait forever).
-    """
+    videos, so that all processes of distributed training run the same modules (else ZeRO-3 would wait forever)."""
     if not (model.training or is_deepspeed_zero3_enabled()):
         return 0.0
     if IDLE in vars(model):

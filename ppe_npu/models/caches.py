@@ -80,11 +80,6 @@ def keeps_no_cache(model, kwargs: dict) -> bool:
     return not all(getattr(config, "use_cache", True) for config in (model.config, model.config.get_text_config()))
 
 
-def settled(state: CacheState | FixedState | None) -> CacheState | None:
-    """The state in the form for anything but a single next token: the host reads how much of a fixed one is filled."""
-    return state.settled() if isinstance(state, FixedState) else state
-
-
 def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState | None:
     """The state of the compressed prompt in the KV cache of a forward's arguments; None without a cache or if empty.
 
@@ -99,7 +94,7 @@ def state_of(compression: Compression, kwargs: dict) -> CacheState | FixedState 
     other = state is not None and state.layers != compression.layers
     if fixed and state is not None and not other and ids is not None and ids.shape[1] == 1:
         return state  # the length of a static cache is on the device: reading it waits
-    state = settled(state)
+    state = None if state is None else state.settled()
     length = int(cache.get_seq_length())
     if length == 0:
         return None
@@ -195,9 +190,10 @@ def _batch_select_indices(self, indices: torch.Tensor) -> None:
 
 def _batch_repeat_interleave(self, repeats: int) -> None:
     type(self).batch_repeat_interleave(self, repeats)
-    state = settled(getattr(self, STATE, None))
+    state = getattr(self, STATE, None)
     if state is not None:
-        keep_state(self, state.repeated(len(state.masks[0]) * repeats))
+        settled = state.settled()
+        keep_state(self, settled.repeated(len(settled.masks[0]) * repeats))
 
 
 def _reset(self) -> None:

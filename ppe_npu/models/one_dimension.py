@@ -30,7 +30,7 @@ from ppe_npu.errors import InputError
 from ppe_npu.inspect.tower_work import TowerReport
 from ppe_npu.models import generation, vision_language
 from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
-from ppe_npu.models.caches import settled, state_of
+from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
 from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family, images_of_each
@@ -208,16 +208,17 @@ def _prepare_inputs_for_generation(self, input_ids, **kwargs):
     inputs = generation.prepare_inputs_for_generation(self, input_ids, **kwargs)
     family = FAMILIES[self.config.model_type]
     state = state_of(self.compression, kwargs | {"input_ids": inputs.get("input_ids")})
-    if all(inputs.get(name) is None for name in PIXELS.values()) or (state := settled(state)) is None:
+    if all(inputs.get(name) is None for name in PIXELS.values()) or state is None:
         return inputs
     if not generation.is_whole(input_ids, kwargs):
         return inputs  # only new ids are given, so that all tiles are new
+    seen = state.settled().seen
     rows = _rows_by_place(self, family, input_ids, kwargs)
     for kind, places in rows.items():
-        new = np.flatnonzero(places[:, 1] >= state.seen)
+        new = np.flatnonzero(places[:, 1] >= seen)
         inputs |= _picked(family, kind, inputs, len(places), new.tolist())
     for name, entries in _entries_by_place(self.model, family, input_ids, kwargs).items():
-        inputs[name] = [entry for entry, _, column in entries if column >= state.seen]
+        inputs[name] = [entry for entry, _, column in entries if column >= seen]
     return inputs
 
 

@@ -57,14 +57,14 @@ from ppe_npu.models.arguments import (
     tower_features,
     untouched_tower,
 )
-from ppe_npu.models.caches import continued, is_scored, keep_state, settled, state_of
+from ppe_npu.models.caches import continued, is_scored, keep_state, state_of
 from ppe_npu.models.decoder import check_routers, is_routed, staged_forward
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING, WISHES, ForwardPass
 from ppe_npu.models.fused import check_key_bias, takes_segments
 from ppe_npu.models.generation import install_generation
 from ppe_npu.models.known import check_decoder, has_attention
 from ppe_npu.models.loss import loss_only
-from ppe_npu.models.seam import is_overridden, original, override, own_submodules, restore_methods
+from ppe_npu.models.seam import original, override, own_submodules, restore_methods
 from ppe_npu.models.seeing_ahead import detach_ahead, install_ahead, uninstall_ahead
 from ppe_npu.models.tower_blocks import GRIDS
 
@@ -95,8 +95,8 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
             "restore() that model first, or use copy.deepcopy"
         )
     compression.linear, compression.routed = not all(map(has_attention, text.layers)), is_routed(text)
-    staged = staged or compression.stages > 1 or compression.config.proportional_attention
-    check_decoder(text, staged, len(compression.channels))
+    compression.staged = staged or compression.stages > 1 or compression.config.proportional_attention
+    check_decoder(text, compression.staged, len(compression.channels))
     if compression.config.proportional_attention:
         check_key_bias(text)
     table = compression.config.rule.table
@@ -111,7 +111,7 @@ def install(model, compression: Compression, staged: bool = False, said: tuple[s
     override(model.model, "forward", model_forward)
     if compression.inside is not None and compression.vision.tower_blocks:
         GRIDS.install(model.model, compression)
-    if staged:
+    if compression.staged:
         override(text, "forward", staged_forward)
     install_ahead(text, compression.config.methods)
     text.rotary_emb = rotary
@@ -165,11 +165,12 @@ def causal_lm_forward(self, labels=None, **kwargs):
 def _planned_labels(model, labels: torch.Tensor, kwargs: dict) -> tuple[Callable[[], torch.Tensor], bool]:
     """A function that arranges the labels, and the loss's other arguments, in the output's columns; and whether it can
     be called only after the pass. The prompt's plan is put into kwargs."""
-    state = settled(state_of(model.compression, kwargs))
+    state = state_of(model.compression, kwargs)
     if not _compresses(state, kwargs):
         return lambda: labels, False
     whole, columns = whole_labels(labels, kwargs)
-    plan, scored = make_plan(model.model, model.compression, kwargs, state, whole), is_scored(model, kwargs)
+    past = None if state is None else state.settled()
+    plan, scored = make_plan(model.model, model.compression, kwargs, past, whole), is_scored(model, kwargs)
     if isinstance(columns, torch.Tensor) and not (plan.as_given or scored):
         raise InputError(
             "logits_to_keep is a tensor of the compressed output's columns, but labels are in the prompt's: call with "
@@ -215,14 +216,15 @@ def model_forward(self, **kwargs):
     state, places = state_of(self.compression, kwargs), None
     compresses = _compresses(state, kwargs)
     if compresses:
-        inputs, run, places = _prefill(self, settled(state), kwargs, torch.compiler.is_compiling())
+        past = None if state is None else state.settled()
+        inputs, run, places = _prefill(self, past, kwargs, torch.compiler.is_compiling())
     else:
         assert state is not None, "without a cache there is a prompt to compress"
         inputs, run = continued(self.compression, kwargs, state)
     inputs |= {"attention_mask": run.masks[0], "position_ids": run.rows[0]}
     if packed:
         kwargs["use_cache"] = False
-    if is_overridden(self.language_model, "forward"):
+    if self.compression.staged:
         inputs[KEYWORD] = ForwardPass(run=run)
     else:
         if run.segments[0] is not None:
@@ -295,7 +297,7 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     text_embeds = text_embeds + unseen if not plan.layout.spans else text_embeds
     fixed = getattr(cache_of(kwargs), "is_compileable", False)
     sdpa = self.language_model.config._attn_implementation == "sdpa" and not linear and not fixed
-    run = self.compression.prefill(
+    run, inputs_embeds = self.compression.prefill(
         plan,
         text_embeds,
         features.tokens,
@@ -308,4 +310,4 @@ def _prefill(self, past: CacheState | None, kwargs: dict, compiling: bool) -> tu
     )
     if plan.in_tower is not None:
         plan.in_tower.decoding = Stopwatch(device)
-    return {"inputs_embeds": run.take_embeds()}, run, places
+    return {"inputs_embeds": inputs_embeds}, run, places

@@ -26,11 +26,3 @@ class Recent:
             with suppress(KeyError):  # another thread was faster
                 self._values.popitem(last=False)
         return value
-
-
-def as_numbers(given: Any) -> Any:
-    """A tensor or a list of tensors as lists of numbers, for a key, since a tensor's text omits digits."""
-    given = given.tolist() if hasattr(given, "tolist") else given
-    if type(given) not in (list, tuple):
-        return given
-    return [part.tolist() if hasattr(part, "tolist") else part for part in given]

@@ -106,16 +106,15 @@ def test_the_cpu_has_one_index():
 
 
 def test_dtypes_of_the_cpu():
-    assert device.default_dtype(CPU) is torch.float32
     assert all(device.supports(CPU, dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16))
     assert not device.supports(CPU, torch.int64)
 
 
-@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_dtypes_of_an_npu(monkeypatch, bf16, expected):
+@pytest.mark.parametrize("bf16", [True, False])
+def test_dtypes_of_an_npu(monkeypatch, bf16):
     monkeypatch.setattr(torch, "npu", types.SimpleNamespace(is_bf16_supported=lambda: bf16), raising=False)
     npu = types.SimpleNamespace(type="npu")
-    assert device.default_dtype(npu) is expected
+    assert device.supports(npu, torch.bfloat16) is bf16
     assert not device.supports(npu, torch.float64)
     assert device.supports(npu, torch.float16)
 

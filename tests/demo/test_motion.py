@@ -165,7 +165,7 @@ def test_the_comparison_runs_and_goes_on(tmp_path, monkeypatch, capsys):
 
 _WORKER = """
 import contextlib, os, sys, time
-from ppe_npu.demo.pipeline import worker_pool
+from ppe_npu.demo.running import worker_pool
 
 if __name__ == "__main__":
     with contextlib.redirect_stdout(sys.stderr), worker_pool(1) as pool:

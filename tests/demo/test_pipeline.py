@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ppe_npu.demo import findings, pipeline
+from ppe_npu.demo import findings, pipeline, running
 
 
 @pytest.mark.ci
@@ -67,7 +67,7 @@ def test_a_damaged_note_of_what_was_drawn_is_none(tmp_path, text):
     for content in (text, None):
         if content is not None:
             (tmp_path / "base.recipe.json").write_text(content)
-        pipeline.draw_once(tmp_path, "base", [1, 2.0, (3,)], "scenes", lambda *asked: drawn.append(asked))
+        running.draw_once(tmp_path, "base", [1, 2.0, (3,)], "scenes", lambda *asked: drawn.append(asked))
     assert drawn == [(tmp_path, "base", 1, 2.0, (3,))]
 
 

@@ -31,7 +31,7 @@ def merged(made: Compression, *given) -> tuple[torch.Tensor, torch.Tensor]:
     plan = made.plan(*given)
     features = torch.randn(len(plan.visual), 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     text = torch.zeros(len(plan.before(0).text), 8)
-    return made.prefill(plan, text, features).embeds, features
+    return made.prefill(plan, text, features)[1], features
 
 
 def test_what_stands_alike_is_laid_out_once(monkeypatch):
@@ -72,8 +72,8 @@ def test_no_plan_is_taken_for_that_of_another_prompt():
         "as it is": ((ids, None, None, grid, None), {}),
         "padded": ((ids, padded, None, grid, None), {}),
         "other seconds": ((ids, None, None, grid, [0.5]), {}),
-        "seconds in tensors": ((ids, None, None, grid, [torch.tensor(0.50004)]), {}),
-        "as text the same": ((ids, None, None, grid, [torch.tensor(0.49996)]), {}),
+        "seconds in a tensor": ((ids, None, None, grid, torch.tensor([0.50004])), {}),
+        "as text the same": ((ids, None, None, grid, torch.tensor([0.49996])), {}),
         "other grid": ((ids, None, None, grid[:, [0, 2, 1]], None), {}),
         "placeholders as text": ((ids, None, None, None, None), {}),
         "an image": ((swapped, None, torch.tensor([[1, 12, 12]]), None, None), {}),

@@ -57,7 +57,7 @@ class Marked:
         self.rows = torch.cat([torch.eye(self.ids.numel()), 4 * noise], 1).to(device)
         text = self.rows.index_select(0, self.plan.before(0).text.to(device))
         features = self.rows[self.visual.to(device)]
-        self.run = self.compression.prefill(self.plan, text, features, deepstack=(features,))
+        self.run, self.embeds = self.compression.prefill(self.plan, text, features, deepstack=(features,))
 
     def text(self, sample: int) -> list[int]:
         real = self.inputs["attention_mask"][sample].bool() & (self.ids[sample] < IMAGE_ID)
@@ -114,7 +114,7 @@ def check_places(marked: Marked, hidden: torch.Tensor, stage: int, name: str) ->
 def test_every_place_holds_its_own_tokens_and_their_positions(name, device):
     marked = Marked(CONFIGS[name], device)
     run = marked.run
-    hidden = run.take_embeds()
+    hidden = marked.embeds
     places = check_places(marked, hidden, 0, name)
     check_positions(marked, places, 0, name)
     # The deepstack features added after the first layer reach the same places as the tokens, and no others.

@@ -52,7 +52,6 @@ def test_bootstrap_has_the_standard_error_of_the_mean():
 def test_bootstrap_is_repeatable_and_pairs_methods():
     scores = np.arange(10.0)
     assert (bootstrap_means(scores, 50) == bootstrap_means(scores, 50)).all()
-    assert (bootstrap_means(scores, 50, seed=1) != bootstrap_means(scores, 50)).any()
     # Any two methods get the same resamples: means of differences are differences of means.
     other = scores[::-1] ** 2
     expected = bootstrap_means(scores, 50) - bootstrap_means(other, 50)
@@ -68,7 +67,6 @@ def test_resamples_come_in_blocks_that_fit_into_memory(monkeypatch):
 
 def test_interval_leaves_as_much_above_as_below():
     assert interval(range(1001)) == pytest.approx((25, 975))
-    assert interval(range(1001), level=0.5) == pytest.approx((250, 750))
 
 
 def test_interval_covers_the_mean_as_often_as_it_says():

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_near
 
-from ppe_npu.methods.dpc_knn import DPCKNN, num_neighbors
+from ppe_npu import backends
+from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.positions.entries import members
 from ppe_npu.methods.view import View
@@ -88,13 +89,13 @@ def test_apply_gives_the_means():
             assert_near(merged[frame, group], expected, roundings=len(mine) + 1, size=tokens[frame].abs().max())
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 5), (50, 5)])
-def test_number_of_neighbors(budget, expected):
-    assert num_neighbors(torch.tensor([budget])).tolist() == [expected]
-
-
-def test_later_ratios_look_at_three_neighbors():
-    assert num_neighbors(torch.arange(1, 8), 3).tolist() == [1, 1, 3, 3, 3, 3, 3]
+@pytest.mark.parametrize(("most", "expected"), [(5, [1, 1, 1, 2, 5, 5, 5]), (3, [1, 1, 3, 3, 3, 3, 3])])
+def test_number_of_neighbors(most, expected, monkeypatch):
+    """Fewer in frames that keep few tokens; three are those of the released code's later ratios."""
+    seen, cluster = [], backends.dpc_knn
+    monkeypatch.setattr(backends, "dpc_knn", lambda *given, **more: seen.append(given[4]) or cluster(*given, **more))
+    DPCKNN(neighbors=most).group(View.of(tokens=torch.randn(7, 9, 4), num_kept=list(range(1, 8))))
+    assert seen[0].tolist() == expected
 
 
 def test_no_gradient_flows_into_the_choice_of_groups():

@@ -9,6 +9,7 @@ from support import Prompt, batch
 from tolerances import assert_rounds_alike, divergence_error, exact
 
 from ppe_npu import CompressionConfig, compress
+from ppe_npu.models.arguments import make_plan
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.loss import Distillation
 
@@ -73,6 +74,16 @@ def test_a_teacher_numbers_a_long_video_as_its_student(plain):
     loss = model(**inputs, **wishes, distill=Distillation(1.0)).loss.item()
     assert model.compression.report.layers[0] == 14  # all tokens of the video
     assert abs(loss) <= divergence_error(out(model.eval(), inputs).logits)
+
+
+@pytest.mark.parametrize("given", [lambda second: torch.tensor([second]), lambda second: [torch.tensor(second)]])
+def test_seconds_keep_all_their_digits(plain, given):
+    """A tensor's text has four of them, by which a plan must not be taken for another one's."""
+    model, found = compressed(plain, "ppe"), []
+    for second in (0.49996, 0.50004):
+        plan = make_plan(model.model, model.compression, batch(PROMPTS[0]) | {"second_per_grid_ts": given(second)})
+        found.append(plan.layout.spans[0].seconds_per_frame)
+    assert found == pytest.approx([0.49996, 0.50004])
 
 
 def test_where_tokens_are_merged_a_long_video_is_numbered_as_trained(plain):

@@ -11,7 +11,7 @@ from tolerances import assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress
 from ppe_npu.methods import get
-from ppe_npu.methods.base import Method
+from ppe_npu.methods.base import Method, method_class
 from ppe_npu.methods.listing import default, grouping
 
 pytestmark = pytest.mark.half
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.half
 CLIP = Prompt([2, ("video", (3, 4, 4)), 3, ("image", (1, 3, 5)), 4], seed=4)
 METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 # The published layers are for large models.
-METHODS |= {name: default(name, layer=1) for name, method in METHODS.items() if method.layers}
-METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if len(METHODS[name].places) > 1}
+METHODS |= {name: method_class(name)(layer=1) for name, method in METHODS.items() if method.layers}
+METHODS |= {f"{name} at a layer": method_class(name)(layer=1) for name in METHODS if len(METHODS[name].places) > 1}
 METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
 PRUNING = {name: METHODS[name] for name in grouping() if hasattr(METHODS[name], "dropped")}

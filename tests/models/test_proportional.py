@@ -40,8 +40,9 @@ def passes(compression):
     runs, prefill = [], type(compression).prefill
 
     def kept(*args, **kwargs):
-        runs.append(prefill(compression, *args, **kwargs))
-        return runs[-1]
+        run, embeds = prefill(compression, *args, **kwargs)
+        runs.append(run)
+        return run, embeds
 
     compression.prefill = kept
     return runs

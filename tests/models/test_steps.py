@@ -235,8 +235,8 @@ def test_a_plain_rotary_embedding_keeps_k_places_in_the_text(positions, k):
     inputs = batch(Prompt([2, ("image", (1, 4, 4)), 3]), Prompt([4], seed=1))
     plan = engine.plan(inputs["input_ids"], inputs["attention_mask"], inputs["image_grid_thw"], None, None)
     features = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
-    run = engine.prefill(plan, torch.zeros(len(plan.stages[0].text), 6), features)
-    run.enter(1, run.take_embeds())
+    run, embeds = engine.prefill(plan, torch.zeros(len(plan.stages[0].text), 6), features)
+    run.enter(1, embeds)
     for rows, kept in zip(run.rows, (8, 4)):
         assert rows.shape == (k, 2, 2 + kept + 3)
         own = rows[:, 0]

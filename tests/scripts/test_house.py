@@ -135,6 +135,26 @@ def test_a_module_without_a_room_is_named(tmp_path, monkeypatch):
     assert [line.split()[0] for line in check_house.of_the_package()] == ["ppe_npu/bits.py"]
 
 
+def test_a_circle_of_imports_is_seen_although_one_is_inside_a_function(tmp_path, monkeypatch):
+    files = {
+        "ppe_npu/__init__.py": "",
+        "ppe_npu/demo/__init__.py": "",
+        "ppe_npu/demo/one.py": "from ppe_npu.demo import two\n",
+        "ppe_npu/demo/two.py": "def run():\n    from ppe_npu.demo.three import go\n",
+        "ppe_npu/demo/three.py": "if TYPE_CHECKING:\n    from ppe_npu.demo.one import Job\n",
+        "backends/__init__.py": "",
+    }
+    for name, source in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(source)
+    monkeypatch.setattr(check_house, "ROOT", tmp_path)
+    assert check_house.circles() == []  # type checkers alone follow the import under TYPE_CHECKING
+    (tmp_path / "ppe_npu/demo/three.py").write_text("def go():\n    from . import one\n")
+    (message,) = check_house.circles()
+    assert all(f"ppe_npu.demo.{name}" in message for name in ("one", "two", "three"))
+    assert "ppe_npu.demo.one imports ppe_npu.demo.two" in message
+
+
 def test_every_room_is_in_the_picture_and_in_the_text():
     folder = check_house.ROOT / "ppe_npu"
     rooms = [path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]

@@ -62,8 +62,8 @@ def test_items_of_a_prompt_are_those_of_the_whole_prompt(name, positions, apart)
     names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     plan = made.plan(*(inputs.get(name) for name in names), chosen=chosen)
     features = torch.randn(int(chosen.kept.sum()), WIDTH, generator=torch.Generator().manual_seed(7))
-    run = made.prefill(plan, torch.zeros(len(plan.before(0).text), WIDTH), features)
-    embeds, rows, following = run.take_embeds()[0], run.rows[0][:, 0], int(run.state.following[0][0])
+    run, (embeds,) = made.prefill(plan, torch.zeros(len(plan.before(0).text), WIDTH), features)
+    rows, following = run.rows[0][:, 0], int(run.state.following[0][0])
 
     sources = item_sources(made, pixels, GRIDS, VALUES)
     assert sum(patches_kept(sources, 2)) // 4 < sum(map(len, sources)) - 1, "nothing is dropped"

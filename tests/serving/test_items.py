@@ -54,9 +54,9 @@ def whole(made: Compression, inputs: dict, features: torch.Tensor, layer: torch.
     """The compressed prompt as compress(model) has it: embeddings, rows, what enters a layer, and its arrangement."""
     names = ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
     plan = made.plan(*(inputs.get(name) for name in names))
-    run = made.prefill(plan, torch.zeros(len(plan.before(0).text), WIDTH), features, deepstack=(layer,))
+    run, (embeds,) = made.prefill(plan, torch.zeros(len(plan.before(0).text), WIDTH), features, deepstack=(layer,))
     following = int(run.state.following[0][0])
-    return run.take_embeds()[0], run.rows[0][:, 0], run.deepstack()[0][0], plan, following
+    return embeds, run.rows[0][:, 0], run.deepstack()[0][0], plan, following
 
 
 @pytest.mark.parametrize(

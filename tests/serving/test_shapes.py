@@ -57,8 +57,8 @@ def test_items_of_a_prompt_are_those_of_the_whole_prompt(name):
     parts = Parts([*first, Part(IMAGE, 1, (1, 2, 3)), *film])
     plan = made.plan(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), parts, None, None)
     features = torch.randn(30, 8, generator=torch.Generator().manual_seed(3))
-    run = made.prefill(plan, torch.zeros(len(plan.before(0).text), 8), features)
-    embeds, rows, following = run.take_embeds()[0], run.rows[0][:, 0], int(run.state.following[0][0])
+    run, (embeds,) = made.prefill(plan, torch.zeros(len(plan.before(0).text), 8), features)
+    rows, following = run.rows[0][:, 0], int(run.state.following[0][0])
 
     images = merge_items(made, IMAGE, features[:18], [first, second])
     (clip,) = merge_items(made, VIDEO, features[18:], [film])

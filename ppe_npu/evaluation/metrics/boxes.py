@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 THOUSANDTHS = 1000.0
 PIXELS = frozenset({"qwen2_5_vl"})  # families that write pixels of the picture as they saw it
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_.])-?(?:\d+(?:\.\d+)?|\.\d+)")  # not a number within a name, such as x1

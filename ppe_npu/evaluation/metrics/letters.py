@@ -83,9 +83,9 @@ def longvideobench_letter(answer: str) -> str:
     return first_capital(answer, "ABCDE", _PREFIXES_LONG)
 
 
-def lone_letter(answer: str, letters: str = "A-D") -> str:
-    """The first of these capitals that is a word by itself (Perception Test: lmms-eval tasks/perceptiontest)."""
-    found = re.search(rf"\b([{letters}])\b", answer)
+def lone_letter(answer: str) -> str:
+    """The first capital from A to D that is a word by itself (Perception Test: lmms-eval tasks/perceptiontest)."""
+    found = re.search(r"\b([A-D])\b", answer)
     return found[1] if found else ""
 
 

@@ -22,6 +22,7 @@ _PHRASES = (
 # Forms of an option's letter, and their weights; the start and the end of the answer have higher weights.
 _FORMS = (("({})", 6), ("{}.", 5), ("{}:", 4), ("{})", 3), ("{} ", 2))
 _START, _END, _PHRASE = 10, 9, 7
+_LETTERS = "ABCD"
 # What may surround a letter that is a word of an answer to MMBench, in the order in which it is tried.
 _AROUND = (
     *(("", "."), ("", ","), ("", ":"), ("", ")"), ("", ").")),
@@ -29,9 +30,9 @@ _AROUND = (
 )
 
 
-def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
-    """The letter in the form of highest weight that occurs, the last one if there are several; without any form, the
-    letter that occurs last. Used for Video-MME, MLVU, LVBench and MMStar.
+def extracted_letter(answer: str) -> str:
+    """The letter from A to D in the form of highest weight that occurs, the last one if there are several; without any
+    form, the letter that occurs last. Used for Video-MME, MLVU, LVBench and MMStar.
 
     Source: mcq_extract.extract_mcq_answer.
     """
@@ -41,13 +42,13 @@ def extracted_letter(answer: str, letters: Sequence[str] = "ABCD") -> str:
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
     word, text = text.strip(), f" {text} "
-    found = [(weight, text.rfind(form.format(a)), a) for form, weight in _FORMS for a in letters]
+    found = [(weight, text.rfind(form.format(a)), a) for form, weight in _FORMS for a in _LETTERS]
     starts = (text.lower().find(phrase) + len(phrase) for phrase in _PHRASES if phrase in text.lower())
     for start in starts:
-        found += [(_PHRASE, text.find(a, start), a) for a in letters]
-    found += [(_START, 0, a) for a in letters if word.startswith(a) and not word[1:2].isalpha()]
-    found += [(_END, len(text), a) for a in letters if word.endswith(a) and not word[-2:-1].isalpha()]
-    found = [place for place in found if place[1] >= 0] or [(0, text.rfind(a), a) for a in letters if a in text]
+        found += [(_PHRASE, text.find(a, start), a) for a in _LETTERS]
+    found += [(_START, 0, a) for a in _LETTERS if word.startswith(a) and not word[1:2].isalpha()]
+    found += [(_END, len(text), a) for a in _LETTERS if word.endswith(a) and not word[-2:-1].isalpha()]
+    found = [place for place in found if place[1] >= 0] or [(0, text.rfind(a), a) for a in _LETTERS if a in text]
     # Of equal weight and position the first letter counts, as with the stable sort there.
     return max(found, key=lambda place: place[:2])[2] if found else ""
 

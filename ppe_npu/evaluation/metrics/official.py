@@ -1,8 +1,9 @@
-"""The scoring rule of a benchmark by source: "authors", "lmms-eval" (0.7.3) or "vlmevalkit".
+"""The scoring rule of a benchmark by source: "authors" (their own scripts, August 2026), "lmms-eval" (0.7.3) or
+"vlmevalkit" (VLMEvalKit e8e78f0, 18 August 2026).
 
 The three sources differ, and so do published numbers. A protocol chooses one of them (evaluation/protocols). A
 benchmark that is not listed under a source is scored by its own score(), which agrees with that source on all cases
-that were compared (docs/evaluation.md says how many). Versions: VERSIONS.
+that were compared (docs/evaluation.md says how many).
 """
 
 from __future__ import annotations
@@ -17,12 +18,6 @@ from ppe_npu.evaluation.metrics.mmmu import open_is_right
 from ppe_npu.evaluation.metrics.text import relaxed_accuracy, unpunctuated
 from ppe_npu.evaluation.metrics.vqa import vqa_accuracy_by
 from ppe_npu.evaluation.metrics.yes_no import mme_label, mme_label_published, pope_label, word_label
-
-VERSIONS = {
-    "authors": "the authors' own scripts, August 2026",
-    "lmms-eval": "lmms-eval 0.7.3",
-    "vlmevalkit": "VLMEvalKit e8e78f0 (18 August 2026)",
-}
 
 # Benchmarks that VLMEvalKit treats as choices among options, with one common rule.
 _CHOICES = (

@@ -10,8 +10,8 @@ from ppe_npu.evaluation.metrics.edits import levenshtein
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> float:
-    """Average normalised Levenshtein similarity of one question: the best over the references, 0 below the threshold.
+def anls(answer: str, references: Sequence[str]) -> float:
+    """Average normalised Levenshtein similarity of one question: the best over the references, or 0 if it is below 0.5.
 
     Source: Biten et al. 2019 (arXiv 1905.13648), equation 1, as computed by the scripts of the Robust Reading
     Competition for DocVQA and InfographicVQA: the distance between lower-case texts with single spaces, divided by the
@@ -26,10 +26,10 @@ def anls(answer: str, references: Sequence[str], threshold: float = 0.5) -> floa
         distance = levenshtein(" ".join(reference.strip().lower().split()), said)
         distances.append(distance / length if length else 0.0)
     similarity = 1.0 - min(distances)
-    return similarity if similarity >= threshold else 0.0
+    return similarity if similarity >= 0.5 else 0.0
 
 
-def relaxed_accuracy(answer: str, reference: str, tolerance: float = 0.05) -> float:
+def relaxed_accuracy(answer: str, reference: str) -> float:
     """1.0 if a number is within 5 % of the reference, or a text equals it except for case; else 0.0.
 
     Source: Methani et al. 2020 (PlotQA) and Masry et al. 2022 (ChartQA, arXiv 2203.10244), section 5.1; the parsing of
@@ -38,7 +38,7 @@ def relaxed_accuracy(answer: str, reference: str, tolerance: float = 0.05) -> fl
     """
     said, truth = _number(answer), _number(reference)
     if said is not None and truth:
-        return float(abs(said - truth) / abs(truth) <= tolerance)
+        return float(abs(said - truth) / abs(truth) <= 0.05)
     return float(answer.lower() == reference.lower())
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ppe_npu.backends import device
 from ppe_npu.backends.reference.dpc_knn import flat_square
-from ppe_npu.methods.grouping import Grouping
+from ppe_npu.methods.grouping import Grouping, group_sizes
 from ppe_npu.methods.positions.base import Rule, rule_named
 
 
@@ -118,11 +118,7 @@ class Entries:
 
     def sizes(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups, 1] int64 number of entries in each group."""
-        # Summed in fp32, where sums of ones are exact in any order: for whole videos, comparing all entries with all
-        # groups would take as long as the merge itself.
-        sizes = torch.zeros(len(labels), self.groups + 1, device=labels.device)
-        ones = torch.ones_like(labels, dtype=sizes.dtype)
-        return sizes.scatter_add_(1, labels, ones)[:, :-1, None].long()
+        return group_sizes(labels, self.groups)[:, :, None]
 
 
 def members(
