@@ -36,7 +36,7 @@ def key_bias(sizes: torch.Tensor, dtype: torch.dtype, room: int = 0) -> torch.Te
     """[B, T], fp32 or wider: what attention adds to each key's scores, so that a place of size s counts as s places.
 
     Args:
-        sizes: [B, L] int64 of the places that are filled. dtype: of the model. room: T, if it is more than L.
+        sizes: [B, L] int64 of the places that are filled. dtype: the model's. room: T, if it is more than L.
     """
     return pad(sizes.to(torch.promote_types(dtype, torch.float32)).log(), (0, max(room - sizes.shape[1], 0)))
 

@@ -74,7 +74,7 @@ def adds_to_keys(text: Any, mask: torch.Tensor | None, hidden: torch.Tensor) -> 
     but not every device's attention takes a mask of numbers.
 
     Args:
-        mask: of the layers. hidden: [B, Q, C], their input.
+        mask: the one for the layers. hidden: [B, Q, C], their input.
     """
     alone = hidden.shape[1] == 1 and any(e.name == "sdpa" for e in candidates("attention", hidden.device.type))
     return takes_segments(text) and not alone and (mask is None or mask.dtype == torch.bool)
