@@ -47,7 +47,7 @@ class ApET(Method):
 
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")
-        tokens = view.tokens.detach().float().masked_fill(~view.present[:, :, None], 0)
+        tokens = view.tokens.float()
         basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
         kept = best(errors(tokens, basis, self.ridge), view)
         if not self.released:

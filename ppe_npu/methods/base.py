@@ -72,13 +72,14 @@ def at_layer(default: int | tuple[int, ...]) -> Any:
 
 def _counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
     """Wrap group() so that its view always has num_kept: a method that is run alone gets the numbers from its own
-    kept(). A method with late counts gets them as an upper bound, with `least` set to 1."""
+    kept(). A method with late counts gets them as an upper bound, with `least` set to 1. All get a blanked() view."""
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
         if view.num_kept is None:
             view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
-        found = group(self, replace(view, least=1) if self.counts == "late" else view)
+        view = (replace(view, least=1) if self.counts == "late" else view).blanked()
+        found = group(self, view)
         # Shapes alone: values would have to be read back from the device.
         fits = hasattr(found, "labels") and (view.tokens is None or found.labels.shape == view.tokens.shape[:2])
         if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):

@@ -150,7 +150,7 @@ def _truncated(quotas: torch.Tensor, sizes: torch.Tensor, ratio: float) -> torch
 
 def _of_frames(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """As _of_crops for a video without a thumbnail, by how distinct tokens are from the video and from their frame."""
-    tokens = unit(view.tokens).masked_fill(~view.present[:, :, None], 0)
+    tokens = unit(view.tokens)
     means = frame_means(tokens, labels, sizes)
     mean = unit((means * sizes[:, :, None]).sum(1, keepdim=True))
     whole = 1 - (tokens * mean).sum(-1)

@@ -94,7 +94,7 @@ def _neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
 
 def _raster_neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
     """[F, A, N] bool as in _neighbours, but by +-1 and +-width in raster order, clamped to the frame's tokens."""
-    width = view.places[..., 2].masked_fill(~view.present, 0).amax(1) + 1
+    width = view.places[..., 2].amax(1) + 1
     steps = torch.stack([-torch.ones_like(width), torch.ones_like(width), -width, width], dim=1)
     last = view.present.sum(1)[:, None, None] - 1
     beside = torch.minimum((found[:, :, None] + steps[:, None]).clamp_min(0), last)
