@@ -51,6 +51,8 @@ class Events(Method):
                 f"events by={by.name}: frames are grouped by the means of their tokens; give a method that looks "
                 "only at tokens or places, such as dpc_knn"
             )
+        if by.levels:
+            raise InputError(f"events by={by.name}: give a single method, such as dpc_knn")
         if by.layers:
             raise InputError(f"events by={by.name} with layer={by.layer}: give the layer to events itself")
 

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from ppe_npu import backends
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.choosing import best
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 
-# Parts of a view with one entry per token. (tower_saliency may be [F, B, N], with an axis of blocks.)
+# Parts of a view with one entry per token, in the second axis; tower_saliency, which may be [F, B, N], is apart.
 PER_TOKEN = (
     "tokens",
     "places",
@@ -22,7 +23,6 @@ PER_TOKEN = (
     "layer_plain_queries",
     "layer_plain_keys",
     "layer_row",
-    "tower_saliency",
 )
 
 
@@ -99,8 +99,13 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
     # A frame that does not exist gets a token, so that no cell is empty; its group is removed below.
     shown = (valid.view(cells, frames, width) | ((sizes == 0)[:, :, None] & (slots == 0))).flatten(0, 1)
     parts: dict[str, Any] = {name: _of_tokens(getattr(view, name), index, width) for name in PER_TOKEN}
+    if view.tower_saliency is not None:
+        rows = _of_tokens(view.tower_saliency.movedim(-1, 1), index, width)
+        parts["tower_saliency"] = rows.movedim(1, -1)
     parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
     made = method.group(View(numbers.flatten().clamp_min(1), min(width, view.most), valid=shown, **parts))
+    if type(made) is not Grouping:
+        raise InputError(f"{method.name} released=true: its groups, which are no means, cannot be joined; leave it out")
     before = (numbers.cumsum(1) - numbers)[:, :, None]
     local = made.labels.reshape(cells, frames, width)
     groups = torch.where((local < 0) | (numbers[:, :, None] == 0), -1, local + before).flatten(1)

@@ -31,7 +31,8 @@ class HiPrune(Method):
             there is at least one anchor where 5 tokens or more stay.
         object_layer, last_vit_layer: the middle and the last block; negative numbers count from the end. object_layer
             None: block 16 of 32, and likewise for other depths.
-        tower_windows: how blocks that attend in windows are treated, see choosing.tower_windows.
+        tower_windows: how blocks that attend in windows are treated, see choosing.tower_windows. If only one of the two
+            blocks is left, anchors and registers are both chosen by its attention.
         released: define neighbours as in the published code.
         dropped: what becomes of the other tokens, see choosing.dropped.
     """
@@ -61,7 +62,8 @@ class HiPrune(Method):
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
         view.require("hiprune", "places", "tower_saliency")
-        middle, last = view.tower_saliency.float().unbind(1)
+        seen = view.tower_saliency.float()
+        middle, last = (seen, seen) if seen.dim() == 2 else seen.unbind(1)
         anchors = share_of(view.num_kept, self.alpha / 5, nearest=True)
         if self.alpha > 0:
             anchors = torch.where(view.num_kept >= 5, anchors.clamp_min(1), anchors)

@@ -5,6 +5,7 @@ import pytest
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, get, method_class
 from ppe_npu.methods.base import published
+from ppe_npu.released import Levels
 
 
 def test_a_name_and_fields_give_the_method():
@@ -20,12 +21,19 @@ def test_a_name_and_fields_give_the_method():
         ("dpc_knn", {"rate": 1}, "dpc_knn has no rate: its keys are"),
         ("dpc_knn", {"method": "random"}, "dpc_knn has no method"),
         ("divprune", {"ratio": 0}, "ratio=0: give the kept share"),
+        ("events", {"by": Levels((DPCKNN(),))}, "events by=levels: give a single method"),
         ("divprune", {"dropped": "lent"}, "dropped='lent': use one of lend, merge, drop"),
     ],
 )
 def test_what_cannot_be_is_refused(name, fields, message):
     with pytest.raises(InputError, match=message):
         get(name, **fields)
+
+
+def test_levels_look_at_no_more_than_tokens_and_places():
+    """Each level is shown the same blocks of the vision tower, so no level may choose its own."""
+    with pytest.raises(InputError, match=r"levels parts=.*: give methods that group frames by tokens or places"):
+        Levels((get("mmr"),))
 
 
 def test_every_file_registers_the_method_that_it_is_named_after():

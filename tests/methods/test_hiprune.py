@@ -89,3 +89,10 @@ def test_padding_is_no_neighbour_wherever_it_claims_to_be(padding):
 )
 def test_blocks(fields, count, blocks):
     assert get("hiprune", **fields).blocks(count) == blocks
+
+
+def test_where_one_block_is_left_it_is_both():
+    at, scores = places(4, 5), torch.rand(1, 20, generator=torch.Generator().manual_seed(0))
+    one, both = scores, torch.stack([scores, scores], dim=1)
+    made = [get("hiprune").group(View.of(tower_saliency=part, places=at, num_kept=8)) for part in (one, both)]
+    assert made[0].representatives.tolist() == made[1].representatives.tolist()

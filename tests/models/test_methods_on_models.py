@@ -22,7 +22,10 @@ METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 METHODS |= {name: default(name, layer=1) for name, method in METHODS.items() if method.layers}
 METHODS |= {f"{name} at a layer": default(name, layer=1) for name in METHODS if len(METHODS[name].places) > 1}
 METHODS["hiprune of many anchors"] = get("hiprune", alpha=1.0, ratio=0.5)
-METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
+METHODS |= {
+    f"globalcom2 by {name}": get("globalcom2", by={"method": name}, temperature=0.5)
+    for name in ("dpc_knn", "hiprune", "vtc_cls")
+}
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
 PRUNING = {name: METHODS[name] for name in grouping() if hasattr(METHODS[name], "dropped")}
 # FlashVID's groups are clusters, whatever happens to tokens in none.
