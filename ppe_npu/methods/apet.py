@@ -115,23 +115,27 @@ def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Ten
 
     The k equations are solved by elimination. A basis token that depends on those before it, within rounding error, is
     left out. A residual within rounding error counts as 0 (docs/numerics.md): the basis explains that token completely.
+
+    That error is the token's own. With unit vectors b_j in place of the basis tokens, the products that make the
+    equations of a token x have errors of about rounding(C) (|x| + sum |w_j|), for its weights w_j. Solving moves
+    the residual by at most that over the root of the equations' least eigenvalue, for which the least pivot stands: the
+    share of its own square that a basis token has left when it is eliminated. Norms do not matter, however unequal.
     """
     with exact(tokens):
-        rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))
+        again = (basis[:, :, None] == basis[:, None]).tril(-1).any(-1, keepdim=True)  # in cells smaller than the basis
+        rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1])).masked_fill(again, 0)
         gram, eye = torch.bmm(rows, rows.transpose(1, 2)), torch.eye(basis.shape[1], device=tokens.device)
-        squares = gram.diagonal(dim1=1, dim2=2)
-        least = torch.finfo(torch.float32).eps * squares
+        squares, bound = gram.diagonal(dim1=1, dim2=2), rounding(tokens.shape[-1])
         system = torch.cat([gram + ridge * eye, torch.bmm(rows, tokens.transpose(1, 2))], dim=2)
-        smallest = torch.full_like(squares[:, 0], math.inf)
+        smallest = torch.ones_like(squares[:, 0])
         for step in range(basis.shape[1]):
-            pivot = system[:, step, step]
-            counts = pivot > least[:, step]
-            smallest = torch.where(counts, torch.minimum(smallest, pivot), smallest)
+            pivot, square = system[:, step, step], squares[:, step]
+            counts = pivot > bound * square
+            smallest = torch.where(counts, torch.minimum(smallest, pivot / square), smallest)
             line = torch.where(counts[:, None], system[:, step] / pivot[:, None], 0)[:, None]
             others = system - system[:, :, step, None] * line
             system = torch.where(eye[step, :, None] > 0, line, others)
         weights = system[:, :, basis.shape[1] :]
         left = (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)
         terms = tokens.norm(dim=-1) + torch.einsum("fkn,fk->fn", weights.abs(), squares.sqrt())
-        bound = rounding(tokens.shape[-1]) * terms * (squares.amax(1) / smallest).sqrt()[:, None]
-        return left.masked_fill_(left <= bound, 0)
+        return left.masked_fill_(left <= bound * terms / smallest.sqrt()[:, None], 0)
