@@ -44,10 +44,12 @@ def unit(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def cosines(tokens: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
-    """[F, N, K] fp32 cosine of each token [F, N, C] to each of the others [F, K, C] (None: to each of the tokens)."""
+    """[F, N, K] fp32 cosine of each token [F, N, C] to each of the others [F, K, C] (None: to each of the tokens, the
+    same for a pair in both orders, which a product is only up to rounding)."""
     one = unit(tokens)
     with exact(one):
-        return torch.bmm(one, (one if others is None else unit(others)).transpose(1, 2))
+        alike = torch.bmm(one, (one if others is None else unit(others)).mT)
+    return alike if others is not None else torch.maximum(alike, alike.mT)
 
 
 def rounding(channels: int) -> float:
