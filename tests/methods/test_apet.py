@@ -7,6 +7,7 @@ import torch
 from recorded import cases
 from tolerances import assert_near
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods import get
 from ppe_npu.methods.apet import errors, samples
 from ppe_npu.methods.view import View
@@ -81,6 +82,16 @@ def test_no_slot_is_replaced_and_every_start_is_the_same():
             mine = tokens[cell][grouping.labels[cell] == group]
             assert_near(merged[cell, group], mine.mean(0), roundings=len(mine) + 1, size=mine.abs().max())
     assert grouping.representatives[1].tolist() == [63 - index for index in grouping.representatives[0].flip(0)]
+
+
+def test_a_start_that_a_frame_does_not_have_is_refused_or_its_last_token():
+    tokens, method = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0)), get("apet", fps_start=8)
+    with pytest.raises(InputError, match="apet fps_start=8 in a frame of 5 tokens: give the index of a token"):
+        method.group(View.of(tokens=tokens[:, :5], num_kept=2))
+    valid = torch.arange(12)[None] < 5  # the host knows only the longest frame of a batch
+    padded = method.group(View.of(tokens=tokens, valid=valid, num_kept=2))
+    last = get("apet", fps_start=4).group(View.of(tokens=tokens[:, :5], num_kept=2))
+    assert padded.labels[0, :5].tolist() == last.labels[0].tolist()
 
 
 def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
