@@ -122,10 +122,11 @@ class PACT(Method):
         closed = rank + length
         left, number = torch.where(stays, rank, closed + length), torch.zeros_like(view.num_kept)
         for step in range(view.most):
-            if late and step % _STEPS_UNASKED == 0 and not (left < length).any():
+            more = (left < length).any(1) & (number < view.num_kept)
+            if late and step % _STEPS_UNASKED == 0 and not more.any():
                 break
             center = left.argmin(1, keepdim=True)
-            number = number + (left.gather(1, center)[:, 0] < length) if late else view.num_kept
+            number = number + more if late else view.num_kept
             if close is None:
                 near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
             else:
