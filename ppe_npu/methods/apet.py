@@ -11,6 +11,7 @@ from ppe_npu.methods.choosing import best, cosines, exact, rounding, row
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("apet")
@@ -45,7 +46,7 @@ class ApET(Method):
     mixed: float = setting(0.5, above=0, most=1)
 
     def kept(self, tokens: int) -> int:
-        return max(int(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")

@@ -20,7 +20,6 @@ cell is a set of tokens that is grouped by itself: a frame, a whole image or vid
 from __future__ import annotations
 
 import functools
-import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
+from ppe_npu.utils.shares import part_of
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +245,7 @@ class Method:
         ratio = getattr(self, "ratio", None)
         if ratio is None:
             raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
-        return max(math.ceil(tokens * ratio), 1)
+        return max(part_of(tokens, ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ppe_npu.backends.reference.dpc_knn import probable_error
 from ppe_npu.methods.base import Method, register
 from ppe_npu.methods.choosing import exact
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 _AT_ONCE = 2**20  # elements of a temporary tensor that fits a CPU's caches
 _MORE_ON_A_DEVICE = 64  # times as many on a device, where launches cost more than memory
@@ -60,7 +62,7 @@ class IPCV(Method):
 
     def stay(self, patches: int) -> int:
         """How many patches of a pool stay."""
-        return max(int(patches * self.keep), 1)
+        return max(part_of(patches, self.keep, math.floor, floats=self.released), 1)
 
     @torch.no_grad()
     def choose(self, before: torch.Tensor, now: torch.Tensor, pools: Sequence[int]) -> Leaving:
