@@ -45,6 +45,11 @@ class ApET(Method):
     released: bool = False
     mixed: float = setting(0.5, above=0, most=1)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.released and self.mixed != type(self).mixed:
+            raise InputError(f"apet mixed={self.mixed} without released: nothing is mixed; give released=true, too")
+
     def kept(self, tokens: int) -> int:
         return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, at_layer, register, share
 from ppe_npu.methods.choosing import best, dropped
 from ppe_npu.methods.grouping import Grouping
@@ -41,6 +42,11 @@ class FastV(Method):
     scope = "span"
     places = ("layer",)
     layer_before = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.causal and not self.released:
+            raise InputError(f"{self.name} causal=true without released: every layer is causal then; leave it out")
 
     @property
     def first_only(self) -> bool:

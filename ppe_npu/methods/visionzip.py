@@ -50,6 +50,8 @@ class VisionZip(Method):
         super().__post_init__()
         if self.dominant is not None and self.contextual is None:
             raise InputError(f"visionzip dominant={self.dominant}: give contextual, too")
+        self.either("zip_ratio", "contextual")
+        self.either("ratio", "dominant")
 
     def kept(self, tokens: int) -> int:
         if self.dominant is not None:
