@@ -16,6 +16,8 @@ from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method, register
 from ppe_npu.settings import check_fields, check_mapping, setting, strangers
 
+_SEEN = {"tokens", "places"}
+
 
 @register("levels")
 @dataclass(frozen=True)
@@ -32,9 +34,11 @@ class Levels(Method):
 
     def __post_init__(self):
         super().__post_init__()
-        if {(part.scope, part.counts, part.layer) for part in self.parts} != {("frame", "exact", None)}:
+        fit = {(part.scope, part.counts, part.layer, part.needs <= _SEEN) for part in self.parts}
+        if fit != {("frame", "exact", None, True)}:
             raise InputError(
-                f"levels parts={shown(self.parts)}: give methods that group frames, with exact counts and no layer"
+                f"levels parts={shown(self.parts)}: give methods that group frames by tokens or places, with exact "
+                "counts and no layer"
             )
 
     def budgets(self, tokens: int) -> tuple[int, ...]:

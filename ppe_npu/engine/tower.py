@@ -89,9 +89,11 @@ class TowerTokens:
 
 
 def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
+    by = getattr(method, "by", None)
+    name, setting = (method.name, "") if by is None else (f"{method.name} by={by.name}", " of that method")
     if not vision.tower_blocks:
         raise InputError(
-            f"{method.name} looks into the vision tower, which is not built for this family yet: use a method that "
+            f"{name} looks into the vision tower, which is not built for this family yet: use a method that "
             "looks at tokens, or at a decoder layer"
         )
     blocks = method.blocks(vision.tower_blocks)
@@ -102,8 +104,8 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     if not left or method.tower_windows == "refuse":
         windows = ", ".join(str(block) for block in blocks if block not in whole)
         raise InputError(
-            f"{method.name} looks at attention in block {windows} of the vision tower, which attends in windows: give "
-            f'one that attends to whole frames ({", ".join(map(str, whole))}), or tower_windows="frame"'
+            f"{name} looks at attention in block {windows} of the vision tower, which attends in windows: give "
+            f'one that attends to whole frames ({", ".join(map(str, whole))}), or tower_windows="frame"{setting}'
         )
     return left
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import best, cosines, exact, rounding, row
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("apet")
@@ -30,7 +32,8 @@ class ApET(Method):
         ratio: fraction of a frame's tokens to keep: int(n * ratio) of n.
         basis: the number of basis tokens (k), fewer where a frame has fewer tokens.
         ridge: added to the diagonal; the published step inside the decoder, at layer 16, uses 0.1.
-        fps_start: the token at which sampling starts, or null.
+        fps_start: the token at which sampling starts, or null. Padded to a longer frame's length, a frame that does not
+            have this token starts at its last one.
         released: as in the published code, with the basis tokens in other tokens' slots.
         mixed: with released, the weight of the basis token in such a slot: 0.5 for Qwen, 1 for LLaVA.
     """
@@ -42,12 +45,22 @@ class ApET(Method):
     released: bool = False
     mixed: float = setting(0.5, above=0, most=1)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.released and self.mixed != type(self).mixed:
+            raise InputError(f"apet mixed={self.mixed} without released: nothing is mixed; give released=true, too")
+
     def kept(self, tokens: int) -> int:
-        return max(int(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")
-        tokens = view.tokens.detach().float().masked_fill(~view.present[:, :, None], 0)
+        tokens = view.tokens.float()
+        if self.fps_start is not None and self.fps_start >= tokens.shape[1]:
+            raise InputError(
+                f"apet fps_start={self.fps_start} in a frame of {tokens.shape[1]} tokens: give the index of a token, "
+                "counted from 0, or null"
+            )
         basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
         kept = best(errors(tokens, basis, self.ridge), view)
         if not self.released:
@@ -101,7 +114,7 @@ def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int 
         away = (tokens - mean).square().sum(-1).masked_fill(~present, -math.inf)
         chosen = [away.argmax(1, keepdim=True)]
     else:
-        chosen = [torch.full((len(tokens), 1), start, dtype=torch.long, device=tokens.device)]
+        chosen = [(present.sum(1, keepdim=True) - 1).clamp_max(start)]
     nearest = torch.full(tokens.shape[:2], math.inf, device=tokens.device).masked_fill_(~present, -math.inf)
     for _ in range(count - 1):
         away = (tokens - row(tokens, chosen[-1])[:, None]).square().sum(-1)
@@ -115,23 +128,27 @@ def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Ten
 
     The k equations are solved by elimination. A basis token that depends on those before it, within rounding error, is
     left out. A residual within rounding error counts as 0 (docs/numerics.md): the basis explains that token completely.
+
+    That error is the token's own. With unit vectors b_j in place of the basis tokens, the products that make the
+    equations of a token x have errors of about rounding(C) (|x| + sum |w_j|), for its weights w_j. Solving moves
+    the residual by at most that over the root of the equations' least eigenvalue, for which the least pivot stands: the
+    share of its own square that a basis token has left when it is eliminated. Norms do not matter, however unequal.
     """
     with exact(tokens):
-        rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))
+        again = (basis[:, :, None] == basis[:, None]).tril(-1).any(-1, keepdim=True)  # in cells smaller than the basis
+        rows = tokens.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1])).masked_fill(again, 0)
         gram, eye = torch.bmm(rows, rows.transpose(1, 2)), torch.eye(basis.shape[1], device=tokens.device)
-        squares = gram.diagonal(dim1=1, dim2=2)
-        least = torch.finfo(torch.float32).eps * squares
+        squares, bound = gram.diagonal(dim1=1, dim2=2), rounding(tokens.shape[-1])
         system = torch.cat([gram + ridge * eye, torch.bmm(rows, tokens.transpose(1, 2))], dim=2)
-        smallest = torch.full_like(squares[:, 0], math.inf)
+        smallest = torch.ones_like(squares[:, 0])
         for step in range(basis.shape[1]):
-            pivot = system[:, step, step]
-            counts = pivot > least[:, step]
-            smallest = torch.where(counts, torch.minimum(smallest, pivot), smallest)
+            pivot, square = system[:, step, step], squares[:, step]
+            counts = pivot > bound * square
+            smallest = torch.where(counts, torch.minimum(smallest, pivot / square), smallest)
             line = torch.where(counts[:, None], system[:, step] / pivot[:, None], 0)[:, None]
             others = system - system[:, :, step, None] * line
             system = torch.where(eye[step, :, None] > 0, line, others)
         weights = system[:, :, basis.shape[1] :]
         left = (tokens - torch.bmm(weights.transpose(1, 2), rows)).norm(dim=-1)
         terms = tokens.norm(dim=-1) + torch.einsum("fkn,fk->fn", weights.abs(), squares.sqrt())
-        bound = rounding(tokens.shape[-1]) * terms * (squares.amax(1) / smallest).sqrt()[:, None]
-        return left.masked_fill_(left <= bound, 0)
+        return left.masked_fill_(left <= bound * terms / smallest.sqrt()[:, None], 0)

@@ -14,7 +14,6 @@ inside the vision tower have more to say: tower_methods.py.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from ppe_npu.methods.checking import PLACES as PLACES
 from ppe_npu.methods.checking import check_class
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.utils.registering import files_that_register
+from ppe_npu.utils.shares import part_of
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,8 @@ class Method:
         first_only: whether it groups only the first image or video of each prompt, as some published implementations
             do, and treats all others as text. Only for methods at decoder layers.
         sees_ahead: whether the layer before runs as in the published FastV code, see models/seeing_ahead.py.
+        blanks: whether group() is given a View.blanked(). False spares the copy where padding and numbers that are not
+            finite cannot reach another token in any case.
 
     Args:
         layer: the decoder layer, or several (counted from 0), on whose entry the step is taken; None: the step is taken
@@ -129,6 +131,7 @@ class Method:
     restores: ClassVar[bool] = False
     tower_pass: ClassVar[str] = ""
     must_define: ClassVar[tuple[str, ...]] = ()
+    blanks: ClassVar[bool] = True
 
     layer: int | tuple[int, ...] | None = setting(
         None, least=0, convert=_one_form, remedy="give decoder layers, counted from 0, or null"
@@ -217,7 +220,7 @@ class Method:
         ratio = getattr(self, "ratio", None)
         if ratio is None:
             raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
-        return max(math.ceil(tokens * ratio), 1)
+        return max(part_of(tokens, ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""

@@ -41,7 +41,8 @@ def lacking(method: Method, called: str) -> InputError:
 
 def counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
     """Wrap group(), or match() of a JoiningMethod, so that its view always has num_kept: a method that is run alone
-    gets the numbers from its own kept(). With late counts they are an upper bound, and `least` is 1."""
+    gets the numbers from its own kept(). With late counts they are an upper bound, and `least` is 1. A method with
+    `blanks` gets a blanked() view."""
 
     @functools.wraps(group)
     def with_counts(self: Method, view: View) -> Grouping:
@@ -52,7 +53,8 @@ def counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Gro
             )
         if view.num_kept is None:
             view = view.keeping([self.kept(tokens) for tokens in view.present.sum(1).tolist()])
-        found = group(self, replace(view, least=1) if self.counts == "late" else view)
+        view = replace(view, least=1) if self.counts == "late" else view
+        found = group(self, view.blanked() if self.blanks else view)
         # Shapes alone: values would have to be read back from the device.
         fits = hasattr(found, "labels") and found.labels.shape == view.cells.shape[:2]
         if not fits or (self.counts == "exact" and found.representatives.shape != (len(view.num_kept), view.most)):

@@ -38,6 +38,8 @@ class DPCKNN(Method):
     order: Literal["raster", "score"] = "raster"
     ties: Literal["first", "none"] = "first"
 
+    blanks = False  # the operator keeps padding and what is not finite apart
+
     def group(self, view: View) -> Grouping:
         with torch.no_grad():
             fewer = (view.num_kept // 2).clamp(1, 3)

@@ -1,11 +1,14 @@
 """FastV: keeps the tokens to which the prompt's last token attends most (Chen et al., arXiv 2403.06764, section 4)."""
 
+import math
 from dataclasses import dataclass
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, at_layer, register, share
 from ppe_npu.methods.choosing import best, dropped
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
+from ppe_npu.utils.shares import part_of
 
 
 @register("fastv")
@@ -40,6 +43,11 @@ class FastV(Method):
     places = ("layer",)
     layer_before = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.causal and not self.released:
+            raise InputError(f"{self.name} causal=true without released: every layer is causal then; leave it out")
+
     @property
     def first_only(self) -> bool:
         return self.released
@@ -49,7 +57,7 @@ class FastV(Method):
         return self.released and not self.causal
 
     def kept(self, tokens: int) -> int:
-        return max(int(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
 
     def group(self, view: View) -> Grouping:
         view.require(self.name, "layer_row")

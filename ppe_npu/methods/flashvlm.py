@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import cosines, dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
@@ -53,6 +54,11 @@ class FlashVLM(Method):
     dropped: str = dropped()
 
     needs = frozenset({"tokens", "text", "tower_saliency"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.released and self.reads == "after":
+            raise InputError('flashvlm reads="after" with released=true, which reads the text before: leave one out')
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:

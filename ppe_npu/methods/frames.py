@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ppe_npu import backends
+from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.choosing import best
 from ppe_npu.methods.grouping import Grouping, group_sizes
@@ -101,6 +102,8 @@ def group_frames(method: Method, view: View, labels: torch.Tensor, sizes: torch.
         parts["tower_saliency"] = rows.movedim(1, -1)
     parts |= {name: _repeated(getattr(view, name), frames) for name in ("text", "text_valid", "text_after")}
     made = method.group(View(numbers.flatten().clamp_min(1), min(width, view.most), valid=shown, **parts))
+    if type(made) is not Grouping:
+        raise InputError(f"{method.name} released=true: its groups, which are no means, cannot be joined; leave it out")
     before = (numbers.cumsum(1) - numbers)[:, :, None]
     local = made.labels.reshape(cells, frames, width)
     groups = torch.where((local < 0) | (numbers[:, :, None] == 0), -1, local + before).flatten(1)

@@ -44,8 +44,8 @@ class GlobalCom2(Method):
     Args:
         ratio: fraction of the tokens of an image or video to keep: ceil(n * ratio) of n.
         temperature: of the softmax over crops or frames.
-        by: the method that chooses the tokens of each frame, or null. Its own ratio is ignored, and with crops it sees
-            the last block of the vision tower, whose attention gives the scores, instead of its own.
+        by: the method that chooses the tokens of each frame, or null. Its own ratio is ignored. What both see of the
+            vision tower is of the blocks that it names.
         crops: rows and columns of crops; null: there is no thumbnail.
         original_size: width and height of the picture, which is centred in the crops and padded on two sides.
         dropped: what becomes of the other tokens, see choosing.dropped; only without `by`.
@@ -65,39 +65,48 @@ class GlobalCom2(Method):
     def __post_init__(self):
         super().__post_init__()
         by = self.by
-        if by is not None and (by.scope, by.counts, by.layers, by.levels) != ("frame", "exact", (), ()):
-            raise InputError(f"globalcom2 by={shown(by)}: give a method of frames with exact counts and no layer")
+        if by is not None:
+            what = (by.scope, by.counts, by.layers, by.levels, "input" in by.places)
+            if what != ("frame", "exact", (), (), True):
+                raise InputError(
+                    f"globalcom2 by={shown(by)}: give a method of frames that runs before the decoder, with exact "
+                    "counts and no layer"
+                )
+            if self.dropped != "lend":
+                raise InputError(
+                    f"globalcom2 dropped={shown(self.dropped)} with by={by.name}: that method chooses the tokens; give "
+                    "dropped to it, or leave it out"
+                )
         if (self.crops is None) != (self.original_size is None):
             raise InputError(
                 f"globalcom2 crops={self.crops} with original_size={self.original_size}: give both or neither"
             )
 
     @property
+    def _own(self) -> frozenset[str]:
+        """What the budgets are divided by."""
+        return frozenset({"tokens", "places", *([] if self.crops is None else ["tower_saliency"])})
+
+    @property
     def needs(self) -> frozenset[str]:
-        own = {"tokens", "places", *([] if self.crops is None else ["tower_saliency"])}
-        return frozenset(own | (set() if self.by is None else self.by.needs))
+        return self._own if self.by is None else self._own | self.by.needs
+
+    def blocks(self, count: int) -> tuple[int, ...]:
+        return super().blocks(count) if self.by is None else self.by.blocks(count)
 
     @property
     def tower_windows(self) -> str:
-        return "refuse" if self._looks_for_crops else self.by.tower_windows
-
-    def blocks(self, count: int) -> tuple[int, ...]:
-        return super().blocks(count) if self._looks_for_crops else self.by.blocks(count)
-
-    @property
-    def _looks_for_crops(self) -> bool:
-        """Whether the tower's last block is looked at for the crops' scores, instead of those that `by` looks at."""
-        return self.by is None or self.crops is not None
+        return "refuse" if self.by is None else self.by.tower_windows
 
     @property
     def counts(self) -> str:
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
-        return tokens if self.released else max(math.ceil(tokens * self.ratio), 1)
+        return tokens if self.released else super().kept(tokens)
 
     def group(self, view: View) -> Grouping:
-        view.require("globalcom2", *sorted(self.needs), blocks=1 if self.crops else None)
+        view.require("globalcom2", *sorted(self._own), blocks=None)
         labels, sizes = frame_of(view)
         sums, own, whole = (
             _of_frames(view, labels, sizes) if self.crops is None else self._of_crops(view, labels, sizes)
@@ -128,7 +137,8 @@ class GlobalCom2(Method):
 
     def _of_crops(self, view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """[F, T] sums over areas, [F, N] crops' own scores, and [F, N] the thumbnail's scores at each token's place."""
-        own, (rows, columns) = view.tower_saliency.detach().float(), self.crops
+        own, (rows, columns) = view.tower_saliency.float(), self.crops
+        own = own if own.dim() == 2 else own.sum(1)  # of several blocks, as the method `by` may look at
         side = sizes[:, :1].float().sqrt().round().long()
         row, column = view.places[..., 1], view.places[..., 2]
         area = 1 + (row // (side // rows)).clamp_max(rows - 1) * columns
@@ -163,7 +173,7 @@ def _truncated(quotas: torch.Tensor, sizes: torch.Tensor, ratio: float) -> torch
 
 def _of_frames(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """As _of_crops for a video without a thumbnail, by how distinct tokens are from the video and from their frame."""
-    tokens = unit(view.tokens).masked_fill(~view.present[:, :, None], 0)
+    tokens = unit(view.tokens)
     means = frame_means(tokens, labels, sizes)
     mean = unit((means * sizes[:, :, None]).sum(1, keepdim=True))
     whole = 1 - (tokens * mean).sum(-1)

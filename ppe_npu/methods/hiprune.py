@@ -10,6 +10,7 @@ from ppe_npu.methods.choosing import best, dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("hiprune")
@@ -57,7 +58,7 @@ class HiPrune(Method):
         return named if len(named) == 2 else (count // 2, *named)
 
     def kept(self, tokens: int) -> int:
-        return max(round(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, round, floats=self.released), 1)
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:
@@ -96,7 +97,7 @@ def _neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
 
 def _raster_neighbours(view: View, found: torch.Tensor) -> torch.Tensor:
     """[F, A, N] bool as in _neighbours, but by +-1 and +-width in raster order, clamped to the frame's tokens."""
-    width = view.places[..., 2].masked_fill(~view.present, 0).amax(1) + 1
+    width = view.places[..., 2].amax(1) + 1
     steps = torch.stack([-torch.ones_like(width), torch.ones_like(width), -width, width], dim=1)
     last = view.present.sum(1)[:, None, None] - 1
     beside = torch.minimum((found[:, :, None] + steps[:, None]).clamp_min(0), last)

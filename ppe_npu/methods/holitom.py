@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import fraction
 
 
 def _flag(value: bool | int | str) -> bool:
@@ -34,9 +37,11 @@ class HoliTom(Method):
     centre + (1 - beta) * the mean of its other members.
 
     How many tokens stay depends on the features, and is slightly more than asked for, since each number is rounded
-    separately. The published code adds noise to densities (here ties go to the lower index), fails for D > 0 (because a
-    mask has an extra axis), lists a window's static places before its frames, and has two defaults for one setting: it
-    prints NO_BETA=1 and uses 0. Here tokens are in raster order, with static ones at the first frame of their window.
+    separately; if all are rounded to 0, the largest window has one cluster. With ratio 1 every token stays. The
+    published code averages windows even then, adds noise to densities (here ties go to the lower index), fails for
+    D > 0 (because a mask has an extra axis), lists a window's static places before its frames, and has two defaults for
+    one setting: it prints NO_BETA=1 and uses 0. Here tokens are in raster order, with static ones at the first frame of
+    their window.
 
     Args:
         ratio: fraction of the tokens to keep; retain_ratio: its published name.
@@ -44,7 +49,7 @@ class HoliTom(Method):
         beta: weight of a cluster's centre; NO_BETA: a cluster becomes its plain mean.
         D: fraction of the other places' budget for clusters. K: number of nearest neighbours that define a density.
         max_window: the most frames in a window.
-        released: tokens in the published order.
+        released: tokens in the published order; and windows are averaged whatever the ratio.
         dropped: what becomes of tokens in no cluster, see choosing.dropped.
     """
 
@@ -75,7 +80,7 @@ class HoliTom(Method):
 
     def kept_cells(self, cells) -> list[int]:
         """An upper bound: rounding may add half a token for each window, and one for each frame."""
-        return [min(sum(cells), int(sum(cells) * self._share + 1.5 * len(cells)))]
+        return [min(sum(cells), math.floor(sum(cells) * fraction(self._share) + Fraction(3 * len(cells), 2)))]
 
     def group(self, view: View) -> Grouping:
         view.require("holitom", "tokens", "places", "tower_saliency")
@@ -105,7 +110,7 @@ class HoliTom(Method):
     def _windows(self, tokens: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[F, T] int64, the first frame of each frame's window; [F, T, U] bool, which places are static in each window,
         indexed by the window's first frame; [F] fp32, how many tokens this saves."""
-        frames = tokens.shape[1]
+        frames, longest = tokens.shape[1], 1 if self._share == 1 and not self.released else self.max_window
         alike = ((tokens[:, 1:] * tokens[:, :-1]).sum(-1) > self.tau) & there[:, 1:] & there[:, :-1]
         best, first = [torch.zeros(len(tokens), device=tokens.device)], []
         through = torch.zeros(len(tokens), 0, tokens.shape[2], dtype=torch.bool, device=tokens.device)
@@ -116,7 +121,7 @@ class HoliTom(Method):
                 through = through & alike[:, end - 1 : end]
             length = torch.arange(end, -1, -1, device=tokens.device)
             gain = torch.nn.functional.pad(through.sum(-1), (0, 1)) * length + torch.stack(best, dim=1)
-            gain = gain.masked_fill(length >= self.max_window, -1).flip(1)  # the shortest window first
+            gain = gain.masked_fill(length >= longest, -1).flip(1)  # the shortest window first
             value, back = gain.max(1).values, gain.argmax(1)
             best.append(value)
             first.append(end - back)
@@ -136,10 +141,18 @@ class HoliTom(Method):
 
     def _numbers(self, device, static, moving, total, saved) -> tuple[torch.Tensor, ...]:
         """[F, T] int64 each: clusters of static places (by first frame), tokens by attention, clusters of the rest."""
-        ratio = np.minimum(self._share / ((total - saved) / total), 1.0)[:, None]
-        kept = np.ceil(moving * ratio)
-        top = np.round(kept * (1 - self.D))
-        parts = np.stack([np.round(static * ratio), top, kept - top]).astype(np.int64)
+        over, under = self._share / ((total - saved) / total), np.ones(len(total))
+        single, of = 1 - self.D, 1
+        if not self.released:  # quotients of whole numbers, which are rounded once
+            over, under = fraction(self._share).numerator * total, fraction(self._share).denominator * (total - saved)
+            single, of = fraction(1 - self.D).as_integer_ratio()
+        over, under = np.minimum(over, under)[:, None], under[:, None]
+        kept = np.ceil(moving * over / under)
+        top = np.round(kept * single / of)
+        fixed = np.round(static * over / under)
+        bare = (fixed + kept).sum(1) == 0  # every place is static, and half of them in a window round to no cluster
+        fixed[bare, static[bare].argmax(1)] = 1
+        parts = np.stack([fixed, top, kept - top]).astype(np.int64)
         return tuple(torch.from_numpy(parts).to(device))
 
     def _clusters(self, tokens: torch.Tensor, valid: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from ppe_npu.methods.choosing import exact
 from ppe_npu.methods.leaving import Leaving
 from ppe_npu.methods.tower_methods import RebuildingMethod
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("ipcv")
@@ -51,7 +53,7 @@ class IPCV(RebuildingMethod):
         return "image" if self.per_image else "prompt"
 
     def stay(self, patches: int) -> int:
-        return max(int(patches * self.keep), 1)
+        return max(part_of(patches, self.keep, math.floor, floats=self.released), 1)
 
     def choose(self, before: torch.Tensor, now: torch.Tensor, pools: Sequence[int]) -> Leaving:
         with exact(now):

@@ -10,13 +10,14 @@ from ppe_npu.methods.choosing import cosines, dropped, spread, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("mmr")
 @dataclass(frozen=True)
 class MMR(Method):
-    """Each step keeps the token argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j), the first one by
-    importance alone. Importances are scaled to 0..1 in each frame.
+    """Each step keeps the token argmax_i lambda imp_i - (1 - lambda) max_{j kept} cos(x_i, x_j), the first one (or
+    the first parallel_k) by importance alone. Importances are scaled to 0..1 in each frame.
 
     IDPruner's importances come from a scorer that was trained for it. Here they are the attention that tokens receive
     in a block of the vision tower (the view's tower_saliency). Ties go to the first token.
@@ -40,7 +41,7 @@ class MMR(Method):
     needs = frozenset({"tokens", "tower_saliency"})
 
     def kept(self, tokens: int) -> int:
-        return max(round(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, round), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("mmr", "tokens", "tower_saliency")
@@ -48,11 +49,12 @@ class MMR(Method):
 
     def chosen(self, view: View) -> torch.Tensor:
         """[F, most] int64 tokens in order of choice."""
-        importance = spread(view.tower_saliency.detach().float(), view.present)
+        importance = spread(view.tower_saliency.float(), view.present)
+        weighted = torch.stack([importance, self.mmr_lambda * importance])
+        importance, relevance = weighted.masked_fill_(~view.present, -math.inf)
         alike = cosines(view.tokens)
-        relevance = (self.mmr_lambda * importance).masked_fill(~view.present, -math.inf)
         redundant = torch.full_like(relevance, -math.inf)
-        scores, parts, count = relevance, [], 0
+        scores, parts, count = importance, [], 0
         while count < view.most:
             step = min(self.parallel_k, view.most - count)
             picked = scores.sort(dim=1, descending=True, stable=True).indices[:, :step]

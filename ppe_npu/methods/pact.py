@@ -10,6 +10,7 @@ from ppe_npu.methods.choosing import DROPPED, best, exact, floors, row, unit
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 _DISTANCES_AT_ONCE = 2**24
 _STEPS_UNASKED = 32
@@ -65,7 +66,7 @@ class PACT(Method):
         return "late" if self.ratio is None else "exact"
 
     def kept(self, tokens: int) -> int:
-        return tokens if self.ratio is None else max(math.ceil(tokens * self.ratio), 1)
+        return tokens if self.ratio is None else super().kept(tokens)
 
     def group(self, view: View) -> Grouping:
         view.require("pact", "tokens", "layer_keys")
@@ -84,7 +85,8 @@ class PACT(Method):
         upper bound that the host knows."""
         length = stays.shape[1]
         least = 1 if self.ratio is None else view.most
-        most = length if self.keep == 1 else min(max(int(length * self.keep), least), length)
+        kept = part_of(length, self.keep, math.floor, self.released)
+        most = length if self.keep == 1 else min(max(kept, least), length)
         place = torch.arange(length, device=stays.device)
         some = torch.where(stays, place, length).sort(dim=1).values[:, :most]
         return some.clamp_max(length - 1), some < length
@@ -92,7 +94,7 @@ class PACT(Method):
     def _important(self, view: View) -> torch.Tensor:
         """[F, N] bool, the tokens that stay after EUTI; at least num_kept of each cell."""
         length = view.present.shape[1]
-        count = floors(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
+        count = floors(length, self.keep, view.tokens.device, self.released).gather(0, view.present.sum(1))
         if self.ratio is not None:
             count = torch.maximum(count, view.num_kept)
         order = best(importance(view, self.released), view, length)
@@ -122,10 +124,11 @@ class PACT(Method):
         closed = rank + length
         left, number = torch.where(stays, rank, closed + length), torch.zeros_like(view.num_kept)
         for step in range(view.most):
-            if late and step % _STEPS_UNASKED == 0 and not (left < length).any():
+            more = (left < length).any(1) & (number < view.num_kept)
+            if late and step % _STEPS_UNASKED == 0 and not more.any():
                 break
             center = left.argmin(1, keepdim=True)
-            number = number + (left.gather(1, center)[:, 0] < length) if late else view.num_kept
+            number = number + more if late else view.num_kept
             if close is None:
                 near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
             else:

@@ -11,6 +11,8 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
 
+_STEP = 2.0**-20  # no coarser than a cosine's rounding error in fp32, see choosing.rounding
+
 
 @register("scope")
 @dataclass(frozen=True)
@@ -53,12 +55,18 @@ class Scope(Method):
 
 
 def covering(view: View, saliency: torch.Tensor, combined: str = "multi") -> torch.Tensor:
-    """[F, most] int64 tokens in order of choice. saliency: [F, N]."""
-    alike, absent = cosines(view.tokens), ~view.present
-    covered = torch.zeros_like(saliency).masked_fill_(absent, torch.inf)
-    taken, chosen, above = absent.clone(), [], torch.empty_like(alike)
+    """[F, most] int64 tokens in order of choice. saliency: [F, N].
+
+    Gains are sums of whole multiples of _STEP, so that they are exact: tokens that cover equally much have equal gains,
+    such as the last two of a pair, and the first is chosen, whatever the order of summation.
+    """
+    alike = (cosines(view.tokens) / _STEP).round_().int()
+    covered, taken = torch.zeros_like(alike[:, 0]), ~view.present
+    chosen, most = [], torch.empty_like(alike)
+    wide = torch.int32 if alike.shape[1] * (1 / _STEP) < 2**31 else torch.int64
     for _ in range(view.most):
-        gains = torch.sub(alike, covered[:, None], out=above).clamp_min_(0).sum(-1)
+        sums = torch.maximum(alike, covered[:, None], out=most).sum(-1, dtype=wide)
+        gains = (sums - covered.sum(1, keepdim=True, dtype=wide)).float() * _STEP
         gains = gains * saliency if combined == "multi" else gains + saliency
         chosen.append(gains.masked_fill_(taken, -torch.inf).argmax(1, keepdim=True))
         taken = taken.scatter(1, chosen[-1], True)

@@ -1,5 +1,6 @@
 """SparseVLM: keeps tokens that words about the picture attend to (Zhang et al., arXiv 2410.04417, section 3)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from ppe_npu.methods.choosing import best, dropped, exact, floors
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
+from ppe_npu.utils.shares import part_of
 
 _SCORES_AT_ONCE = 2**24
 
@@ -46,7 +48,7 @@ class SparseVLM(Method):
     places = ("layer",)
 
     def kept(self, tokens: int) -> int:
-        number = max(int(tokens * self.ratio), 1)
+        number = max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
         if not self.released:
             return number
         whole = min(number, tokens - 1)
@@ -55,7 +57,9 @@ class SparseVLM(Method):
     def group(self, view: View) -> Grouping:
         view.require("sparsevlm", "tokens", "text", "layer_keys", "text_queries", "text_keys")
         length = view.tokens.shape[1]
-        asked = floors(length, self.ratio, view.tokens.device).gather(0, view.present.sum(1)) if self.released else None
+        asked = None
+        if self.released:
+            asked = floors(length, self.ratio, view.tokens.device, True).gather(0, view.present.sum(1))
         order, (whole, recycled) = best(rated(view), view, length), split(view, asked)
         slots = torch.arange(length, device=order.device)
         widest, most_left = _most(length, view.least - self.released)

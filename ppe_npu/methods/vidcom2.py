@@ -46,7 +46,7 @@ class VidCom2(Method):
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
-        return tokens if self.released else max(math.ceil(tokens * self.ratio), 1)
+        return tokens if self.released else super().kept(tokens)
 
     def group(self, view: View) -> Grouping:
         view.require("vidcom2", "tokens", "places")
@@ -66,11 +66,11 @@ def scores(view: View, labels: torch.Tensor, sizes: torch.Tensor) -> tuple[torch
     """[F, N] fp32 video scores, and [F, N] fp32 frame scores."""
     tokens, present = view.tokens.detach().float(), view.present[:, :, None]
     count = present.sum(1, keepdim=True)
-    mean = tokens.masked_fill(~present, 0).sum(1, keepdim=True) / count
+    mean = tokens.sum(1, keepdim=True) / count
     variance = (tokens - mean).square().masked_fill(~present, 0).sum(1)
     quiet = variance.sort(dim=1, stable=True).indices[:, : tokens.shape[2] // 2].sort(dim=1).values
     tokens = tokens.gather(2, quiet[:, None].expand(-1, tokens.shape[1], -1))
-    tokens = torch.nn.functional.normalize(tokens, dim=-1).masked_fill(~present, 0)
+    tokens = torch.nn.functional.normalize(tokens, dim=-1)
     middle = tokens.sum(1, keepdim=True) / count
     return _near(tokens, middle), _near(tokens, of_frame(frame_means(tokens, labels, sizes), labels))
 

@@ -30,11 +30,17 @@ _DTYPES = {
     **dict.fromkeys(("valid", "text_valid", "text_after"), torch.bool),
     **dict.fromkeys(("places", "sizes", "tower_groups"), torch.long),
 }
+_OF_TOKENS = (  # parts with an entry per token
+    *("tokens", "places", "sizes", "tower_keys", "tower_saliency", "tower_groups", "layer_queries", "layer_keys"),
+    *("layer_plain_queries", "layer_plain_keys", "layer_row"),
+)
+_OF_TEXT = ("text", "text_queries", "text_keys", "text_plain_queries", "text_plain_keys")
 
 
 @dataclass(frozen=True)
 class View:
-    """F cells of up to N tokens each. Parts that a method does not declare in `needs` may be None.
+    """F cells of up to N tokens each. Parts that a method does not declare in `needs` may be None. In the view that
+    group() gets, padding is 0 (in places, -1), and so are numbers that are not finite, see blanked().
 
     Args:
         num_kept: [F] int64, how many tokens each cell keeps; an upper bound if the method has late counts. None: a
@@ -157,6 +163,13 @@ class View:
         cells = self.cells
         return torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
 
+    def blanked(self) -> View:
+        """This view with 0 in place of all numbers that are not finite, and of padding (in places, -1). So a choice
+        depends on no mate, whose tokens padding may repeat, and is defined for every cell."""
+        parts: dict[str, Any] = {name: _blank(getattr(self, name), self.valid, name) for name in _OF_TOKENS}
+        parts |= {name: _blank(getattr(self, name), self.text_valid, name) for name in _OF_TEXT}
+        return replace(self, **parts)
+
     def require(self, method: str, *names: str, blocks: int | None = 1) -> None:
         """Raise InputError if a part that the method looks at was not given, or tower_saliency is neither of one block
         nor of as many as the method reads (None: any number)."""
@@ -240,3 +253,16 @@ def _numbers(given: Any) -> torch.Tensor | None:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def _blank(part: torch.Tensor | None, there: torch.Tensor | None, name: str) -> torch.Tensor | None:
+    """One part of View.blanked(). there: [F, N], or [F, T] of all text, where the part may be of the last of it."""
+    if part is None or not part.numel():
+        return part
+    part = part.detach().nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else part
+    if there is None:
+        return part
+    absent = ~there[:, None] if part.dim() == 3 and name == "tower_saliency" else ~there[:, -part.shape[1] :]
+    return part.masked_fill(
+        absent.view(*absent.shape, *[1] * (part.dim() - absent.dim())), -1 if name == "places" else 0
+    )

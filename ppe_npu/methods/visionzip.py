@@ -10,6 +10,7 @@ from ppe_npu.methods.choosing import best, cosines, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
+from ppe_npu.utils.shares import part_of
 
 
 @register("visionzip")
@@ -49,11 +50,13 @@ class VisionZip(Method):
         super().__post_init__()
         if self.dominant is not None and self.contextual is None:
             raise InputError(f"visionzip dominant={self.dominant}: give contextual, too")
+        self.either("zip_ratio", "contextual")
+        self.either("ratio", "dominant")
 
     def kept(self, tokens: int) -> int:
         if self.dominant is not None:
             return min(tokens, self.dominant + self.contextual)
-        return max(round(tokens * self.ratio), 1)
+        return max(part_of(tokens, self.ratio, round, floats=self.released), 1)
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:

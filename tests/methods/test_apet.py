@@ -7,6 +7,7 @@ import torch
 from recorded import cases
 from tolerances import assert_near
 
+from ppe_npu.errors import InputError
 from ppe_npu.methods import get
 from ppe_npu.methods.apet import errors, samples
 from ppe_npu.methods.view import View
@@ -83,6 +84,16 @@ def test_no_slot_is_replaced_and_every_start_is_the_same():
     assert grouping.representatives[1].tolist() == [63 - index for index in grouping.representatives[0].flip(0)]
 
 
+def test_a_start_that_a_frame_does_not_have_is_refused_or_its_last_token():
+    tokens, method = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0)), get("apet", fps_start=8)
+    with pytest.raises(InputError, match="apet fps_start=8 in a frame of 5 tokens: give the index of a token"):
+        method.group(View.of(tokens=tokens[:, :5], num_kept=2))
+    valid = torch.arange(12)[None] < 5  # the host knows only the longest frame of a batch
+    padded = method.group(View.of(tokens=tokens, valid=valid, num_kept=2))
+    last = get("apet", fps_start=4).group(View.of(tokens=tokens[:, :5], num_kept=2))
+    assert padded.labels[0, :5].tolist() == last.labels[0].tolist()
+
+
 def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
     tokens = torch.ones(2, 12, 4)
     tokens[1, :3] = torch.eye(4)[:3]
@@ -101,17 +112,34 @@ def test_of_tokens_that_the_basis_explains_wholly_the_first_come_first(channels)
     assert get("apet").group(View.of(tokens=tokens, num_kept=12)).representatives.tolist() == [list(range(12))] * 3
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e2, 1e4, 1e6])
+def test_norms_far_apart_leave_the_choice_of_fp64(factor):
+    for seed in range(5):
+        random = torch.Generator().manual_seed(seed)
+        scales = torch.logspace(-0.5, 0.5, 42)[torch.randperm(42, generator=random)] ** math.log10(factor)
+        regions = 0.5 + torch.randn(3, 32, generator=random).repeat_interleave(14, dim=0)
+        tokens = (regions + 0.3 * torch.randn(1, 42, 32, generator=random)) * scales[:, None]
+        basis = samples(tokens, torch.ones(1, 42, dtype=torch.bool), 10, None)
+        expected = by_fp64(tokens, basis)[0].sort(descending=True, stable=True).indices[:14]
+        kept = get("apet").group(View.of(tokens=tokens, num_kept=14)).representatives[0]
+        assert kept.tolist() == expected.sort().values.tolist()
+
+
+def by_fp64(tokens, basis):
+    wide = tokens.double()
+    rows = wide.gather(1, basis[:, :, None].expand(-1, -1, tokens.shape[-1]))
+    system = rows @ rows.mT + 1e-5 * torch.eye(basis.shape[1], dtype=torch.float64)
+    return (wide - torch.linalg.solve(system, rows @ wide.mT).mT @ rows).norm(dim=-1)
+
+
 @pytest.mark.parametrize(("channels", "scale"), [(16, 1.0), (64, 30.0), (512, 1.0)])
 def test_what_the_basis_leaves_is_that_of_fp64(channels, scale):
     tokens = scale * torch.randn(2, 60, channels, generator=torch.Generator().manual_seed(1))
     basis = samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
-    wide = tokens.double()
-    rows = wide.gather(1, basis[:, :, None].expand(-1, -1, channels))
-    system = rows @ rows.mT + 1e-5 * torch.eye(10, dtype=torch.float64)
-    exact = (wide - torch.linalg.solve(system, rows @ wide.mT).mT @ rows).norm(dim=-1)
+    exact, rows = by_fp64(tokens, basis), tokens.double().gather(1, basis[:, :, None].expand(-1, -1, channels))
     others = torch.ones(2, 60, dtype=torch.bool).scatter_(1, basis, False)
     found = errors(tokens, basis, 1e-5)
     assert not found[~others].any()
     condition = float(torch.linalg.cond(rows).max()) ** 2
-    bound = torch.finfo(torch.float32).eps * 2 * (channels + 10) ** 0.5 * condition * wide.norm(dim=-1)
+    bound = torch.finfo(torch.float32).eps * 2 * (channels + 10) ** 0.5 * condition * tokens.double().norm(dim=-1)
     assert ((found - exact).abs() <= bound)[others].all()

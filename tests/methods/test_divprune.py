@@ -50,3 +50,20 @@ def test_each_token_is_the_farthest_of_those_that_are_left():
             left = [i for i in range(size) if i not in chosen]
             chosen.append(max(left, key=lambda i: min(float(away[i, j]) for j in chosen)))
         assert kept.representatives[cell, :count].tolist() == sorted(chosen)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_the_two_farthest_tokens_the_first_comes_first_whatever_the_padding(count):
+    """Each is the nearest to the other, so that both are equally far; a product has them differ by rounding."""
+    for seed in range(1960, 1980):
+        random = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(1, 6, 52, generator=random) + 0.5
+        padded = torch.nn.functional.pad(tokens, (0, 0, 0, 194))
+        kept = [
+            get("divprune").group(View.of(tokens=given, valid=valid, num_kept=count)).representatives
+            for given, valid in ((tokens, None), (padded, torch.arange(200)[None] < 6))
+        ]
+        assert kept[0].tolist() == kept[1].tolist()
+        alike = cosines(tokens)[0].fill_diagonal_(-1)
+        far = alike.amax(1)
+        assert count > 1 or kept[0].tolist() == [[int((far == far.min()).nonzero()[0])]]

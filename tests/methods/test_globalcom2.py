@@ -1,5 +1,7 @@
 """GlobalCom2 against recorded runs of the published code, and as an allocator over frames for any method."""
 
+import dataclasses
+
 import pytest
 import torch
 from recorded import case_names, cases
@@ -74,18 +76,36 @@ def video(frames=3, height=3, width=4, seed=0) -> dict:
     return {"tokens": tokens, "places": torch.cat([places_of(f, height, width) for f in range(frames)])[None]}
 
 
-BY = [Uniform(), DPCKNN(), get("divprune"), get("divprune", dropped="drop"), get("hiprune"), get("mmr")]
+def seen(by, count: int, seed: int = 5) -> dict:
+    """What a method looks at beside tokens and places; of the text all frames are shown the same."""
+    random = torch.Generator().manual_seed(seed)
+    blocks = len(by.blocks(8))
+    parts = {
+        "text": torch.randn(1, 5, 6, generator=random),
+        "tower_keys": torch.randn(1, count, 4, generator=random),
+        "tower_saliency": torch.rand(1, *([blocks] if blocks > 1 else []), count, generator=random),
+    }
+    return {name: part for name, part in parts.items() if name in by.needs}
 
 
-@pytest.mark.parametrize("by", BY, ids=lambda by: by.name)
+def of_frame(name: str, part: torch.Tensor, tokens: slice) -> torch.Tensor:
+    return part if name == "text" else part[..., tokens] if name == "tower_saliency" else part[:, tokens]
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        *(Uniform(), DPCKNN(), get("divprune"), get("divprune", dropped="drop"), get("tome"), get("visionzip")),
+        *(get("hiprune"), get("vtc_cls"), get("mmr", tower_block=2), get("flashvlm"), get("cdpruner"), get("apet")),
+    ],
+    ids=lambda by: by.name,
+)
 def test_any_method_chooses_within_the_frames(by):
     """Each frame gets the groups that the inner method makes alone with the number of tokens allotted to the frame."""
-    given = video()
+    given = video() | seen(by, 36)
     method = get("globalcom2", temperature=0.2, by=by)
-    blocks = by.blocks(32)
-    assert (method.blocks(32), method.tower_windows) == (blocks, by.tower_windows)
-    if "tower_saliency" in by.needs:
-        given["tower_saliency"] = torch.rand(1, len(blocks), 36, generator=torch.Generator().manual_seed(1)).squeeze(1)
+    assert method.blocks(8) == by.blocks(8)
+    assert method.tower_windows == by.tower_windows
     grouping = method.group(View.of(**given, num_kept=14))
     assert (grouping.counts > 0).all()
     numbers = (grouping.representatives[0] // 12).bincount(minlength=3)
@@ -94,7 +114,7 @@ def test_any_method_chooses_within_the_frames(by):
     before = 0
     for frame, number in enumerate(numbers.tolist()):
         part = slice(12 * frame, 12 * frame + 12)
-        own = {name: value[..., part] if name == "tower_saliency" else value[:, part] for name, value in given.items()}
+        own = {name: of_frame(name, value, part) for name, value in given.items()}
         alone = by.group(View.of(**own, num_kept=number))
         mine = grouping.labels[0, part]
         assert torch.equal(torch.where(mine < 0, -1, mine - before), alone.labels[0])
@@ -134,6 +154,8 @@ def test_a_frame_that_stands_out_keeps_more_and_an_image_keeps_its_share():
     [
         ({"by": Events()}, "globalcom2 by=.*give a method of frames"),
         ({"by": DPCKNN(layer=1)}, "globalcom2 by=.*give a method of frames"),
+        ({"by": get("tome_tower")}, "globalcom2 by=.*that runs before the decoder"),
+        ({"by": Uniform(), "dropped": "drop"}, "globalcom2 dropped='drop' with by=uniform: .*give dropped to it"),
         ({"crops": [2, 2]}, "give both or neither"),
         ({"crops": [2]}, "give rows and columns"),
     ],
@@ -141,9 +163,25 @@ def test_a_frame_that_stands_out_keeps_more_and_an_image_keeps_its_share():
 def test_what_cannot_be_is_refused(fields, message):
     with pytest.raises(InputError, match=message):
         get("globalcom2", **fields)
+
+
+def test_groups_that_are_no_means_are_refused():
+    by = get("visionzip", released=True)
+    with pytest.raises(InputError, match="visionzip released=true: its groups, which are no means"):
+        get("globalcom2", by=by).group(View.of(**video(), **seen(by, 36), num_kept=9))
+
+
+def test_with_crops_the_shares_follow_all_blocks_that_the_inner_method_looks_at():
+    settings, given = RECORDED[case_names("globalcom2")[0]]
+    plain = view_of(settings, given, num_kept=40)
+    blocks = torch.stack([plain.tower_saliency / 4, 3 * plain.tower_saliency / 4], dim=1)
+    by = get("hiprune")
+    kept = [
+        chosen(method_of(settings, **fields).group(view), view)
+        for fields, view in (({}, plain), ({"by": by}, dataclasses.replace(plain, tower_saliency=blocks)))
+    ]
+    assert [len(own) for own in kept[0].values()] == [len(own) for own in kept[1].values()]
+
+
+def test_a_method_may_be_a_mapping():
     assert get("globalcom2", by={"method": "uniform"}).by == Uniform()
-
-
-def test_with_crops_the_last_block_is_seen_whatever_the_inner_method_looks_at():
-    method = get("globalcom2", by=get("hiprune"), crops=[1, 1], original_size=[8, 8])
-    assert (method.blocks(32), method.tower_windows) == ((31,), "refuse")

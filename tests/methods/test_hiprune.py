@@ -72,9 +72,27 @@ def test_a_neighbour_is_of_the_same_frame():
     assert get("hiprune").group(view).representatives[0].tolist() == [0, 1, 2, 4, 11]
 
 
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_padding_is_no_neighbour_wherever_it_claims_to_be(padding):
+    """The engine pads with a token of the batch, whose place may be beside an anchor."""
+    at = torch.cat([places(3, 3), places(3, 3)[:, padding].expand(1, 3, 3)], dim=1)
+    middle = torch.zeros(12).index_fill(0, torch.tensor(1), 1.0)
+    scores, valid = torch.stack([middle, torch.linspace(0, 1, 12)])[None], torch.arange(12)[None] < 9
+    padded = get("hiprune").group(View.of(tower_saliency=scores, places=at, valid=valid, num_kept=6))
+    alone = get("hiprune").group(View.of(tower_saliency=scores[:, :, :9], places=at[:, :9], num_kept=6))
+    assert padded.representatives.tolist() == alone.representatives.tolist() == [[0, 1, 2, 4, 7, 8]]
+
+
 @pytest.mark.parametrize(
     ("fields", "count", "blocks"),
     [({}, 32, (16, 31)), ({}, 2, (1, 1)), ({"object_layer": 9}, 24, (9, 23)), ({"last_vit_layer": 7}, 24, (12, 7))],
 )
 def test_blocks(fields, count, blocks):
     assert get("hiprune", **fields).blocks(count) == blocks
+
+
+def test_where_one_block_is_left_it_is_both():
+    at, scores = places(4, 5), torch.rand(1, 20, generator=torch.Generator().manual_seed(0))
+    one, both = scores, torch.stack([scores, scores], dim=1)
+    made = [get("hiprune").group(View.of(tower_saliency=part, places=at, num_kept=8)) for part in (one, both)]
+    assert made[0].representatives.tolist() == made[1].representatives.tolist()

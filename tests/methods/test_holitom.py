@@ -62,6 +62,34 @@ def test_videos_of_a_batch_are_alone():
         assert together.representatives[row, :own].tolist() == alone.representatives[0, :own].tolist()
 
 
+def still(frames, height, width):
+    """A video whose frames are all the same."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, height * width, 8, generator=generator).repeat(1, frames, 1)
+    places = torch.cartesian_prod(*map(torch.arange, (frames, height, width)))[None]
+    return View.of(tokens=tokens, places=places, tower_saliency=torch.rand(tokens.shape[:2], generator=generator))
+
+
+@pytest.mark.parametrize("fields", [{}, {"released": True}, {"NO_BETA": True}, {"dropped": "drop"}])
+@pytest.mark.parametrize("grid", [(2, 1, 2), (3, 2, 2), (1, 1, 1)])
+def test_a_video_of_which_little_is_kept_keeps_a_token(grid, fields):
+    method, view = get("holitom", ratio=0.01, **fields), still(*grid)
+    grouping = method.group(view)
+    kept = int((grouping.counts > 0).sum())
+    assert 1 <= kept <= sum(method.kept_cells([grid[1] * grid[2]] * grid[0]))
+    lengths = grouping.apply(view.tokens)[0, :kept].norm(dim=-1)  # a group without a feature is 0
+    assert (lengths > 0.1).all()
+
+
+@pytest.mark.parametrize("name", ["holitom", "flashvid"])
+def test_with_ratio_1_every_token_of_a_still_video_stays(name):
+    view = still(4, 4, 4)
+    grouping = get(name, ratio=1.0).group(view)
+    assert grouping.representatives.tolist() == grouping.labels.tolist() == [list(range(64))]
+    assert torch.equal(grouping.apply(view.tokens), view.tokens)
+    assert (get("holitom", ratio=1.0, released=True).group(view).counts > 0).sum() == 16
+
+
 def test_two_names_for_one_share_are_refused():
     with pytest.raises(InputError, match=r"holitom ratio=0.2 with retain_ratio=0.3: give only one of them"):
         get("holitom", ratio=0.2, retain_ratio=0.3)

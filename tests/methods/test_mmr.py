@@ -5,6 +5,7 @@ import torch
 from recorded import case_names, cases
 
 from ppe_npu.methods import get
+from ppe_npu.methods.choosing import cosines
 from ppe_npu.methods.view import View
 
 RECORDED = cases("mmr")
@@ -35,6 +36,13 @@ def test_cells_of_other_sizes_change_nothing(parallel_k):
         assert torch.equal(method.group(alone).representatives[0], both.representatives[cell, :kept])
     first = method.chosen(View.of(tokens=tokens, tower_saliency=saliency, num_kept=3))[:, 0]
     assert torch.equal(first, saliency.argmax(1))
+
+
+def test_the_first_is_the_most_important_even_if_importance_counts_for_nothing_else():
+    tokens = torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(1))
+    view = View.of(tokens=tokens, tower_saliency=torch.zeros(1, 9).index_fill(1, torch.tensor(5), 1.0), num_kept=3)
+    chosen = get("mmr", mmr_lambda=0.0).chosen(view)[0].tolist()
+    assert chosen[:2] == [5, int(cosines(tokens)[0, 5].argmin())]
 
 
 def test_importance_alone_and_equal_importances():

@@ -120,6 +120,11 @@ def test_on_cells_of_two_sizes_and_for_every_budget():
         centers, _ = naive(keys[cell, :size].flatten(1), range(size), 0.4, 2.0)
         assert (late.counts[cell] > 0).sum() == len(centers)
         assert late.representatives[cell, : len(centers)].tolist() == centers
+    few = get("pact", keep=1.0, cutoff=0.4, ratio=None).group(
+        View.of(tokens=tokens, layer_keys=keys, valid=valid, num_kept=[2, 9])
+    )
+    assert (few.counts > 0).sum(1).tolist() == [2, 9]  # each cell's own bound, whatever the other's is
+    assert few.representatives[0, :2].tolist() == naive(keys[0].flatten(1), range(30), 0.4, 2.0, 2)[0]
 
 
 def test_what_is_too_far_goes_or_lends_its_place():

@@ -57,3 +57,17 @@ def test_saliency_that_it_looks_at_is_not_left_out_in_silence():
     with pytest.raises(InputError, match="scope looks at tower_saliency: give"):
         get("scope").group(view)
     assert get("scope", alpha=None, ratio=0.5).group(view).representatives.shape == (1, 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_tokens_that_cover_equally_much_the_first_is_chosen(seed):
+    """Five pairs of tokens, of which no two are alike: in each pair both cover the pair."""
+    random = torch.Generator().manual_seed(seed)
+    turned = torch.linalg.qr(torch.randn(10, 10, generator=random)).Q
+    mixed = torch.eye(10)
+    mixed[1::2] = 0.8 * mixed[::2] + 0.6 * mixed[1::2]
+    tokens = (mixed @ turned)[None] * torch.rand(1, 10, 1, generator=random)
+    padded = torch.cat([tokens, torch.zeros(1, 33, 10)], dim=1)
+    for view in (View.of(tokens=tokens), View.of(tokens=padded, valid=torch.arange(43)[None] < 10)):
+        kept = get("scope", alpha=None).group(view.keeping(5))
+        assert kept.representatives.tolist() == [[0, 2, 4, 6, 8]]

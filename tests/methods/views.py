@@ -85,14 +85,51 @@ def alone(method: Method, parts: dict[str, torch.Tensor], cell: int, num_kept: i
     return View.of(**own, num_kept=num_kept)
 
 
-def with_wild_padding(method: Method, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same parts, with numbers a hundred times larger in the padding of cells and of text."""
+def _copies(own: torch.Tensor, others: torch.Tensor, seed: int) -> torch.Tensor:
+    """Copies of the rows of `own` in place of `others`, drawn at random."""
+    index = torch.randint(len(own), (len(others),), generator=torch.Generator().manual_seed(seed))
+    return own[index]
+
+
+def _filled(value: float):
+    """Floating point numbers become `value`. Whole numbers, of which there are no such values, become very large."""
+    return lambda own, others, first: torch.full_like(others, value if others.is_floating_point() else 2**30)
+
+
+# What padding may hold. All rows are [n, ...] of one part: a cell's own, those of its padding, and the batch's first.
+PADDING = {
+    "the first token of the batch": lambda own, others, first: first.expand_as(others),  # as in the engine
+    "the cell's first token": lambda own, others, first: own[:1].expand_as(others),
+    "the cell's last token": lambda own, others, first: own[-1:].expand_as(others),
+    "tokens of the cell": lambda own, others, first: _copies(own, others, seed=0),
+    "zeros": lambda own, others, first: torch.zeros_like(others),
+    "large": lambda own, others, first: 100 * others + 100,
+    "largest": lambda own, others, first: torch.full_like(
+        others, torch.finfo(others.dtype).max if others.is_floating_point() else 2**62
+    ),
+    "nan": _filled(torch.nan),
+    "infinity": _filled(torch.inf),
+    "minus infinity": _filled(-torch.inf),
+}
+_OF_PADDING = ("text_valid", "text_after")  # which say what is padding, or where it is
+
+
+def with_padding(method: Method, parts: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The same parts with other values in the padding of cells and of text."""
     texts = parts["text_valid"].sum(1).tolist() if "text_valid" in parts else []
     out = {name: value.clone() for name, value in parts.items()}
-    for name, value in out.items():
+    for name in out.keys() - set(_OF_PADDING):
+        rows = out[name].transpose(1, -1) if name == "tower_saliency" else out[name]
         lengths = texts if name.startswith("text") else sizes_of(method)
-        if value.is_floating_point():
-            for cell, length in enumerate(lengths):
-                own = value[cell].transpose(0, -1) if name == "tower_saliency" else value[cell]
-                own[length:] = 100 * own[length:] + 100
+        for own, length in zip(rows, lengths):
+            own[length:] = PADDING[kind](own[:length], own[length:], rows[0, :1])
+    return out
+
+
+def with_holes(method: Method, parts: dict[str, torch.Tensor], value: float, cell: int) -> dict[str, torch.Tensor]:
+    """The same parts with `value` in place of every third number of one cell."""
+    out = {name: part.clone() for name, part in parts.items()}
+    for part in out.values():
+        if part.is_floating_point():
+            part[cell].masked_fill_(torch.arange(part[cell].numel()).view(part[cell].shape) % 3 == 0, value)
     return out

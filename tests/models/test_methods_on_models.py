@@ -21,7 +21,11 @@ METHODS: dict[str, Method] = {name: default(name) for name in grouping()}
 # The published layers are for large models.
 METHODS |= {name: method_class(name)(layer=1) for name, method in METHODS.items() if method.layers}
 METHODS |= {f"{name} at a layer": method_class(name)(layer=1) for name in METHODS if len(METHODS[name].places) > 1}
-METHODS["globalcom2 by dpc_knn"] = get("globalcom2", by={"method": "dpc_knn"}, temperature=0.5)
+METHODS["hiprune of many anchors"] = get("hiprune", alpha=1.0, ratio=0.5)
+METHODS |= {
+    f"globalcom2 by {name}": get("globalcom2", by={"method": name}, temperature=0.5)
+    for name in ("dpc_knn", "hiprune", "vtc_cls")
+}
 EXACT = {name: method for name, method in METHODS.items() if method.counts == "exact"}
 PRUNING = {name: METHODS[name] for name in grouping() if hasattr(METHODS[name], "dropped")}
 # FlashVID's groups are clusters, whatever happens to tokens in none.
@@ -46,10 +50,10 @@ def compressed(model, method: Method, k: int = 4):
     return compress(model, CompressionConfig(steps=[method], positions="ppe", k=k))
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", METHODS)
 def test_all_tokens_kept_are_the_dense_model(model, name):
     dense = kept_logits(compress(model, CompressionConfig.preset("dense")), CLIP, *MIXED)
-    every = kept_logits(compressed(model, of_ratio(EXACT[name], 1.0)), CLIP, *MIXED)
+    every = kept_logits(compressed(model, of_ratio(METHODS[name], 1.0)), CLIP, *MIXED)
     assert all(torch.equal(one, other) for one, other in zip(every, dense))
 
 
@@ -69,6 +73,29 @@ def test_counts_are_those_that_the_grid_says_and_a_prompt_is_its_own(model, name
     alone = logits(model, batch(CLIP))
     together = out[0][-alone.shape[1] :]
     assert_rounds_alike(together, alone[0], exact(model, lambda: logits(model, batch(CLIP)))[0])
+
+
+def groups_of(model, inputs) -> list[list]:
+    """The groups of every picture and video, on the host."""
+    logits(model, inputs)
+    visuals = model.compression.trace.visuals()
+    return [[(one.labels.tolist(), one.representatives.tolist()) for one in visual.stages] for visual in visuals]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mates_of_other_sizes_in_one_bucket_change_no_group(model, name):
+    """Padding repeats a token of the batch: of a mate, whose numbers may not even be finite, or of the picture."""
+    compressed(model, METHODS[name]).compression.keep_groups = True
+    for seed in range(3):
+        prompt = Prompt([2, ("image", (1, 4, 5)), 1, ("video", (2, 3, 3)), 3], seed=seed)
+        mate = Prompt([2, ("image", (1, 4, 8)), 1, ("video", (2, 3, 5)), 3], seed=seed + 100)
+        alone = groups_of(model, batch(prompt))
+        inputs = batch(mate, prompt)
+        assert groups_of(model, inputs)[2:] == alone
+        inputs["pixel_values"][: 4 * 4 * 8] = torch.nan
+        inputs["pixel_values_videos"][: 4 * 2 * 3 * 5] = torch.nan
+        assert groups_of(model, inputs)[2:] == alone
+        assert groups_of(model, batch(prompt, mate))[:2] == alone
 
 
 @pytest.mark.parametrize("name", EXACT)

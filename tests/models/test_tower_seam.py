@@ -8,11 +8,11 @@ import torch
 from prompts import GREEDY, logits
 from support import FAMILIES, IMAGE_ID, batch, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
-from towers import PROMPTS, TOWERS, VIEWS, Keys, Looks, config, flat, given, looked, naive, naives, shown
+from towers import PROMPTS, TOWERS, VIEWS, Keys, Looks, clip, config, flat, given, looked, naive, naives, shown
 
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
-from ppe_npu.methods import get
+from ppe_npu.methods import GlobalCom2, get
 from ppe_npu.models.fused import fuse
 from ppe_npu.models.tower import Watch
 
@@ -184,6 +184,22 @@ def test_where_all_blocks_attend_in_windows_it_is_the_whole_frame(windows):
     inputs, blocks = given("qwen2_5_vl"), (0, 2)
     plain, true = naives(model, inputs, blocks)
     assert_rounds_alike(flat(looked(model, inputs, Looks(named=blocks, windows=windows))), plain, true)
+
+
+def test_a_method_within_globalcom2_is_shown_what_it_is_shown_alone(family):
+    model, video = random_model(family=family, tower=TOWERS[family]), batch(clip(family))
+    inputs = {name: value for name, value in video.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
+    for by in (Looks(named=(0, 2), windows="frame"), Looks(named=(1,))):
+        alone = looked(model, inputs, by)
+        assert len(alone) == 2  # frames
+        for (keys, saliency), (own_keys, own) in zip(looked(model, inputs, GlobalCom2(by=by)), alone, strict=True):
+            assert_equal(keys, own_keys)
+            assert_equal(saliency, own)
+    with pytest.raises(InputError, match="toy_looks: the vision tower has 3 blocks, but no block 3"):
+        compress(model, config(GlobalCom2(by=Looks(named=(3,)))))
+    if family == "qwen2_5_vl":
+        with pytest.raises(InputError, match=r"globalcom2 by=toy_looks looks at .* block 0 .*\"frame\" of that method"):
+            compress(model, config(GlobalCom2(by=Looks(named=(0, 1)))))
 
 
 @pytest.mark.parametrize("block", [3, -4])
