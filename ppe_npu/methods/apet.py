@@ -11,7 +11,6 @@ from ppe_npu.methods.choosing import best, cosines, exact, rounding, row
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("apet")
@@ -51,7 +50,7 @@ class ApET(Method):
             raise InputError(f"apet mixed={self.mixed} without released: nothing is mixed; give released=true, too")
 
     def kept(self, tokens: int) -> int:
-        return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
+        return max(int(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")

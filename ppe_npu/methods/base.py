@@ -14,6 +14,7 @@ inside the vision tower have more to say: tower_methods.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,6 @@ from ppe_npu.methods.checking import PLACES as PLACES
 from ppe_npu.methods.checking import check_class
 from ppe_npu.settings import check_fields, fields_to_plain, from_mapping, setting
 from ppe_npu.utils.registering import files_that_register
-from ppe_npu.utils.shares import part_of
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,7 @@ class Method:
         ratio = getattr(self, "ratio", None)
         if ratio is None:
             raise NotImplementedError(f"{type(self).__name__} has no ratio: it needs a kept() of its own")
-        return max(part_of(tokens, ratio), 1)
+        return max(math.ceil(tokens * ratio), 1)
 
     def budgets(self, tokens: int) -> tuple[int, ...]:
         """How many of a cell's tokens each level keeps."""

@@ -4,8 +4,8 @@ All tensors are batched over F cells of up to N tokens. None of these functions 
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ import torch
 from ppe_npu.backends import device
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import fraction, part_of
 
 DROPPED = ("lend", "merge", "drop")
 
@@ -74,9 +73,11 @@ def row(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def share_of(counts: torch.Tensor, part: float, nearest: bool = False) -> torch.Tensor:
-    """[F] int64, counts * part rounded down, or if `nearest` to the nearest integer (ties to even); exactly, so all
-    devices round alike."""
-    over, under = fraction(part).as_integer_ratio()
+    """[F] int64, counts * part rounded down, or if `nearest` to the nearest integer (ties to even).
+
+    `part` is taken as a fraction with a denominator of at most a million (0.1 is a tenth): all devices round alike.
+    """
+    over, under = Fraction(part).limit_denominator(10**6).as_integer_ratio()
     if not nearest:
         return counts * over // under
     twice = 2 * counts * over + under
@@ -92,6 +93,6 @@ def spread(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 @device.uploaded_once
-def floors(most: int, share: float, device: torch.device, floats: bool) -> torch.Tensor:
-    """[most + 1] int64, max(floor(n * share), 1) for n = 0..most; floats: see part_of."""
-    return torch.tensor([max(part_of(n, share, math.floor, floats), 1) for n in range(most + 1)], device=device)
+def floors(most: int, share: float, device: torch.device) -> torch.Tensor:
+    """[most + 1] int64, max(floor(n * share), 1) for n = 0..most."""
+    return torch.tensor([max(int(n * share), 1) for n in range(most + 1)], device=device)

@@ -10,7 +10,6 @@ from ppe_npu.methods.choosing import best, cosines, dropped
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("dart")
@@ -59,7 +58,7 @@ class DART(Method):
 
     def kept(self, tokens: int) -> int:
         if not self.released:
-            return max(part_of(tokens, self.ratio, round), 1)
+            return max(round(tokens * self.ratio), 1)
         pivots = self.pivot_image + self.pivot_text
         return min(self.pivot_image + int(tokens * self.ratio / pivots) * pivots, tokens)
 

@@ -9,7 +9,6 @@ from ppe_npu.methods.base import Method, register, share
 from ppe_npu.methods.choosing import cosines, dropped, rounding, row
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
-from ppe_npu.utils.shares import part_of
 
 
 @register("divprune")
@@ -31,7 +30,7 @@ class DivPrune(Method):
     dropped: str = dropped()
 
     def kept(self, tokens: int) -> int:
-        return max(part_of(tokens, self.ratio, round), 1)
+        return max(round(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("divprune", "tokens")

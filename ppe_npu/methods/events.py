@@ -9,6 +9,7 @@ If the method that groups frames looks at features, the events are known only on
 for the device once for all videos of a batch. How many tokens stay is known in advance.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,6 @@ from ppe_npu.methods.dpc_knn import DPCKNN
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 _OF_MEANS = {"tokens", "places"}
 
@@ -67,7 +67,7 @@ class Events(Method):
         return self.by.group(view)
 
     def segments(self, frames: int) -> int | None:
-        return None if frames == 1 else max(part_of(frames, self.ratio), 1)
+        return None if frames == 1 else max(math.ceil(frames * self.ratio), 1)
 
     def segment_budgets(self, frames: Sequence[int], tokens: int) -> list[int]:
         if self.keep is None:
@@ -81,7 +81,7 @@ class Events(Method):
         return [cells[0]] * self.segments(len(cells)) if self.keep is None else [self._total(len(cells), cells[0])]
 
     def _total(self, frames: int, tokens: int) -> int:
-        return max(part_of(frames * tokens, self.keep), self.segments(frames))
+        return max(math.ceil(frames * tokens * self.keep), self.segments(frames))
 
 
 def shared(total: int, frames: Sequence[int], frame_tokens: int) -> list[int]:

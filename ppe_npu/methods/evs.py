@@ -1,6 +1,5 @@
 """EVS, Efficient Video Sampling: keeps what differs from the previous frame (arXiv 2510.14624, section 3)."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,6 @@ from ppe_npu.methods.choosing import best, dropped, rounding, unit
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 _NEW = 255.0  # the published code's dissimilarity of a token without an earlier one; all others are at most 2
 
@@ -55,7 +53,7 @@ class EVS(Method):
 
     def _share(self, tokens: int) -> int:
         share = self.ratio if self.pruning_rate is None else 1 - self.pruning_rate
-        return max(part_of(tokens, share, math.floor, floats=self.released), 1)
+        return max(int(tokens * share), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("evs", "tokens", "places")

@@ -1,6 +1,5 @@
 """FastV: keeps the tokens to which the prompt's last token attends most (Chen et al., arXiv 2403.06764, section 4)."""
 
-import math
 from dataclasses import dataclass
 
 from ppe_npu.errors import InputError
@@ -8,7 +7,6 @@ from ppe_npu.methods.base import Method, at_layer, register, share
 from ppe_npu.methods.choosing import best, dropped
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
-from ppe_npu.utils.shares import part_of
 
 
 @register("fastv")
@@ -57,7 +55,7 @@ class FastV(Method):
         return self.released and not self.causal
 
     def kept(self, tokens: int) -> int:
-        return max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
+        return max(int(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
         view.require(self.name, "layer_row")

@@ -16,7 +16,6 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import fraction, part_of
 
 
 @register("flashvid")
@@ -81,11 +80,8 @@ class FlashVID(Method):
     def _budget(self, tokens: int) -> tuple[int, int]:
         """How many of a frame's tokens stay, and how many of these are selected."""
         ratio = self.ratio if self.retention_ratio is None else self.retention_ratio
-        if self.released:
-            budget = math.ceil(min(tokens * ratio * self.expansion, tokens))
-        else:
-            budget = min(math.ceil(tokens * fraction(ratio) * fraction(self.expansion)), tokens)
-        return budget, part_of(budget, self.alpha, floats=self.released)
+        budget = math.ceil(min(tokens * ratio * self.expansion, tokens))
+        return budget, math.ceil(budget * self.alpha)
 
     def group(self, view: View) -> Grouping:
         view.require("flashvid", "tokens", "places", "tower_saliency")

@@ -10,7 +10,6 @@ from ppe_npu.methods.choosing import best, dropped, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("hiprune")
@@ -58,7 +57,7 @@ class HiPrune(Method):
         return named if len(named) == 2 else (count // 2, *named)
 
     def kept(self, tokens: int) -> int:
-        return max(part_of(tokens, self.ratio, round, floats=self.released), 1)
+        return max(round(tokens * self.ratio), 1)
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:

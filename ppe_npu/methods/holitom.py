@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import fraction
 
 
 def _flag(value: bool | int | str) -> bool:
@@ -80,7 +77,7 @@ class HoliTom(Method):
 
     def kept_cells(self, cells) -> list[int]:
         """An upper bound: rounding may add half a token for each window, and one for each frame."""
-        return [min(sum(cells), math.floor(sum(cells) * fraction(self._share) + Fraction(3 * len(cells), 2)))]
+        return [min(sum(cells), int(sum(cells) * self._share + 1.5 * len(cells)))]
 
     def group(self, view: View) -> Grouping:
         view.require("holitom", "tokens", "places", "tower_saliency")
@@ -141,15 +138,10 @@ class HoliTom(Method):
 
     def _numbers(self, device, static, moving, total, saved) -> tuple[torch.Tensor, ...]:
         """[F, T] int64 each: clusters of static places (by first frame), tokens by attention, clusters of the rest."""
-        over, under = self._share / ((total - saved) / total), np.ones(len(total))
-        single, of = 1 - self.D, 1
-        if not self.released:  # quotients of whole numbers, which are rounded once
-            over, under = fraction(self._share).numerator * total, fraction(self._share).denominator * (total - saved)
-            single, of = fraction(1 - self.D).as_integer_ratio()
-        over, under = np.minimum(over, under)[:, None], under[:, None]
-        kept = np.ceil(moving * over / under)
-        top = np.round(kept * single / of)
-        fixed = np.round(static * over / under)
+        ratio = np.minimum(self._share / ((total - saved) / total), 1.0)[:, None]
+        kept = np.ceil(moving * ratio)
+        top = np.round(kept * (1 - self.D))
+        fixed = np.round(static * ratio)
         bare = (fixed + kept).sum(1) == 0  # every place is static, and half of them in a window round to no cluster
         fixed[bare, static[bare].argmax(1)] = 1
         parts = np.stack([fixed, top, kept - top]).astype(np.int64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ from ppe_npu.methods.choosing import exact
 from ppe_npu.methods.leaving import Leaving
 from ppe_npu.methods.tower_methods import RebuildingMethod
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("ipcv")
@@ -53,7 +51,7 @@ class IPCV(RebuildingMethod):
         return "image" if self.per_image else "prompt"
 
     def stay(self, patches: int) -> int:
-        return max(part_of(patches, self.keep, math.floor, floats=self.released), 1)
+        return max(int(patches * self.keep), 1)
 
     def choose(self, before: torch.Tensor, now: torch.Tensor, pools: Sequence[int]) -> Leaving:
         with exact(now):

@@ -10,7 +10,6 @@ from ppe_npu.methods.choosing import cosines, dropped, spread, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("mmr")
@@ -41,7 +40,7 @@ class MMR(Method):
     needs = frozenset({"tokens", "tower_saliency"})
 
     def kept(self, tokens: int) -> int:
-        return max(part_of(tokens, self.ratio, round), 1)
+        return max(round(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("mmr", "tokens", "tower_saliency")

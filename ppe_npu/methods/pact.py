@@ -1,6 +1,5 @@
 """PACT: prunes unimportant tokens, clusters the others by their keys (Dhouib et al., arXiv 2504.08966, section 3)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,6 @@ from ppe_npu.methods.choosing import DROPPED, best, exact, floors, row, unit
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 _DISTANCES_AT_ONCE = 2**24
 _STEPS_UNASKED = 32
@@ -85,8 +83,7 @@ class PACT(Method):
         upper bound that the host knows."""
         length = stays.shape[1]
         least = 1 if self.ratio is None else view.most
-        kept = part_of(length, self.keep, math.floor, self.released)
-        most = length if self.keep == 1 else min(max(kept, least), length)
+        most = length if self.keep == 1 else min(max(int(length * self.keep), least), length)
         place = torch.arange(length, device=stays.device)
         some = torch.where(stays, place, length).sort(dim=1).values[:, :most]
         return some.clamp_max(length - 1), some < length
@@ -94,7 +91,7 @@ class PACT(Method):
     def _important(self, view: View) -> torch.Tensor:
         """[F, N] bool, the tokens that stay after EUTI; at least num_kept of each cell."""
         length = view.present.shape[1]
-        count = floors(length, self.keep, view.tokens.device, self.released).gather(0, view.present.sum(1))
+        count = floors(length, self.keep, view.tokens.device).gather(0, view.present.sum(1))
         if self.ratio is not None:
             count = torch.maximum(count, view.num_kept)
         order = best(importance(view, self.released), view, length)

@@ -1,5 +1,6 @@
 """PixelPrune: drops what neighbours predict, before the vision tower (arXiv 2604.00886)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,6 @@ from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method, register
 from ppe_npu.methods.predicting import Cells, Prediction, Thinning, connected, pred_2d, runs, scattered, sources
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("pixelprune")
@@ -97,7 +97,7 @@ class PixelPrune(Method):
         kept, total = found.kept, height * width
         if self._limited:
             most = self.kept(total)
-            kept = found.limited(most if self.fill else min(part_of(total, self.min_share), most), most)
+            kept = found.limited(most if self.fill else min(math.ceil(total * self.min_share), most), most)
         return kept.view(height, width), sources(found.leans(kept), kept).view(height, width)
 
     @property

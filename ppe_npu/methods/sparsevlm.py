@@ -1,6 +1,5 @@
 """SparseVLM: keeps tokens that words about the picture attend to (Zhang et al., arXiv 2410.04417, section 3)."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,6 @@ from ppe_npu.methods.choosing import best, dropped, exact, floors
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.peaks import density_peaks
 from ppe_npu.methods.view import View
-from ppe_npu.utils.shares import part_of
 
 _SCORES_AT_ONCE = 2**24
 
@@ -48,7 +46,7 @@ class SparseVLM(Method):
     places = ("layer",)
 
     def kept(self, tokens: int) -> int:
-        number = max(part_of(tokens, self.ratio, math.floor, floats=self.released), 1)
+        number = max(int(tokens * self.ratio), 1)
         if not self.released:
             return number
         whole = min(number, tokens - 1)
@@ -57,9 +55,7 @@ class SparseVLM(Method):
     def group(self, view: View) -> Grouping:
         view.require("sparsevlm", "tokens", "text", "layer_keys", "text_queries", "text_keys")
         length = view.tokens.shape[1]
-        asked = None
-        if self.released:
-            asked = floors(length, self.ratio, view.tokens.device, True).gather(0, view.present.sum(1))
+        asked = floors(length, self.ratio, view.tokens.device).gather(0, view.present.sum(1)) if self.released else None
         order, (whole, recycled) = best(rated(view), view, length), split(view, asked)
         slots = torch.arange(length, device=order.device)
         widest, most_left = _most(length, view.least - self.released)

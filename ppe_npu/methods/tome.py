@@ -11,7 +11,6 @@ from ppe_npu.methods.choosing import cosines
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("tome")
@@ -50,7 +49,7 @@ class ToMe(Method):
     def kept(self, tokens: int) -> int:
         if self.r is not None:
             return tokens - min(self.r, (tokens - self.class_token) // 2)
-        return max(part_of(tokens, self.ratio), min(tokens, 1 + self.class_token))
+        return max(math.ceil(tokens * self.ratio), min(tokens, 1 + self.class_token))
 
     def group(self, view: View) -> Grouping:
         keys, sizes = self._keys(view), view.sizes

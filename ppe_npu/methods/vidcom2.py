@@ -46,7 +46,7 @@ class VidCom2(Method):
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
-        return tokens if self.released else super().kept(tokens)
+        return tokens if self.released else max(math.ceil(tokens * self.ratio), 1)
 
     def group(self, view: View) -> Grouping:
         view.require("vidcom2", "tokens", "places")

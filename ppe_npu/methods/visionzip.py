@@ -10,7 +10,6 @@ from ppe_npu.methods.choosing import best, cosines, share_of, tower_windows
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.view import View
 from ppe_npu.settings import setting
-from ppe_npu.utils.shares import part_of
 
 
 @register("visionzip")
@@ -56,7 +55,7 @@ class VisionZip(Method):
     def kept(self, tokens: int) -> int:
         if self.dominant is not None:
             return min(tokens, self.dominant + self.contextual)
-        return max(part_of(tokens, self.ratio, round, floats=self.released), 1)
+        return max(round(tokens * self.ratio), 1)
 
     @torch.no_grad()
     def group(self, view: View) -> Grouping:

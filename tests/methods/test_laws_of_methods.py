@@ -218,26 +218,5 @@ def test_what_only_the_host_knows_changes_nothing(method):
     assert_same(method.group(view), method.group(dataclasses.replace(view, least=1, frames=None, frame_tokens=None)))
 
 
-def test_a_share_of_a_number_is_exact(method):
-    """7 hundredths of 100 tokens are 7, though 0.07 * 100 is slightly more as a float; 29 of 100 are slightly less."""
-    if not hasattr(method, "ratio") or method.counts == "late" or getattr(method, "released", False):
-        pytest.skip("its count is no share of the tokens alone, or that of floats, as published")
-    for hundredths in range(1, 101):
-        asked = dataclasses.replace(method, ratio=hundredths / 100)
-        counts = [tokens for tokens in range(5, 205, 5) if tokens * hundredths % 100 == 0]
-        assert [asked.kept(tokens) for tokens in counts] == [tokens * hundredths // 100 for tokens in counts]
-
-
-@pytest.mark.parametrize(
-    ("name", "ratio", "tokens", "floats", "exact"),
-    [
-        *((name, 0.29, 100, 28, 29) for name in ("apet", "fastv", "pyramiddrop")),
-        *((name, 0.35, 90, 31, 32) for name in ("hiprune", "visionzip")),
-    ],
-)
-def test_released_counts_are_those_of_floats(name, ratio, tokens, floats, exact):
-    assert [get(name, ratio=ratio, released=how).kept(tokens) for how in (True, False)] == [floats, exact]
-
-
 def test_settings_are_kept_in_files(method):
     assert get(method.name, **{k: v for k, v in method.to_dict().items() if k != "method"}) == method
