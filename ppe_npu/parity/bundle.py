@@ -28,6 +28,7 @@ from ppe_npu.parity.files import (
     RECORDED,
     Tensors,
     case_place,
+    cases_of,
     check_replaceable,
     compared,
     cotangents_place,
@@ -97,7 +98,7 @@ def check(folder: str | Path, device: torch.device) -> list[Row]:
         if not devices.supports(device, DTYPES[dtype]):
             rows.append(Row.unsupported("all", dtype, device))
             continue
-        for case in CASES:
+        for case in cases_of(manifest):
             absent = case_place(case, dtype) in missing
             rows += [Row.absent(case.op, case.name, dtype)] if absent else _check_case(case, dtype, device, tensors)
         for setting in settings(dtype):
