@@ -32,6 +32,7 @@ def plan(tmp_path):
             "EMULATE",
             "DEVICE",
             "TORCH_NPU",
+            "MATRIX",
             "MAKEFLAGS",
             "MFLAGS",
             "MAKELEVEL",
