@@ -11,7 +11,7 @@ options  = $(strip $(foreach name,$(1),$(if $($(name)),$(call named,$(name)) $($
 switches = $(strip $(foreach name,$(1),$(if $(filter-out 0,$($(name))),$(call named,$(name)))))
 MODELS := DEVICE MODEL DATA_ROOT OUTPUT COMPRESSION RATIO K DTYPE
 # NPROC=8 starts 8 processes on this machine, NNODES=2 NODE_RANK=0 MASTER_ADDR=host as one of two (docs/training.md).
-nodes   = $(if $(NNODES),$(call options,NNODES NODE_RANK MASTER_ADDR MASTER_PORT))
+nodes   = $(if $(NNODES),--nnodes $(NNODES) --node-rank $(NODE_RANK) $(call options,MASTER_ADDR MASTER_PORT))
 launch  = $(BIN)/$(if $(NPROC),python -m ppe_npu.cli.launch $(nodes) --nproc-per-node $(NPROC) -m ppe_npu.cli,ppe-npu)
 READY  := $(VENV)/.ready
 ifeq ($(EMULATE),1)
@@ -23,6 +23,8 @@ $(if $(ASCEND_HOME_PATH)$(ASCEND_TOOLKIT_HOME),,$(error DEVICE=$(DEVICE) finds n
 its set_env.sh (as in /usr/local/Ascend/ascend-toolkit) first, anywhere else add EMULATE=1))
 endif
 MATRIX ?= $(VENV) .venv-oldest
+# Environments of your own are used as they are.
+MATRIX_READY = $(foreach one,$(MATRIX:%/=%),$(one)/$(if $(filter .venv%,$(one)),.ready,pyvenv.cfg))
 APART  := test-matrix test-newest test-lmms test-app test-vllm test-integrations test-frameworks test-lent \
 	test-ascend-compiler test-emulated
 .PHONY: $(APART) help demo train eval report parity bench test test-all test-machines test-npu ascend-emulator docs \
@@ -34,7 +36,7 @@ demo: $(READY)  ## train and compare dense, Chat-UniVi, keep-one and PPE in mini
 	$(BIN)/ppe-npu demo $(call options,DEVICE SEEDS METHODS TUNE_RATIOS) $(call switches,FULL TRAINING_FREE)
 train: $(READY)  ## fine-tune a model; without MODEL= and DATA= the embedded tiny one
 #	[DEVICE= MODEL= DATA= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= RECIPE= NPROC= NNODES= DEEPSPEED= TRAIN_ARGS=]
-	$(launch) train $(call options,DATA $(MODELS) DEEPSPEED) $(addprefix --config ,$(RECIPE)) $(TRAIN_ARGS)
+	$(launch) train $(call options,DATA $(MODELS) DEEPSPEED) $(if $(RECIPE),--config $(RECIPE)) $(TRAIN_ARGS)
 eval: $(READY) $(if $(MODEL),,runs/train/final)  ## evaluate a model on benchmarks
 #	[DEVICE= MODEL= BENCHMARKS= DATA_ROOT= COMPRESSION= RATIO= K= DTYPE= OUTPUT= NPROC= BATCH_SIZE=]
 	$(launch) eval $(call options,BENCHMARKS BATCH_SIZE $(MODELS))
@@ -54,7 +56,7 @@ test-all: $(VENV)/.ready  ## run all tests, slow ones included, with new random 
 	PPE_TEST_SEED=$(SEED) $(PYTEST) -n 2 --dist worksteal --hypothesis-seed=$(SEED)
 test-machines: $(VENV)/.ready  ## run the tests under the code paths of other CPUs   [QUICK=1]
 	$(BIN)/python scripts/test_machines.py $(call switches,QUICK)
-test-matrix: $(patsubst %,%/.ready,$(MATRIX))  ## test the engine with old transformers, too   [MATRIX=]
+test-matrix: $(MATRIX_READY)  ## test the engine with old transformers, too   [MATRIX=]
 test-newest: .venv-newest/.ready  ## test models and training with the newest torch and transformers
 test-lmms: .venv-lmms/.ready  ## run tasks of lmms-eval on compressed models
 test-app: .venv-app/.ready  ## test the explorer, reports and notebooks in a browser and a kernel
@@ -75,10 +77,8 @@ docs: $(VENV)/.ready .venv-docs/.ready  ## run the code in the documents, and bu
 	$(BIN)/python scripts/build_site.py --mkdocs .venv-docs/bin/mkdocs
 lint: $(VENV)/.ready  ## check style, imports, types and lengths
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python scripts/check_house.py && $(BIN)/mypy
-format: $(VENV)/.ready
-	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
-clean:
-	rm -rf .venv .venv-* runs build *.egg-info
+format: $(VENV)/.ready ; $(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+clean: ; rm -rf .venv .venv-* runs build *.egg-info
 # The environments: .venv, and for single targets .venv-npu, .venv-oldest and others. The script makes .ready last.
 %/.ready: setup.cfg pyproject.toml scripts/environment.py $(wildcard scripts/*.txt)
 	$(PYTHON) scripts/environment.py $*

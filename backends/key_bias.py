@@ -36,7 +36,8 @@ def widened(
     width, dtype = query.shape[3], query.dtype
     scale = width**-0.5 if scale is None else scale
     require(scale != 0, "attention: key_bias needs a scale other than 0, got", scale)
-    constant = 2.0 ** round(-math.log2(abs(scale)))  # a power of two, so that no dtype rounds it
+    # A power of two that no dtype rounds, fp16 included; the numbers take what is missing to 1 / scale.
+    constant = 2.0 ** max(min(round(-math.log2(abs(scale))), 14), -14)
     parts = _parts(bias.to(torch.promote_types(dtype, torch.float32)) / (scale * constant), dtype)
     room = -(-(width + len(parts)) // STEP) * STEP - width
     numbers = F.pad(torch.stack(parts, dim=-1), (0, room - len(parts)))[:, None].to(key.device)

@@ -37,7 +37,7 @@ def attention(
         key, value: [B, Hkv, T, D], the same dtype; H is a multiple of Hkv, query head h reads key head h // (H / Hkv).
         mask: broadcastable to [B, H, S, T]; bool (True = attend), or floating point, added to the scaled scores
             (some implementations first round it to the inputs' dtype). A row that may attend to nothing gives zeros.
-        key_bias: [B, T], finite, added to the scaled scores of each key; no implementation refuses it.
+        key_bias: [B, T], finite, added to the scaled scores of each key, by up to 18 more channels of a head: no mask.
         cu_seqlens: the borders of packed segments, a non-decreasing list [0, ..., S] on the host. Each segment attends
             only to itself. Requires B = 1, S = T and no mask. Build it once per forward pass, not per layer.
         cu_seqlens_k: separate borders for the keys, [0, ..., T], as many as in cu_seqlens: the queries of the i-th

@@ -32,6 +32,7 @@ from ppe_npu.data.placeholders import (
     visual_ids,
 )
 from ppe_npu.data.sampling import DEFAULT_FPS, VideoSampling
+from ppe_npu.data.turns import PLACEHOLDERS as PLACEHOLDERS
 from ppe_npu.data.turns import split_placeholders
 from ppe_npu.data.videos import Video, load_still, load_video
 from ppe_npu.errors import InputError, first_line

@@ -44,5 +44,7 @@ class ToMeTower(JoiningMethod):
     ratio: float = share(0.5)
     merge_blocks: tuple[int, ...] = setting((4, 8, 12), convert=_rising)
 
+    blanks = False  # ToMe is given a blanked view
+
     def match(self, view: View) -> Grouping:
         return _BY_KEYS.group(view)

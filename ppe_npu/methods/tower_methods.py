@@ -202,6 +202,7 @@ class _Matching(Method):
     by: JoiningMethod
 
     needs = frozenset({"tokens", "sizes"})
+    blanks = False  # match() is given a blanked view
 
     def group(self, view: View) -> Grouping:
         found = self.by.match(view)

@@ -300,6 +300,21 @@ def test_a_key_bias_has_the_gradients_of_a_mask(implementation):
     assert torch.autograd.gradcheck(attend, tensors)
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_a_key_bias_beside_a_scale_far_from_one_is_finite_in_fp16(scale):
+    tensors, bias = _biased((1, 2, 4, 8), (1, 2, 4, 8))
+    tensors[0] *= 1e-3
+    half = [tensor.half() for tensor in tensors]
+    found = attention(*half, key_bias=bias, scale=scale, implementation="sdpa")  # the reference rounds products to fp16
+    assert found.isfinite().all()
+    if scale < 1:  # the products vanish beside the bias
+        weights = bias.softmax(-1)
+        expected = (weights[:, None, :, None] * half[2].double()).sum(2, keepdim=True).expand_as(found)
+        assert_near(
+            found, expected, roundings=2 * attention_roundings(*half[:2], scale=scale), size=half[2].abs().max()
+        )
+
+
 def test_a_key_bias_and_a_scale_of_zero_are_refused():
     tensors, bias = _biased((1, 2, 3, 4), (1, 2, 3, 4))
     with pytest.raises(InputError, match="key_bias needs a scale other than 0"):
