@@ -6,9 +6,19 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 
+from tqdm import tqdm
+
 CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir", "fsync")  # functions of os that files.py and others call
+
+
+def be_alone() -> None:
+    """To be called first in a child: hides its progress bars, and gives them a lock of their own. The one that tqdm
+    makes is shared with all children, and stays taken if one is killed that holds it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    tqdm.set_lock(threading.RLock())
 
 
 def _work(work: Callable[[], object], kill_at: int, report) -> None:
@@ -24,7 +34,7 @@ def _work(work: Callable[[], object], kill_at: int, report) -> None:
 
     for name in CHANGES:
         setattr(os, name, killing(getattr(os, name)))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides the progress bar of every try
+    be_alone()
     work()
     report.put(next(made) - 1)
     os._exit(0)
