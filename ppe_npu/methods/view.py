@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ppe_npu.backends import device
 from ppe_npu.errors import InputError, counted, shown
 from ppe_npu.settings import strangers
 
@@ -255,11 +256,19 @@ def _numbers(given: Any) -> torch.Tensor | None:
         return None
 
 
+def _is_finite(part: torch.Tensor) -> bool:
+    """Whether the host may ask if all numbers are finite, and they are. Asking writes nothing, as a copy would."""
+    if torch.compiler.is_compiling() or not device.asks_freely(part.device):
+        return False
+    return bool(part.detach().sum(dtype=torch.promote_types(part.dtype, torch.float32)).isfinite())
+
+
 def _blank(part: torch.Tensor | None, there: torch.Tensor | None, name: str) -> torch.Tensor | None:
     """One part of View.blanked(). there: [F, N], or [F, T] of all text, where the part may be of the last of it."""
     if part is None or not part.numel():
         return part
-    part = part.detach().nan_to_num(0.0, 0.0, 0.0) if part.is_floating_point() else part
+    if part.is_floating_point():
+        part = part.detach() if _is_finite(part) else part.detach().nan_to_num(0.0, 0.0, 0.0)
     if there is None:
         return part
     absent = ~there[:, None] if part.dim() == 3 and name == "tower_saliency" else ~there[:, -part.shape[1] :]
