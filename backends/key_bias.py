@@ -40,7 +40,7 @@ def widened(
     constant = 2.0 ** max(min(round(-math.log2(abs(scale))), 14), -14)
     parts = _parts(bias.to(torch.promote_types(dtype, torch.float32)) / (scale * constant), dtype)
     room = -(-(width + len(parts)) // STEP) * STEP - width
-    numbers = F.pad(torch.stack(parts, dim=-1), (0, room - len(parts)))[:, None].to(key.device)
+    numbers = F.pad(torch.stack(parts, dim=-1), (0, room - len(parts)))[:, None]
     constants = query.new_zeros(room)
     constants[: len(parts)] = constant
     query = torch.cat([query, constants.expand(*query.shape[:3], room)], dim=-1)

@@ -119,13 +119,15 @@ class PACT(Method):
         length, found, late = stays.shape[1], [], self.ratio is None
         # The smallest value is the next centre: first tokens far from all centres, by rank, then others that stay.
         closed = rank + length
-        left, number = torch.where(stays, rank, closed + length), torch.zeros_like(view.num_kept)
+        left = torch.where(stays, rank, closed + length)
+        number = torch.zeros_like(view.num_kept) if late else view.num_kept
         for step in range(view.most):
-            more = (left < length).any(1) & (number < view.num_kept)
-            if late and step % _STEPS_UNASKED == 0 and not more.any():
-                break
+            if late:
+                more = (left < length).any(1) & (number < view.num_kept)
+                if step % _STEPS_UNASKED == 0 and not more.any():
+                    break
+                number = number + more
             center = left.argmin(1, keepdim=True)
-            number = number + more if late else view.num_kept
             if close is None:
                 near = 1 - torch.bmm(keys, row(keys, center)[:, :, None])[:, :, 0] <= self.cutoff
             else:

@@ -77,7 +77,7 @@ def adds_to_keys(text: Any, mask: torch.Tensor | None, hidden: torch.Tensor) -> 
         mask: the one for the layers. hidden: [B, Q, C], their input.
     """
     alone = hidden.shape[1] == 1 and any(e.name == "sdpa" for e in candidates("attention", hidden.device.type))
-    return takes_segments(text) and not alone and (mask is None or mask.dtype == torch.bool)
+    return not alone and (mask is None or mask.dtype == torch.bool) and takes_segments(text)  # which asks every layer
 
 
 def check_key_bias(text: Any, packed: bool = False) -> None:
