@@ -10,7 +10,10 @@ decode: 32 tokens after that prompt, one by one, with nothing to compress. Peak 
 train: forward, backward and AdamW, with gradient checkpointing for 3b and 7b; the vision tower is frozen.
 
     python scripts/bench_prefill.py [--device cpu] [--sizes 3b 7b] [--cases video-64x256] [--parts prefill decode train]
-                                    [--rounds 5] [--seconds 60] [--output FOLDER/prefill.json]
+                                    [--compression all] [--rounds 5] [--seconds 60] [--output FOLDER/prefill.json]
+
+--compression names what is compared with the dense model, in place of the presets: "divprune:ratio=0.25", or all, every
+method at 45 % of the tokens.
 
 The JSON is written after every part of every case, and an existing file is extended, so that a long run may be split
 into several, or killed. A plot of the same name is written beside it.
@@ -23,7 +26,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from bench.decoder import PARTS, measure_part
+from bench.decoder import PARTS, measure_part, named
 from bench.models import PROMPTS, SIZES, build
 from bench.operators import operators
 from bench.plots import drawn, plot_prefill
@@ -81,6 +84,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="models (default: 3b 7b on a device, cpu on a CPU)")
     parser.add_argument("--cases", nargs="+", choices=PROMPTS, help="prompts (default: by the size)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="parts (none: only merge operators)")
+    parser.add_argument("--compression", nargs="+", default=(), metavar="NAME[:KEY=VALUE,...]", help="what to compare")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no further round of a part after this")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
@@ -95,6 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     on_cpu = devices.on_cpu(device)
     dtype = args.dtype or ("fp32" if on_cpu else "bf16")
     facts = {"device": devices.describe(device), "dtype": dtype, "clock": clock_name(device), "rounds": args.rounds}
+    if args.compression:
+        named(args.compression, layers=3)  # raises before any model is built
+        facts["compression"] = args.compression
     result = earlier(args.output, facts, "parts")
     print(
         ", ".join(f"{key} {value}" for key, value in facts["device"].items()),
@@ -106,8 +113,9 @@ def main(argv: list[str] | None = None) -> None:
         model = build(size, device, DTYPES[dtype])
         for case in args.cases or CASES[size]:
             for part in args.parts:
-                limits = {"checkpointing": size in ("3b", "7b"), "seconds": args.seconds}
-                rows = measure_part(part, model, PROMPTS[case], device, args.rounds, **limits)
+                asked = {"checkpointing": size in ("3b", "7b"), "seconds": args.seconds}
+                asked |= {"compression": args.compression}
+                rows = measure_part(part, model, PROMPTS[case], device, args.rounds, **asked)
                 result["parts"][f"{size} {case} {part}"] = {"date": str(date.today()), "rows": rows}
                 print(f"\n{size}, {case}\n{table(part, rows)}", flush=True)
                 failed += faults({name: row["not_measured"] for name, row in rows.items() if "not_measured" in row})

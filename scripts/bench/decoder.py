@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,15 @@ from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
+from ppe_npu.methods.listing import default, of_pictures
 from ppe_npu.models.forward_pass import ForwardPass
+from ppe_npu.settings import fields_to_plain
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
 PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"  # these change the tower's own time
 STEPS = 32
+EVERY, SHARE = "all", 0.45  # --compression all: every method at this share of the tokens
 
 
 def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, CompressionConfig | None]:
@@ -55,6 +58,31 @@ def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, Compre
     }
 
 
+def named(texts: Sequence[str], layers: int) -> dict[str, CompressionConfig]:
+    """The settings that are compared if a user names them, after the dense model: {text: its compression}.
+
+    Args:
+        texts: as CompressionConfig.from_text takes them, or EVERY, each method with one position per token. A method
+            whose default layers a decoder of `layers` layers lacks works at as many layers, spread evenly.
+
+    Raises:
+        InputError: a text that names no compression.
+    """
+    found = {DENSE: CompressionConfig.preset("dense")}
+    for text in texts:
+        if text != EVERY:
+            found[text] = CompressionConfig.from_text(text)
+            continue
+        for name in of_pictures():
+            method = default(name)
+            own = {"tower_windows": "frame"} if "tower_windows" in fields_to_plain(method) else {}
+            if method.layers and method.layers[-1] >= layers:
+                stages = len(method.layers)
+                own["layer"] = [layers * stage // (stages + 1) for stage in range(1, stages + 1)]
+            found[name] = CompressionConfig.preset(name, ratio=SHARE, **own)
+    return found
+
+
 def peak_mib(run: Callable[[], object]) -> float:
     """Peak MiB that run() allocates on a CPU, from a running sum of torch's allocations and releases, as the system
     rounds the size of a process."""
@@ -68,17 +96,21 @@ def peak_mib(run: Callable[[], object]) -> float:
 @dataclass(frozen=True)
 class Bench:
     """A model, its inputs, and how often each setting is measured: `rounds` times, but no further round begins after
-    `seconds` if at least one was measured."""
+    `seconds` if at least one was measured. compression: the settings to compare, as named() takes them; (): settings().
+    """
 
     model: torch.nn.Module
     inputs: dict
     device: torch.device
     rounds: int
     seconds: float = math.inf
+    compression: Sequence[str] = ()
 
-    @property
+    @functools.cached_property
     def settings(self) -> dict[str, CompressionConfig | None]:
         config = self.model.config
+        if self.compression:
+            return named(self.compression, config.text_config.num_hidden_layers)
         cells = int((self.inputs["input_ids"] == config.image_token_id).sum())
         return settings(config.text_config.num_hidden_layers, config.vision_config.depth, cells)
 
@@ -141,9 +173,10 @@ def measure_part(
     rounds: int,
     checkpointing: bool,
     seconds: float = math.inf,
+    compression: Sequence[str] = (),
 ) -> dict[str, dict]:
-    """Rows by setting. checkpointing: use gradient checkpointing in a training step. rounds, seconds: as in Bench."""
-    bench = Bench(model, prompt.inputs(model), device, rounds, seconds)
+    """Rows by setting. checkpointing: use gradient checkpointing in a training step. The rest: as in Bench."""
+    bench = Bench(model, prompt.inputs(model), device, rounds, seconds, compression)
     try:
         if part == "train":
             return _train(bench, checkpointing)

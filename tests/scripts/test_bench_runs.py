@@ -15,6 +15,7 @@ from bench.operators import operators
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import InputError
 from ppe_npu.methods import IPCV
+from ppe_npu.methods.listing import of_pictures
 
 
 @pytest.mark.ci
@@ -112,6 +113,21 @@ def test_prefill_is_timed_setting_by_setting(bench):
     assert picture.startswith(b"\x89PNG")
     with pytest.raises(InputError, match="name another file"):
         bench("--rounds", "2")
+
+
+@pytest.mark.ci
+def test_the_compression_that_is_named_is_compared_with_dense(bench):
+    """all: every method, also those whose default layers this decoder of three layers lacks."""
+    parts, picture = bench("--parts", "prefill", "--compression", "divprune:ratio=0.1", "all")
+    rows = parts["tiny video-3x16 prefill"]["rows"]
+    assert list(rows) == ["dense", "divprune:ratio=0.1", *of_pictures()]
+    assert not any("not_measured" in row for row in rows.values())
+    assert rows["divprune:ratio=0.1"]["output_length"] == 9 + 3 * 2
+    assert rows["divprune"]["output_length"] == 9 + 3 * 7
+    assert rows["sparsevlm"]["compression_share"] > 0
+    assert picture.startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="preset 'divprun' is unknown"):
+        bench("--compression", "divprun")
 
 
 @pytest.mark.ci
