@@ -5,8 +5,9 @@
 trains one dense model per seed, then asks each model the same questions with every rule at every share of the tokens,
 without further training. --tune nearest spread also fine-tunes with these rules, at each of --tune-shares; --distill
 trains with a rule on the dense model's outputs; --counted lists the rules that are also run with the sizes counted.
---task motion asks about clips. --page docs/positions.md writes the results into that page at the end. A run that was
-stopped resumes where it was: finished parts are in the output folder.
+--methods tome divprune (or all) also runs every rule on the groups of these methods, without training, at
+--methods-shares. --task motion asks about clips. --page docs/positions.md writes the results into that page at the end.
+A run that was stopped resumes where it was: finished parts are in the output folder.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from study_positions_page import measured, put
+from study_positions_page import REFERENCE, measured, put
 from study_positions_tasks import TASKS, Task, tuned
 
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
+from ppe_npu.demo import methods
 from ppe_npu.demo.recipe import EVAL, K
 from ppe_npu.demo.running import set_up_process, stamp
 from ppe_npu.evaluation import benchmarks
@@ -63,19 +65,26 @@ class RepresentativesAlone(DPCKNN):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: its name, and the keys of its compression apart from the share of the tokens."""
+    """A line of the table: its name, and the keys of its compression apart from the share of the tokens.
+
+    Args:
+        method: the clustering whose groups it merges, or the name of a method, which stands where the demo has it.
+    """
 
     name: str
     keys: dict
-    method: type[DPCKNN] = DPCKNN
+    method: type[DPCKNN] | str = DPCKNN
 
     @property
     def slug(self) -> str:
-        return "".join(letter if letter.isalnum() or letter == "_" else "-" for letter in self.name)
+        name = f"{self.method}--{self.name}" if isinstance(self.method, str) else self.name
+        return "".join(letter if letter.isalnum() or letter == "_" else "-" for letter in name)
 
     def config(self, task: Task, share: float) -> CompressionConfig:
         if self is DENSE:
             return CompressionConfig.preset("dense")
+        if isinstance(self.method, str):
+            return methods.Row(self.method, self.keys["positions"], share, False).config.changed(**self.keys)
         return CompressionConfig(steps=[task.step(self.method, share)], **self.keys)
 
 
@@ -88,12 +97,19 @@ def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
     return [
-        Row("one position", {"positions": "keep_one"}),
+        Row(REFERENCE, {"positions": "keep_one"}),
         Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
         *(Row(name, {**ppe, "members": name}) for name in rule_names()),
         Row("one position, sizes counted", {"positions": "keep_one", **counted}),
         *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
     ]
+
+
+def rows_of(names: Sequence[str]) -> list[Row]:
+    """For each of these methods one position, and PPE by every rule, on the groups of that method."""
+    ppe = {"positions": "ppe", "k": K}
+    rules = {REFERENCE: {"positions": "keep_one"}, **{name: {**ppe, "members": name} for name in rule_names()}}
+    return [Row(rule, keys, name) for name in names for rule, keys in rules.items()]
 
 
 class Questions:
@@ -137,8 +153,9 @@ def ask_all(
                 model, processor = load_model(weights.parent, torch.device("cpu")), load_processor(weights.parent)
             scores = questions.ask(compress(model, config), processor)
             found = {"row": row.name, "share": share, "how": how, "made_from": same, "scores": scores}
+            found |= {"method": row.method} if isinstance(row.method, str) else {}
             write_json(file, found)
-            print(f"{folder.name} {how} {share:g} {row.name}: {sum(scores) / len(scores):.3f}", flush=True)
+            print(f"{folder.name} {how} {share:g} {row.slug}: {sum(scores) / len(scores):.3f}", flush=True)
         out.append(found)
     return out
 
@@ -159,6 +176,13 @@ def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             own = folder / f"seed{seed}"
             answered = ask_all(own, own / "base" / "final" / "model.safetensors", questions, asked, "free")
             found += [{**one, "seed": seed} for one in answered]
+        yield results(args, questions, found)
+    other = rows_of(methods.asked(args.methods))
+    for share, seed in itertools.product(args.methods_shares if other else (), range(args.seeds)):
+        own = folder / f"seed{seed}"
+        weights = own / "base" / "final" / "model.safetensors"
+        answered = ask_all(own, weights, questions, [(row, share) for row in other], "free")
+        found += [{**one, "seed": seed} for one in answered]
         yield results(args, questions, found)
     for how, names, steps, distill in (
         ("sft", args.tune, args.tune_steps, 0.0),
@@ -199,6 +223,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--counted", nargs="*", choices=rule_names(), default=COUNTED, help="rules also run with the sizes counted"
     )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="methods to run every rule on, or all")
+    parser.add_argument("--methods-shares", type=float, nargs="+", default=[0.25], help="shares for --methods")
     parser.add_argument("--base-steps", type=int, help="steps of the dense models (900; clips: 600; make demo: 2,600)")
     parser.add_argument("--tune", **trained, help="rows to fine-tune, of any rule")
     parser.add_argument("--distill", **trained, help="rows to train on the dense model, of any rule")
@@ -210,6 +236,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     args.images, args.base_steps = args.images or task.images, args.base_steps or task.base_steps
+    if args.methods and task.name != "layout":
+        parser.error(f"--methods with --task {task.name}: only pictures are grouped by other methods; leave one out")
+    methods.asked(args.methods)  # raises before anything is trained
     if args.tune_seeds > args.seeds:
         parser.error(f"--tune-seeds {args.tune_seeds} exceeds the number of dense models ({args.seeds}): raise --seeds")
     return args

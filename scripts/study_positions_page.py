@@ -55,9 +55,10 @@ def measured(study: dict[str, Any]) -> str:
     """The report on a study (results.json) for docs/positions.md, as Markdown."""
     parts = []
     for how, head in HEADS.items():
-        own = [one for one in study["results"] if one["how"] == how]
+        own = [one for one in study["results"] if one["how"] == how and "method" not in one]
         for share in sorted({one["share"] for one in own if one["row"] != "dense"}, reverse=True):
             parts += _share(study, own, share, how, head)
+    parts += _on_other_groups(study)
     dense = scores_of([one for one in study["results"] if one["row"] == "dense"])
     if len(dense):
         by_kind = ", ".join(f"{kind} {short(dense[:, _of(study, kind)].mean())}" for kind in kinds_of(study))
@@ -110,6 +111,38 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
     return parts
 
 
+def _on_other_groups(study: dict[str, Any]) -> list[str]:
+    """A table and findings for each share at which the rules were run on the groups of other methods."""
+    parts = []
+    own = [one for one in study["results"] if "method" in one]
+    for share in sorted({one["share"] for one in own}, reverse=True):
+        found: dict[str, dict[str, list[dict]]] = {}
+        for one in own:
+            if one["share"] == share:
+                found.setdefault(one["method"], {}).setdefault(one["row"], []).append(one)
+        asked = [{one["seed"] for one in runs} for rows in found.values() for runs in rows.values()]
+        seeds, rules = set.intersection(*asked), list(next(iter(found.values())))[1:]
+        lines, ahead, behind = [], {rule: [] for rule in rules}, {rule: [] for rule in rules}
+        for method, rows in found.items():
+            scores = {name: scores_of([one for one in runs if one["seed"] in seeds]) for name, runs in rows.items()}
+            cells = []
+            for rule in rules:
+                mean, low, high, _ = difference(study, scores[rule], scores[REFERENCE])
+                cells.append(f"{_signed(mean)}{_mark(low, high)}")
+                ahead[rule] += [method] * (low > 0)
+                behind[rule] += [method] * (high < 0)
+            lines.append([method, short(scores[REFERENCE].mean()), *cells])
+        said = [
+            f"{rule} is ahead with {counted(len(ahead[rule]), 'method')} ({', '.join(ahead[rule]) or 'none'}), "
+            f"behind with {len(behind[rule])} ({', '.join(behind[rule]) or 'none'})"
+            for rule in rules
+        ]
+        title = f"### On the groups of other methods, training-free, {share:.0%} of the tokens"
+        parts += [f"{title} ({counted(len(seeds), 'seed')})", markdown(["groups of", REFERENCE, *rules], lines)]
+        parts.append(f"Beside one position, over all questions, by the interval: {'; '.join(said)}.")
+    return parts
+
+
 def _table(study: dict[str, Any], scores: dict[str, Scores], against: str) -> str:
     """Accuracies by kind, each with an interval of its difference to one row's accuracy."""
     kinds = kinds_of(study)
@@ -129,10 +162,13 @@ def _of(study: dict[str, Any], kind: str) -> np.ndarray:
     return np.flatnonzero(np.array(study["types"]) == kind)
 
 
-def difference(study: dict[str, Any], values: Scores, reference: Scores, kind: str) -> tuple[float, float, float, int]:
-    """(mean, low, high, seeds) of a kind's scores minus the reference's: low and high are a paired 95 % bootstrap
-    interval over pictures (a picture's questions and seeds stay together); seeds counts those with a mean above 0."""
-    asked = _of(study, kind)
+def difference(
+    study: dict[str, Any], values: Scores, reference: Scores, kind: str | None = None
+) -> tuple[float, float, float, int]:
+    """(mean, low, high, seeds) of the scores of a kind of questions (None: of all) minus the reference's: low and high
+    are a paired 95 % bootstrap interval over pictures (a picture's questions and seeds stay together); seeds counts
+    those with a mean above 0."""
+    asked = np.arange(len(study["types"])) if kind is None else _of(study, kind)
     gaps = values[:, asked] - reference[:, asked]
     pictures = np.array(study["pictures"])[asked]
     per_picture = [gaps[:, pictures == picture].mean() for picture in dict.fromkeys(pictures.tolist())]
@@ -145,8 +181,12 @@ def _cell(study: dict[str, Any], values: Scores, reference: Scores, kind: str, i
     if is_reference:
         return accuracy
     _, low, high, _ = difference(study, values, reference, kind)
-    mark = " +" if low > 0 else " -" if high < 0 else ""
-    return f"{accuracy} ({_signed(low)} to {_signed(high)}){mark}"
+    return f"{accuracy} ({_signed(low)} to {_signed(high)}){_mark(low, high)}"
+
+
+def _mark(low: float, high: float) -> str:
+    """The mark of an interval without zero."""
+    return " +" if low > 0 else " -" if high < 0 else ""
 
 
 def _signed(value: float) -> str:

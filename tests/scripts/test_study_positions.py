@@ -92,6 +92,38 @@ def test_while_some_rows_are_still_to_be_asked_the_seeds_that_all_have_are_compa
     assert page.measured({**whole, "results": whole["results"][:-2]}) == page.measured(first)
 
 
+def test_rules_on_the_groups_of_other_methods_are_compared_with_one_position_there():
+    study = made({page.REFERENCE: 0.5})
+    for method, shares in (
+        ("tome", {page.REFERENCE: 0.3, "spread": 0.8}),
+        ("mmr", {page.REFERENCE: 0.8, "spread": 0.2}),
+    ):
+        study["results"] += [{**one, "method": method} for one in made(shares)["results"]]
+    told = page.measured(study)
+    assert "### On the groups of other methods, training-free, 25% of the tokens (3 seeds)" in told
+    rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in told.splitlines() if line.startswith("|")}
+    assert [rows[name][2][:2] for name in ("tome", "mmr")] == ["+.", "-."]
+    assert [rows[name][2][-4:] for name in ("tome", "mmr")] == [" + |", " - |"]
+    assert "spread is ahead with 1 method (tome), behind with 1 (mmr)." in " ".join(told.split())
+    assert "| spread |" not in told.split("### On the groups")[0]
+
+
+def test_every_rule_is_run_on_every_method_that_is_named():
+    task = study_positions.TASKS["layout"]
+    rows = study_positions.rows_of(["divprune", "fastv"])
+    assert [(row.method, row.name) for row in rows] == [
+        (method, name) for method in ("divprune", "fastv") for name in (page.REFERENCE, *rule_names())
+    ]
+    assert len({row.slug for row in (*rows, *study_positions.rows())}) == len(rows) + len(study_positions.rows())
+    configs = [row.config(task, 0.25) for row in rows]
+    assert [config.members for config in configs if config.positions == "ppe"] == [*rule_names()] * 2
+    assert {(config.methods[0].name, config.methods[0].ratio) for config in configs} == {
+        ("divprune", 0.25),
+        ("fastv", 0.25),
+    }
+    assert {config.k for config in configs} == {1, 4}
+
+
 def test_a_page_is_given_back_all_but_what_is_between_the_marks_of_a_task(tmp_path):
     document = tmp_path / "page.md"
     marks = {task: "".join([start, "old\n", end]) for task, (start, end) in page.MARKS.items()}
@@ -107,10 +139,16 @@ def test_a_page_is_given_back_all_but_what_is_between_the_marks_of_a_task(tmp_pa
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is(capsys):
-    for given in (["--tune", "nearby"], ["--seeds", "1", "--tune", "extent", "--tune-seeds", "2"]):
+    for given in (
+        ["--tune", "nearby"],
+        ["--task", "motion", "--methods", "tome"],
+        ["--seeds", "1", "--tune", "extent", "--tune-seeds", "2"],
+    ):
         with pytest.raises(SystemExit):
             study_positions.parsed(given)
     assert "exceeds the number of dense models (1): raise --seeds" in capsys.readouterr().err
+    with pytest.raises(InputError, match="give all, or some of"):
+        study_positions.parsed(["--methods", "tomes"])
     assert study_positions.parsed(["--tune", "extent, sizes counted", "--task", "motion"]).images == 96
 
 
@@ -124,14 +162,17 @@ def test_a_small_study_asks_tunes_and_teaches_at_every_share(task, tmp_path, mon
     steps = ["--base-steps", "4", "--tune-steps", "4", "--distill-steps", "4"]
     few = ["--seeds", "1", "--images", "2", "--rows", page.REFERENCE, "mean_angle", "--counted", "extent"]
     more = ["--tune", "extent, sizes counted", "--distill", page.REFERENCE, "--tune-shares", "0.5", "0.1"]
-    study_positions.main(["--task", task, "--output", str(tmp_path), "--shares", "0.5", *steps, *few, *more])
+    other = ["--methods", "tome"] if task == "layout" else []
+    study_positions.main(["--task", task, "--output", str(tmp_path), "--shares", "0.5", *steps, *few, *more, *other])
     folder = tmp_path if task == "layout" else tmp_path / "motion"
     study = json.loads((folder / "results.json").read_text())
     asked = [(one["how"], one["row"], one["share"]) for one in study["results"]]
+    rules = [("free", row, 0.25) for row in (page.REFERENCE, *rule_names())]
     trained = [("sft", "extent, sizes counted"), ("distill", page.REFERENCE)]
     assert asked == [
         ("free", "dense", 1.0),
         *(("free", row, 0.5) for row in (page.REFERENCE, "mean_angle")),
+        *(rules if other else ()),
         *((*pair, share) for pair in trained for share in (0.5, 0.1)),
     ]
     assert set(study["types"]) == set(page.kinds_of(study))
