@@ -31,8 +31,8 @@ class ApET(Method):
         ratio: fraction of a frame's tokens to keep: int(n * ratio) of n.
         basis: the number of basis tokens (k), fewer where a frame has fewer tokens.
         ridge: added to the diagonal; the published step inside the decoder, at layer 16, uses 0.1.
-        fps_start: the token at which sampling starts, or null. Padded to a longer frame's length, a frame that does not
-            have this token starts at its last one.
+        fps_start: the token at which sampling starts, or null. A frame that does not have this token starts at its last
+            one.
         released: as in the published code, with the basis tokens in other tokens' slots.
         mixed: with released, the weight of the basis token in such a slot: 0.5 for Qwen, 1 for LLaVA.
     """
@@ -55,11 +55,6 @@ class ApET(Method):
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")
         tokens = view.tokens.float()
-        if self.fps_start is not None and self.fps_start >= tokens.shape[1]:
-            raise InputError(
-                f"apet fps_start={self.fps_start} in a frame of {tokens.shape[1]} tokens: give the index of a token, "
-                "counted from 0, or null"
-            )
         basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
         kept = best(errors(tokens, basis, self.ridge), view)
         if not self.released:

@@ -7,7 +7,6 @@ import torch
 from recorded import cases
 from tolerances import assert_near
 
-from ppe_npu.errors import InputError
 from ppe_npu.methods import get
 from ppe_npu.methods.apet import errors, samples
 from ppe_npu.methods.view import View
@@ -84,14 +83,25 @@ def test_no_slot_is_replaced_and_every_start_is_the_same():
     assert grouping.representatives[1].tolist() == [63 - index for index in grouping.representatives[0].flip(0)]
 
 
-def test_a_start_that_a_frame_does_not_have_is_refused_or_its_last_token():
-    tokens, method = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0)), get("apet", fps_start=8)
-    with pytest.raises(InputError, match="apet fps_start=8 in a frame of 5 tokens: give the index of a token"):
-        method.group(View.of(tokens=tokens[:, :5], num_kept=2))
-    valid = torch.arange(12)[None] < 5  # the host knows only the longest frame of a batch
-    padded = method.group(View.of(tokens=tokens, valid=valid, num_kept=2))
-    last = get("apet", fps_start=4).group(View.of(tokens=tokens[:, :5], num_kept=2))
-    assert padded.labels[0, :5].tolist() == last.labels[0].tolist()
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("start", [None, 0, 2, 4, 8, 40])
+@pytest.mark.parametrize("tokens", [5, 13])
+def test_what_is_kept_does_not_depend_on_the_width_of_the_batch(tokens, start, released):
+    method = get("apet", fps_start=start, basis=3, released=released)
+    own = torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(tokens))
+    alone = method.group(View.of(tokens=own))
+    for width in (tokens + 1, 16, 64):
+        wide = torch.nn.functional.pad(own, (0, 0, 0, width - tokens), value=7.0)
+        view = View.of(tokens=wide, valid=torch.arange(width)[None] < tokens)
+        padded = method.group(view.keeping(method.kept(tokens)).blanked())
+        assert torch.equal(padded.labels[:, :tokens], alone.labels)
+        assert torch.equal(padded.representatives, alone.representatives)
+
+
+def test_a_start_that_a_frame_does_not_have_is_its_last_token():
+    tokens = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    beyond, last = (get("apet", fps_start=start).group(View.of(tokens=tokens, num_kept=2)) for start in (8, 4))
+    assert torch.equal(beyond.labels, last.labels)
 
 
 def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
