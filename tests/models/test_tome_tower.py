@@ -5,7 +5,7 @@ import torch
 from naive_ipcv import PROMPTS, TOWERS, clip, config, features, given, run
 from naive_tome import naive
 from prompts import GREEDY, check_alone, check_cache, kept_logits, logits
-from support import QUICK_FAMILIES, Prompt, random_model
+from support import QUICK_FAMILIES, Prompt, family_of, model_with, random_model
 from test_ipcv_laws import gradients
 from test_ipcv_passes import waits
 from tolerances import assert_equal, assert_rounds_alike, exact
@@ -24,15 +24,7 @@ METHOD = ToMeTower(0.4, merge_blocks=(1, 3, -3))
 SETTINGS = {"usual": METHOD, "few": ToMeTower(0.1, merge_blocks=(0,)), "late": ToMeTower(0.7, merge_blocks=(6, 7))}
 ALONE = [*PROMPTS, Prompt([2, ("image", (1, 1, 2)), 1, ("image", (1, 1, 3)), 1], seed=8)]
 
-
-@pytest.fixture(params=QUICK_FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(QUICK_FAMILIES), model_with(TOWERS)
 
 
 def frames_of(grid):
