@@ -211,7 +211,7 @@ class _Matching(Method):
         return found
 
 
-def groups_of(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+def group_offsets(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """[V] int64 View.tower_groups of a batch's tokens, from the cell at which each cell's group continues.
 
     Args:

@@ -14,7 +14,7 @@ from tower_laws import check_attending, check_checkpoints, check_looking, check_
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, PixelPrune, ToMeTower, VisionZip
-from ppe_npu.methods.tower_methods import groups_of
+from ppe_npu.methods.tower_methods import group_offsets
 from ppe_npu.methods.view import View
 from ppe_npu.models.fused import fuse
 
@@ -53,7 +53,7 @@ def test_the_decoder_is_given_a_groups_mean_at_its_members_positions(model, fami
         _, stands = naive(visual, inputs["pixel_values"], grid, METHOD, frames_of(grid))
     order = order_of(model, inputs)
     expected = [order.index(stands[at]) for at in order]
-    found = groups_of(torch.tensor(stands), torch.tensor(order)) + torch.arange(len(order))
+    found = group_offsets(torch.tensor(stands), torch.tensor(order)) + torch.arange(len(order))
     assert found.tolist() == expected
     settings = CompressionConfig(steps=[METHOD], positions="ppe", k=2, members="last")
     compress(model, settings).compression.keep_groups = True
