@@ -55,8 +55,8 @@ class ApET(Method):
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")
         tokens = view.tokens.float()
-        basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
-        kept = best(errors(tokens, basis, self.ridge), view)
+        basis = farthest_samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
+        kept = best(residuals(tokens, basis, self.ridge), view)
         if not self.released:
             return Grouping.of_kept(view, kept, "merge")
         return self._replaced(view, kept, basis)
@@ -100,7 +100,7 @@ class Mixed(Grouping):
         return replace(self, **vars(made), mixed=self.mixed.to(device, non_blocking=True))
 
 
-def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
+def farthest_samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
     """[F, count] int64 farthest-point samples of tokens [F, N, C] fp32, which are zero where absent. Each sample is the
     token farthest from its nearest earlier sample. If a cell has too few tokens, its first one is repeated."""
     if start is None:
@@ -117,7 +117,7 @@ def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int 
     return torch.cat(chosen, dim=1)
 
 
-def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
+def residuals(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
     """[F, N] fp32 length of the residual of each token [F, N, C] after ridge regression on the tokens `basis` [F, k].
 
     The k equations are solved by elimination. A basis token that depends on those before it, within rounding error, is

@@ -8,7 +8,7 @@ from recorded import cases
 from tolerances import assert_near
 
 from ppe_npu.methods import get
-from ppe_npu.methods.apet import errors, samples
+from ppe_npu.methods.apet import farthest_samples, residuals
 from ppe_npu.methods.view import View
 
 RECORDED = cases("apet")
@@ -27,9 +27,9 @@ def test_samples_errors_and_choice_are_the_published_ones(case):
     method = method_of(settings, given)
     assert method.kept(tokens.shape[1]) == settings["budget"]
     present = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    basis = samples(tokens, present, settings["basis"], settings["fps_start"])
+    basis = farthest_samples(tokens, present, settings["basis"], settings["fps_start"])
     assert basis[0].tolist() == given["basis"].tolist()
-    found = errors(tokens, basis, settings["ridge"])[0]
+    found = residuals(tokens, basis, settings["ridge"])[0]
     assert found.argsort(descending=True)[: settings["budget"]].tolist() == given["by_error"].tolist()
     grouping = method.group(View.of(tokens=tokens, num_kept=settings["budget"]))
     assert grouping.representatives[0].tolist() == given["kept"].tolist()
@@ -118,7 +118,7 @@ def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
 def test_of_tokens_that_the_basis_explains_wholly_the_first_come_first(channels):
     tokens = torch.randn(3, 40, channels, generator=torch.Generator().manual_seed(channels))
     present = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    assert not errors(tokens, samples(tokens, present, 10, None), 1e-5).any()
+    assert not residuals(tokens, farthest_samples(tokens, present, 10, None), 1e-5).any()
     assert get("apet").group(View.of(tokens=tokens, num_kept=12)).representatives.tolist() == [list(range(12))] * 3
 
 
@@ -129,7 +129,7 @@ def test_norms_far_apart_leave_the_choice_of_fp64(factor):
         scales = torch.logspace(-0.5, 0.5, 42)[torch.randperm(42, generator=random)] ** math.log10(factor)
         regions = 0.5 + torch.randn(3, 32, generator=random).repeat_interleave(14, dim=0)
         tokens = (regions + 0.3 * torch.randn(1, 42, 32, generator=random)) * scales[:, None]
-        basis = samples(tokens, torch.ones(1, 42, dtype=torch.bool), 10, None)
+        basis = farthest_samples(tokens, torch.ones(1, 42, dtype=torch.bool), 10, None)
         expected = by_fp64(tokens, basis)[0].sort(descending=True, stable=True).indices[:14]
         kept = get("apet").group(View.of(tokens=tokens, num_kept=14)).representatives[0]
         assert kept.tolist() == expected.sort().values.tolist()
@@ -145,10 +145,10 @@ def by_fp64(tokens, basis):
 @pytest.mark.parametrize(("channels", "scale"), [(16, 1.0), (64, 30.0), (512, 1.0)])
 def test_what_the_basis_leaves_is_that_of_fp64(channels, scale):
     tokens = scale * torch.randn(2, 60, channels, generator=torch.Generator().manual_seed(1))
-    basis = samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
+    basis = farthest_samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
     exact, rows = by_fp64(tokens, basis), tokens.double().gather(1, basis[:, :, None].expand(-1, -1, channels))
     others = torch.ones(2, 60, dtype=torch.bool).scatter_(1, basis, False)
-    found = errors(tokens, basis, 1e-5)
+    found = residuals(tokens, basis, 1e-5)
     assert not found[~others].any()
     condition = float(torch.linalg.cond(rows).max()) ** 2
     bound = torch.finfo(torch.float32).eps * 2 * (channels + 10) ** 0.5 * condition * tokens.double().norm(dim=-1)
