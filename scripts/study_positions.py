@@ -62,7 +62,7 @@ class RepresentativesAlone(DPCKNN):
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """A line of the table: its name, and the keys of its compression apart from the share of the tokens."""
 
     name: str
@@ -79,20 +79,20 @@ class Row:
         return CompressionConfig(steps=[task.step(self.method, share)], **self.keys)
 
 
-DENSE = Row("dense", {})
+DENSE = Variant("dense", {})
 
 
-def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
+def rows(counted_rules: Sequence[str] = COUNTED) -> list[Variant]:
     """The methods of the study, one per row of its tables: one position per token, with which all others are compared;
     PPE by every rule of positions; then one position, and PPE by `counted_rules`, with proportional attention."""
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
     return [
-        Row("one position", {"positions": "keep_one"}),
-        Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
-        *(Row(name, {**ppe, "members": name}) for name in rule_names()),
-        Row("one position, sizes counted", {"positions": "keep_one", **counted}),
-        *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
+        Variant("one position", {"positions": "keep_one"}),
+        Variant("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
+        *(Variant(name, {**ppe, "members": name}) for name in rule_names()),
+        Variant("one position, sizes counted", {"positions": "keep_one", **counted}),
+        *(Variant(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
     ]
 
 
@@ -120,7 +120,7 @@ class Questions:
 
 
 def ask_all(
-    folder: Path, weights: Path, questions: Questions, asked: Sequence[tuple[Row, float]], how: str
+    folder: Path, weights: Path, questions: Questions, asked: Sequence[tuple[Variant, float]], how: str
 ) -> list[dict[str, Any]]:
     """The scores of each row with these weights; scores that are already in the folder are read from there.
 
