@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, of_checkpoint
 from ppe_npu.checkpoints.loading import check_compression, load_processor
 from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.cli.output import say
@@ -60,7 +60,7 @@ def reading(args: argparse.Namespace) -> dict[str, bool]:
     return {"allow_bin": True} if args.allow_bin else {}
 
 
-def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Settings]:
+def generation(asked: list[str] | None, found: Checkpoint) -> tuple[GenerationSettings, GenerationSettings]:
     """(settings that change greedy search, the checkpoint's own settings); prints which of the latter are not used.
 
     Raises:

@@ -23,7 +23,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass
-class Looking:
+class GroupsPicture:
     """The file that is drawn, and the pictures that are drawn into it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Looking:
     seen: list[list[Image.Image]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> Looking | None:
+    def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> GroupsPicture | None:
         """From the values of --show and --token; None without --show.
 
         Raises:

@@ -20,7 +20,7 @@ from ppe_npu.checkpoints.generation_defaults import of_model
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import PixelCache, build_inputs
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import Asked, check_ids, chosen, first_edition, ignored, notice, recorded
+from ppe_npu.evaluation.decoding import GenerationChoice, check_ids, chosen, first_edition, ignored, notice, recorded
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
@@ -51,7 +51,7 @@ class ModelAnswers:
         max_new_tokens: int,
         sampling: VideoSampling | None = None,
         seed: int = 0,
-        generation: Asked = None,
+        generation: GenerationChoice = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self._own = of_model(model)

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, shown
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.reading import is_number
 
-Asked = str | Sequence[str] | Mapping[str, Any] | None
+GenerationChoice = str | Sequence[str] | Mapping[str, Any] | None
 CHECKPOINT = "checkpoint"
-GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY: GenerationSettings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BIASES = "sequence_bias"
@@ -78,7 +78,7 @@ _ONCE_LEFT = (
 )
 
 
-def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
+def chosen(asked: GenerationChoice, own: Mapping[str, Any]) -> GenerationSettings:
     """The generation settings to use beside GREEDY.
 
     Args:
@@ -93,7 +93,7 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
         InputError: a name that cannot be asked for, a value of another kind, or one that has no effect.
     """
     singles = dict(asked) if isinstance(asked, Mapping) else dict(map(_parsed, _listed(asked)))
-    values: Settings = {}
+    values: GenerationSettings = {}
     if singles.pop(CHECKPOINT, None) is not None:
         values = {name: value for name, value in own.items() if name in ASKABLE and not is_neutral(name, value)}
         values = {name: value for name, value in values.items() if not _idle(name, {**values, **singles})}
@@ -178,7 +178,7 @@ def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
         yield value
 
 
-def recorded(values: Mapping[str, Any]) -> Settings:
+def recorded(values: Mapping[str, Any]) -> GenerationSettings:
     """The "generation" entry of a run's settings.json: the rules by which its answers were decoded."""
     return {**GREEDY, **values}
 
@@ -188,12 +188,12 @@ def beside_greedy(generation: Mapping[str, Any]) -> str:
     return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
 
 
-def first_edition(own: Mapping[str, Any]) -> Settings:
+def first_edition(own: Mapping[str, Any]) -> GenerationSettings:
     """recorded() for a run that recorded no rules: the first edition left some settings of the checkpoint in force."""
     return recorded({name: own[name] for name in _ONCE_LEFT if name in own and not is_neutral(name, own[name])})
 
 
-def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
+def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> GenerationSettings:
     """The settings of a checkpoint that are not used, with values that JSON can hold, long ones shortened."""
     left = {
         name: own[name]

@@ -33,7 +33,7 @@ from ppe_npu.utils.reading import checksum
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
-    from ppe_npu.evaluation.decoding import Asked
+    from ppe_npu.evaluation.decoding import GenerationChoice
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # the longest answer if neither the user nor the benchmark sets a length
@@ -53,7 +53,7 @@ def evaluate(
     sampling: VideoSampling | None = None,
     name: str | None = None,
     seed: int = 0,
-    generation: Asked = None,
+    generation: GenerationChoice = None,
 ) -> dict[str, Any]:
     """Answer every sample once, score the answers and write the results.
 

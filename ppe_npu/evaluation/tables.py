@@ -13,8 +13,6 @@ from ppe_npu.evaluation import cost_table
 from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
 from ppe_npu.utils import escape
 
-Row = Mapping[str, Any]
-
 
 class Markup(str):
     """A cell that is Markdown already."""
@@ -42,7 +40,7 @@ def _named(what: str, protocol: str) -> str:
     return f"{what}, under protocol {protocol}" if protocol else what
 
 
-Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
+TableCells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
 
 
 def overview(comparison: Mapping[str, Any]) -> str:
@@ -50,7 +48,7 @@ def overview(comparison: Mapping[str, Any]) -> str:
     return markdown(*overview_cells(comparison))
 
 
-def overview_cells(comparison: Mapping[str, Any]) -> Cells:
+def overview_cells(comparison: Mapping[str, Any]) -> TableCells:
     """Rows grouped by the share of tokens kept, a column per benchmark, then the average and the percentage of dense's
     scores. A line that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
@@ -71,7 +69,7 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
     return head, lines
 
 
-def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
+def scores_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells:
     """One benchmark: each method's score with its interval, and the difference from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
     if found["headline"]:  # accuracy by type is another measure than the headline; metrics_cells() shows metrics
@@ -90,7 +88,7 @@ def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     return head, lines
 
 
-def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def types_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """One benchmark's question types, a row each; None if they are few enough for columns of scores_cells()."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
@@ -98,7 +96,7 @@ def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     return [_named("accuracy, % by type", protocol), *(row["name"] for row in found["rows"])], lines
 
 
-def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """The benchmark's other metrics, a row each; None if the other tables show all of them."""
     there = [found["score"]] if found["headline"] else found["types"]
     names = [name for name in found["metrics"] if name not in there]
@@ -110,7 +108,7 @@ def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     return [_named(head, protocol), *(row["name"] for row in found["rows"])], lines
 
 
-def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
+def costs_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells:
     """One benchmark: the cost of an answer with each method. The runs' own times are shown only if there is no
     interleaved pass."""
     measured = found.get("interleaved")
@@ -122,7 +120,7 @@ def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     return [_named("method", protocol), *(label for label, _, _ in shown)], lines
 
 
-def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def turns_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """The costs that an interleaved pass measured; None if there was none."""
     measured = found.get("interleaved")
     if measured is None:
@@ -130,7 +128,7 @@ def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     return [_named("method", protocol), *cost_table.head(measured)], cost_table.lines(found, measured)
 
 
-def all_cells(found: Mapping[str, Any], protocol: str) -> list[Cells]:
+def all_cells(found: Mapping[str, Any], protocol: str) -> list[TableCells]:
     """All tables of one benchmark."""
     makers = (scores_cells, types_cells, metrics_cells, costs_cells, turns_cells)
     return [cells for cells in (make(found, protocol) for make in makers) if cells is not None]
@@ -165,12 +163,12 @@ def probability(p: float) -> str:
     return f"{p:.2g}" if p else "<1e-300"
 
 
-def _spread(value: float | None, spread: Sequence[float] | None, scale: Row) -> str:
+def _spread(value: float | None, spread: Sequence[float] | None, scale: Mapping[str, Any]) -> str:
     """A score as text; for several runs the mean, then the least and the greatest score."""
     return shown(value, scale) + (f" ({shown(spread[0], scale)} to {shown(spread[1], scale)})" if spread else "")
 
 
-def _interval(row: Row, scale: Row, sign: str = "") -> str:
+def _interval(row: Mapping[str, Any], scale: Mapping[str, Any], sign: str = "") -> str:
     return "-" if row["low"] is None else f"{shown(row['low'], scale, sign)} to {shown(row['high'], scale, sign)}"
 
 

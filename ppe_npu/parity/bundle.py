@@ -23,7 +23,7 @@ from ppe_npu.backends.parity import CASES, Case, Row, compare
 from ppe_npu.backends.parity.run import DTYPES, CaseRun
 from ppe_npu.errors import InputError
 from ppe_npu.files import check_writable
-from ppe_npu.parity.end_to_end import Results, rows_of, run, run_references, settings
+from ppe_npu.parity.end_to_end import ModelResults, rows_of, run, run_references, settings
 from ppe_npu.parity.files import (
     RECORDED,
     Tensors,
@@ -191,7 +191,7 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
     return out
 
 
-def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[Results, list[Row]]:
+def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[ModelResults, list[Row]]:
     model = build_model(SEED)
     model.load_state_dict(_named(tensors, "model/weights/"))
     inputs = _named(tensors, f"model/{dtype}/inputs/")
@@ -201,7 +201,7 @@ def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors)
     return ours, rows_of(setting, dtype, ours, *references)
 
 
-def _kept(results: Results) -> Tensors:
+def _kept(results: ModelResults) -> Tensors:
     """The part of the results that a bundle holds."""
     gradients = torch.cat([gradient.flatten() for gradient in results.gradients.values()])
     few = gradients[:: max(len(gradients) // _GRADIENTS, 1)]

@@ -49,7 +49,9 @@ def test_a_wrong_operator_fails_every_setting_that_uses_it(op, monkeypatch):
     plain = end_to_end.run(build_model(), build_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=False)
     monkeypatch.setattr(backends.dispatch, "call", off)
     ours = end_to_end.run(build_model(), build_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=True)
-    wrong = [what for what, _, error, bound in end_to_end.errors(ours, plain, exact, torch.float32) if error > bound]
+    wrong = [
+        what for what, _, error, bound in end_to_end.model_errors(ours, plain, exact, torch.float32) if error > bound
+    ]
     assert {"logits", "gradients"} <= set(wrong)
 
 
