@@ -15,7 +15,7 @@ from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.cli.output import say
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import check_ids, chosen, notice
+from ppe_npu.evaluation.decoding import check_ids, generation_settings, notice
 from ppe_npu.models import another_k
 from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import as_compression
@@ -67,7 +67,7 @@ def generation(asked: list[str] | None, found: Checkpoint) -> tuple[GenerationSe
         InputError: an invalid setting, a token that the model lacks, or a broken generation_config.json.
     """
     own = of_checkpoint(found.model)
-    values = chosen(asked, own)
+    values = generation_settings(asked, own)
     if values:
         check_ids(values, _vocabulary(found.model))
     say(notice(own, values))

@@ -94,7 +94,7 @@ def _measure(model: Any, runs: Sequence[AskedRun], asked: int | None, answers: C
     rounds = f"{count} or more rounds, until the ratios are known (--cost-rounds 0: not at all)"
     print(f"ppe-npu: {name}: measuring costs in {rounds}", file=sys.stderr)
     dense = next((t for t, run in zip(titles, runs) if run.config.is_dense and run.share is None), titles[0])
-    samples = cost_pass.chosen(runs[0].benchmark, PROMPTS)
+    samples = cost_pass.spread_samples(runs[0].benchmark, PROMPTS)
     candidates = []
     for title, run in zip(titles, runs):
         compress(model, run.config)
@@ -165,7 +165,7 @@ def _draw(runs: Sequence[AskedRun], candidates: Sequence[cost_pass.Candidate], s
 def _differing(runs: Sequence[AskedRun], known: Sequence[Any]) -> list[Any]:
     """Samples to draw, on which the runs differ; none if they cannot be read, as the scores do not depend on them."""
     try:
-        return group_pictures.differing(runs[0].benchmark, [run.folder for run in runs], known)
+        return group_pictures.differing_samples(runs[0].benchmark, [run.folder for run in runs], known)
     except cost_pass.FAULTS as error:
         print(f"ppe-npu: {runs[0].benchmark.name}: no further samples are drawn ({error})", file=sys.stderr)
         return []

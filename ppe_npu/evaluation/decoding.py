@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, shown
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, value_text
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.reading import is_number
@@ -78,7 +78,7 @@ _ONCE_LEFT = (
 )
 
 
-def chosen(asked: GenerationChoice, own: Mapping[str, Any]) -> GenerationSettings:
+def generation_settings(asked: GenerationChoice, own: Mapping[str, Any]) -> GenerationSettings:
     """The generation settings to use beside GREEDY.
 
     Args:
@@ -101,13 +101,13 @@ def chosen(asked: GenerationChoice, own: Mapping[str, Any]) -> GenerationSetting
         _check_name(name)
         if _idle(name, {**values, **singles}):
             needed = "do_sample=true" if name in _SAMPLING else "num_beams=2 or more"
-            raise InputError(f"generation {name}={shown(value)} has no effect without {needed}: ask for both")
+            raise InputError(f"generation {name}={value_text(value)} has no effect without {needed}: ask for both")
     values |= singles
     for name, value in values.items():
         words, right = ASKABLE[name]
         if not (right(value) or (value == 0 and is_neutral(name, value))):
             whose, remedy = ("", "") if name in singles else ("the checkpoint's ", f": override it with {name}=...")
-            raise InputError(f"{whose}generation {name}={shown(value)} must be {words}{remedy}")
+            raise InputError(f"{whose}generation {name}={value_text(value)} must be {words}{remedy}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers accepts no int for some of these
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
@@ -126,7 +126,9 @@ def _parsed(text: str) -> tuple[str, Any]:
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
     if not equals:
-        raise InputError(f"generation {shown(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
+        raise InputError(
+            f"generation {value_text(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05"
+        )
     try:
         return name.strip(), json.loads(value)
     except (ValueError, RecursionError):
@@ -137,7 +139,7 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name} is not among these settings: use max_new_tokens (--max-new-tokens)")
     if name not in ASKABLE:
-        named = printable(name) if len(name) < _LONGEST else shown(name)
+        named = printable(name) if len(name) < _LONGEST else value_text(name)
         raise InputError(f"generation {named} is not supported: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
@@ -201,7 +203,8 @@ def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> GenerationSett
         if name in own and not is_neutral(name, own[name]) and values.get(name) != own[name]
     }
     return {
-        name: value if isinstance(value, bool) or is_number(value) else shown(value) for name, value in left.items()
+        name: value if isinstance(value, bool) or is_number(value) else value_text(value)
+        for name, value in left.items()
     }
 
 
@@ -227,4 +230,4 @@ def generation_config(values: Mapping[str, Any], max_new_tokens: int, **tokens: 
 
 def described(values: Mapping[str, Any]) -> str:
     """Settings in one line."""
-    return ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())

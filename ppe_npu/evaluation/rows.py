@@ -168,7 +168,7 @@ def unshowable(row: Row) -> str | None:
     return _unscored(row)
 
 
-def fault(row: Row) -> str | None:
+def row_fault(row: Row) -> str | None:
     """What keeps a row from being counted; None if nothing does."""
     lacking = [key for key in (*QUESTION, "answer", "score") if key not in row]
     if lacking:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
+from ppe_npu.evaluation.scale import PERCENT, is_percent, named, scaled
 from ppe_npu.utils import escape
 
 
@@ -64,8 +64,8 @@ def overview_cells(comparison: Mapping[str, Any]) -> TableCells:
         if row["group"] != group:
             group = row["group"]
             lines.append([Markup(f"**{escape.markdown(group)}**"), *[""] * (len(head) - 1)])
-        scores = [shown(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
-        lines.append([row["name"], *scores, shown(row["average"], PERCENT), shown(row["of_dense"], PERCENT)])
+        scores = [scaled(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
+        lines.append([row["name"], *scores, scaled(row["average"], PERCENT), scaled(row["of_dense"], PERCENT)])
     return head, lines
 
 
@@ -84,7 +84,11 @@ def scores_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells:
         if against is None:
             lines[-1] += ["-", "-", "-"]
         else:
-            lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), probability(against["p"])]
+            lines[-1] += [
+                scaled(against["mean"], scale, "+"),
+                _interval(against, scale, "+"),
+                probability(against["p"]),
+            ]
     return head, lines
 
 
@@ -92,7 +96,7 @@ def types_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | No
     """One benchmark's question types, a row each; None if they are few enough for columns of scores_cells()."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
-    lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
+    lines = [[kind, *(scaled(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
     return [_named("accuracy, % by type", protocol), *(row["name"] for row in found["rows"])], lines
 
 
@@ -104,7 +108,7 @@ def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | 
         return None
     scale = found["metrics_scale"]
     head = "metric, points" if scale["factor"] == 1 and scale["maximum"] else named("metric", scale)
-    lines = [[name, *(shown(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
+    lines = [[name, *(scaled(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
     return [_named(head, protocol), *(row["name"] for row in found["rows"])], lines
 
 
@@ -165,11 +169,11 @@ def probability(p: float) -> str:
 
 def _spread(value: float | None, spread: Sequence[float] | None, scale: Mapping[str, Any]) -> str:
     """A score as text; for several runs the mean, then the least and the greatest score."""
-    return shown(value, scale) + (f" ({shown(spread[0], scale)} to {shown(spread[1], scale)})" if spread else "")
+    return scaled(value, scale) + (f" ({scaled(spread[0], scale)} to {scaled(spread[1], scale)})" if spread else "")
 
 
 def _interval(row: Mapping[str, Any], scale: Mapping[str, Any], sign: str = "") -> str:
-    return "-" if row["low"] is None else f"{shown(row['low'], scale, sign)} to {shown(row['high'], scale, sign)}"
+    return "-" if row["low"] is None else f"{scaled(row['low'], scale, sign)} to {scaled(row['high'], scale, sign)}"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -30,8 +30,8 @@ from ppe_npu.parity.files import (
     case_place,
     cases_of,
     check_replaceable,
-    compared,
     cotangents_place,
+    fixed_part,
     load,
     model_place,
     save,
@@ -77,7 +77,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
         "not_recorded": missing,
         "rows": [vars(row) | {name: _json(getattr(row, name)) for name in ("error", "allowed")} for row in rows],
     }
-    save(folder, manifest | compared(), tensors)
+    save(folder, manifest | fixed_part(), tensors)
     return rows
 
 

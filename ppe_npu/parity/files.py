@@ -51,7 +51,7 @@ def model_place(setting: str, dtype: str) -> str:
     return f"model/{dtype}/{setting}"
 
 
-def compared() -> dict:
+def fixed_part() -> dict:
     """The part of the manifest that must equal what this version writes."""
     return {
         "cases": [_title(case) for case in CASES],
@@ -160,7 +160,7 @@ def expected(manifest: dict) -> dict[str, torch.Tensor | None]:
 
 
 def _check_manifest(folder: Path, manifest: dict) -> None:
-    for key, value in compared().items():
+    for key, value in fixed_part().items():
         given = manifest.get(key)
         if key == "cases" and isinstance(given, list):
             given = [case for case in given if not str(case).startswith(f"{_RETIRED}:")]
