@@ -36,7 +36,7 @@ from ppe_npu.parity.files import (
     model_place,
     save,
 )
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model, with_features
 
 SEED = 0
 _GRADIENTS = 2048  # elements of a model's gradients that a bundle keeps, evenly spread
@@ -60,7 +60,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
     for dtype in _dtypes(device):
         for case in CASES:
             rows += _record_case(case, dtype, device, tensors, missing)
-    model, inputs = build_model(SEED), build_inputs(SEED)
+    model, inputs = parity_model(SEED), parity_inputs(SEED)
     tensors |= {f"model/weights/{name}": value for name, value in model.state_dict().items()}
     for dtype in _dtypes(device):
         given = inputs if dtype == "fp32" else with_features(model.to(DTYPES[dtype]), inputs)
@@ -192,7 +192,7 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
 
 
 def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[ModelResults, list[Row]]:
-    model = build_model(SEED)
+    model = parity_model(SEED)
     model.load_state_dict(_named(tensors, "model/weights/"))
     inputs = _named(tensors, f"model/{dtype}/inputs/")
     references = run_references(model, inputs, setting, dtype)

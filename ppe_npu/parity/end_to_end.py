@@ -18,7 +18,7 @@ from ppe_npu.backends import dispatch
 from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.backends.parity import Row, compare
 from ppe_npu.models.fused import fuse
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model, with_features
 
 STEPS, NEW_TOKENS, LEARNING_RATE = 5, 6, 1e-3
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def settings(dtype: str) -> list[str]:
 
 
 def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
-    model, inputs = build_model(), build_inputs()
+    model, inputs = parity_model(), parity_inputs()
     if dtype != "fp32":
         model = model.to(DTYPES[dtype])
         inputs = with_features(model, inputs)
@@ -141,7 +141,7 @@ def run(
     """Compute everything that is compared, with a copy of the model on a device in a dtype.
 
     Args:
-        inputs: those of build_inputs or with_features, with labels.
+        inputs: those of parity_inputs or with_features, with labels.
         fused: whether to compute through ppe_npu.backends instead of plain transformers.
         answers: whether to also generate greedy ids, if the inputs have pixels.
     """

@@ -18,7 +18,7 @@ from ppe_npu.backends.parity.run import DTYPES, case_tensors
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.parity.end_to_end import settings
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model
 from ppe_npu.utils.reading import json_or_none
 
 FORMAT = "ppe_npu parity bundle 2"
@@ -135,7 +135,7 @@ def expected(manifest: dict) -> dict[str, torch.Tensor | None]:
     """name -> an example of the tensor's shape, dtype and values, for every tensor that a bundle must hold; None for
     results and cotangents, which are checked later."""
     dtypes, not_recorded = manifest["dtypes"], manifest["not_recorded"]
-    model, inputs = build_model(), build_inputs()
+    model, inputs = parity_model(), parity_inputs()
     names: dict[str, torch.Tensor | None] = {f"model/weights/{key}": value for key, value in model.state_dict().items()}
     for dtype in dtypes:
         given = {name: value for name, value in inputs.items() if dtype == "fp32" or not name.startswith("pixel")}
