@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ppe_npu import compress
 from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import scenes, tiny
-from ppe_npu.demo.methods import Row
+from ppe_npu.demo.methods import TableRow
 from ppe_npu.errors import InputError
 from ppe_npu.files import write_bytes
 from ppe_npu.inspect.show import draw_strip
@@ -41,7 +41,7 @@ def pictures() -> list[Image.Image]:
 def config_of(name: str, ratio: float) -> CompressionConfig | None:
     """A config of this method alone, at this share and at the place that it has in the demo; None if it is invalid."""
     try:
-        return Row(name, "keep_one", ratio, False).config
+        return TableRow(name, "keep_one", ratio, False).config
     except InputError:
         return None
 

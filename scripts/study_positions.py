@@ -64,7 +64,7 @@ class RepresentativesAlone(DPCKNN):
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """A line of the table: its name, and the keys of its compression apart from the share of the tokens.
 
     Args:
@@ -84,32 +84,32 @@ class Row:
         if self is DENSE:
             return CompressionConfig.preset("dense")
         if isinstance(self.method, str):
-            return methods.Row(self.method, self.keys["positions"], share, False).config.changed(**self.keys)
+            return methods.TableRow(self.method, self.keys["positions"], share, False).config.changed(**self.keys)
         return CompressionConfig(steps=[task.step(self.method, share)], **self.keys)
 
 
-DENSE = Row("dense", {})
+DENSE = Variant("dense", {})
 
 
-def rows(counted_rules: Sequence[str] = COUNTED) -> list[Row]:
+def rows(counted_rules: Sequence[str] = COUNTED) -> list[Variant]:
     """The methods of the study, one per row of its tables: one position per token, with which all others are compared;
     PPE by every rule of positions; then one position, and PPE by `counted_rules`, with proportional attention."""
     ppe = {"positions": "ppe", "k": K}
     counted = {"proportional_attention": True}
     return [
-        Row(REFERENCE, {"positions": "keep_one"}),
-        Row("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
-        *(Row(name, {**ppe, "members": name}) for name in rule_names()),
-        Row("one position, sizes counted", {"positions": "keep_one", **counted}),
-        *(Row(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
+        Variant(REFERENCE, {"positions": "keep_one"}),
+        Variant("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
+        *(Variant(name, {**ppe, "members": name}) for name in rule_names()),
+        Variant("one position, sizes counted", {"positions": "keep_one", **counted}),
+        *(Variant(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
     ]
 
 
-def rows_of(names: Sequence[str]) -> list[Row]:
+def rows_of(names: Sequence[str]) -> list[Variant]:
     """For each of these methods one position, and PPE by every rule, on the groups of that method."""
     ppe = {"positions": "ppe", "k": K}
     rules = {REFERENCE: {"positions": "keep_one"}, **{name: {**ppe, "members": name} for name in rule_names()}}
-    return [Row(rule, keys, name) for name in names for rule, keys in rules.items()]
+    return [Variant(rule, keys, name) for name in names for rule, keys in rules.items()]
 
 
 class Questions:
@@ -136,7 +136,7 @@ class Questions:
 
 
 def ask_all(
-    folder: Path, weights: Path, questions: Questions, asked: Sequence[tuple[Row, float]], how: str
+    folder: Path, weights: Path, questions: Questions, asked: Sequence[tuple[Variant, float]], how: str
 ) -> list[dict[str, Any]]:
     """The scores of each row with these weights; scores that are already in the folder are read from there.
 

@@ -102,6 +102,17 @@ def _random_model(seed: int, family: str, tower: dict | None, text: dict):
     return model
 
 
+def family_of(names):
+    """A fixture, for a test file's `family`: each of these families in turn."""
+    return pytest.fixture(params=names)(lambda request: request.param)
+
+
+def model_with(towers: dict):
+    """A fixture, for a test file's `model`: a random model of the fixture `family`, whose tower is the one of these
+    for the family, if there is one."""
+    return pytest.fixture()(lambda family: random_model(family=family, tower=towers.get(family)))
+
+
 def slow_to_forget(model) -> None:
     """Makes the states of linear attention decay slowly. As transformers initialises them, sums of log decays are so
     large that results are rounded differently where padding shifts the chunks of tokens."""

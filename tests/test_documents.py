@@ -156,7 +156,7 @@ def words_of_the_glossary() -> list[str]:
 
 
 # Classes of the engine whose names are words of the field, or say what the class does.
-PLAIN = {"block", "compression", "masking", "movable", "prefill", "prompt", "text", "token", "video"}
+PLAIN = {"block", "compression", "masking", "movable", "prefill", "prompt", "text", "token"}
 PLAIN |= {"dropping", "joined", "joining", "rebuilding", "unpacked"}
 
 

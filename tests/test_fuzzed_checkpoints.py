@@ -18,7 +18,7 @@ from ppe_npu.checkpoints.loading import check_compression, load_model, load_proc
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.decoding import ASKABLE, chosen, ignored, notice, recorded
+from ppe_npu.evaluation.decoding import ASKABLE, generation_settings, ignored, notice, recorded
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.models import compress
 from ppe_npu.training.adapted import Checkpoint
@@ -35,7 +35,7 @@ def answer(folder: Path) -> list[str]:
     content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "shape red"}]
     inputs = build_inputs(processor, [[{"role": "user", "content": content}]])
     own = of_checkpoint(found.model)
-    asked = chosen("checkpoint", own)
+    asked = generation_settings("checkpoint", own)
     assert "\n" not in f"{ignored(own, asked)}{notice(own, asked)}"
     return generate(compress(found.load("cpu"), CONFIG), processor, inputs, 2).answers
 
@@ -122,7 +122,7 @@ def test_whatever_is_asked_of_generate_is_refused_or_works(tiny_folder):
         beside = {"num_beams": 2} if name in ("early_stopping", "length_penalty") else {"do_sample": True}
         for value in (*JUNK, 1, 2, 50, 1000, 1e-6, 1e6, -50, [0], [1, 2], [[1, 2], [3]], [[[1], 2.0]], 2**63, "never"):
             try:
-                asked = chosen({**beside, name: value}, {})
+                asked = generation_settings({**beside, name: value}, {})
                 json.dumps(recorded(asked))
                 with bounded((name, value)):
                     generate(model, processor, inputs, 2, None, asked)

@@ -219,6 +219,9 @@ def test_variables_of_make_become_options(plan):
     options = "--batch-size 2 --device cpu --model m --data-root d --ratio 0.25 0.45 --k 4"
     assert last("eval", *named) == f".venv/bin/ppe-npu eval {options}"
     assert last("demo", "FULL=1", "TRAINING_FREE=0") == ".venv/bin/ppe-npu demo --full"
+    # An explicit auto overrides a recipe's device; without DEVICE the recipe decides.
+    assert last("train", "RECIPE=r", "DEVICE=auto") == ".venv/bin/ppe-npu train --device auto --config r"
+    assert last("train", "RECIPE=r") == ".venv/bin/ppe-npu train --config r"
     launched, nodes = ".venv/bin/python -m ppe_npu.cli.launch", "--nnodes 2 --node-rank 1 --master-addr host"
     alone = ("train", "NPROC=8", "NODE_RANK=1", "MASTER_ADDR=host", "RECIPE=r")
     assert last(*alone) == f"{launched} --nproc-per-node 8 -m ppe_npu.cli train --config r"

@@ -16,7 +16,7 @@ from command_line import refused
 from ppe_npu import cli
 from ppe_npu.cli.completion import _PATHS
 from ppe_npu.cli.demo import check_demos_own
-from ppe_npu.cli.looking import Looking
+from ppe_npu.cli.looking import GroupsPicture
 from ppe_npu.cli.parser import build_parser
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.pictures import load_image
@@ -121,7 +121,7 @@ def closed(tmp_path):
 def test_where_a_file_cannot_be_is_said_before_it_is_made(closed):
     for place in closed:
         with pytest.raises(UserError, match=r"(name|name another) (place|a file)"):
-            Looking.of(f"{place}.png", None, PPE)
+            GroupsPicture.of(f"{place}.png", None, PPE)
         with pytest.raises(UserError, match=r"(name|name another) (place|a file)"):
             check_place(place.with_suffix(".md"))
 

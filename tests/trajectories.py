@@ -18,7 +18,7 @@ from ppe_npu import compress
 from ppe_npu.backends.common import IGNORED
 from ppe_npu.backends.device import exact_matmul
 from ppe_npu.models.fused import fuse
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model
 
 RECORDS = Path(__file__).parent / "data" / "trajectories.json"
 STEPS, RATE = 20, 5e-3
@@ -43,11 +43,11 @@ class Trajectory:
 
 def walk(setting: str, device: str = "cpu", dtype: torch.dtype = torch.float32, fused: bool = True) -> Trajectory:
     """Runs the steps. fused: with the operators of ppe_npu.backends; otherwise as transformers computes."""
-    model = copy.deepcopy(build_model()).to(device, dtype)
+    model = copy.deepcopy(parity_model()).to(device, dtype)
     compress(fuse(model) if fused else model, SETTINGS[setting])
     inputs = {
         name: value.to(device, dtype if value.is_floating_point() and name != "second_per_grid_ts" else value.dtype)
-        for name, value in build_inputs().items()
+        for name, value in parity_inputs().items()
     }
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, found = torch.optim.SGD(parameters, lr=RATE), Trajectory([], [], [], [])

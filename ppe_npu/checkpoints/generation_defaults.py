@@ -12,7 +12,7 @@ from typing import Any
 from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.errors import InputError, first_line
 
-Settings = dict[str, Any]
+GenerationSettings = dict[str, Any]
 # Values that do what transformers does by default. A field that is not listed is neutral if it is None, false or empty.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "max_length": (20,),
@@ -41,7 +41,7 @@ _TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_
 _ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 
-def of_checkpoint(path: str | Path) -> Settings:
+def of_checkpoint(path: str | Path) -> GenerationSettings:
     """A checkpoint's settings for generate(), from generation_config.json, or from config.json if there is none.
 
     Args:
@@ -64,11 +64,11 @@ def of_checkpoint(path: str | Path) -> Settings:
     for name, value in found.items():
         wanted = None if value is None else _expected(name, value)
         if wanted:
-            raise InputError(f"{file}: {name} is {shown(value)}, not {wanted}: fix it, or delete the entry")
+            raise InputError(f"{file}: {name} is {value_text(value)}, not {wanted}: fix it, or delete the entry")
     return found
 
 
-def of_model(model: Any) -> Settings:
+def of_model(model: Any) -> GenerationSettings:
     """A loaded model's settings for generate(): those of its checkpoint, and those that were set since."""
     live = {name: value for name, value in vars(model.generation_config).items() if value is not None}
     return {**getattr(model, "checkpoint_generation", {}), **live}
@@ -104,7 +104,7 @@ def unloadable(path: str | Path) -> dict[str, None]:
     return {name: None for name in refused if hasattr(config, name)}  # transformers itself drops some
 
 
-def token_ids(found: Mapping[str, Any]) -> Settings:
+def token_ids(found: Mapping[str, Any]) -> GenerationSettings:
     """The ids of special tokens among a checkpoint's settings."""
     return {name: found[name] for name in _TOKENS[:3] if found.get(name) is not None}
 
@@ -127,7 +127,7 @@ def _file(path: str | Path, name: str) -> Path | None:
     return file if file.exists() else None
 
 
-def _read(file: Path) -> Settings:
+def _read(file: Path) -> GenerationSettings:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise InputError(f"{file} is not a file: save the checkpoint again")
@@ -135,7 +135,7 @@ def _read(file: Path) -> Settings:
     except (OSError, RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(found, dict):
-        raise InputError(f"{file} is {shown(found)}, not the settings of generate(): save the checkpoint again")
+        raise InputError(f"{file} is {value_text(found)}, not the settings of generate(): save the checkpoint again")
     return found
 
 
@@ -171,7 +171,7 @@ def is_neutral(name: str, value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value on one line, shortened."""
     try:
         text = value if isinstance(value, str) else json.dumps(value)

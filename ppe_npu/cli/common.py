@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import Settings, of_checkpoint
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, of_checkpoint
 from ppe_npu.checkpoints.loading import check_compression, load_processor
 from ppe_npu.checkpoints.trust import NO_CODE
 from ppe_npu.cli.output import say
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import check_ids, chosen, notice
+from ppe_npu.evaluation.decoding import check_ids, generation_settings, notice
 from ppe_npu.models import another_k
 from ppe_npu.training.adapted import Checkpoint
 from ppe_npu.training.args import as_compression
@@ -60,14 +60,14 @@ def reading(args: argparse.Namespace) -> dict[str, bool]:
     return {"allow_bin": True} if args.allow_bin else {}
 
 
-def generation(asked: list[str] | None, found: Checkpoint) -> tuple[Settings, Settings]:
+def generation(asked: list[str] | None, found: Checkpoint) -> tuple[GenerationSettings, GenerationSettings]:
     """(settings that change greedy search, the checkpoint's own settings); prints which of the latter are not used.
 
     Raises:
         InputError: an invalid setting, a token that the model lacks, or a broken generation_config.json.
     """
     own = of_checkpoint(found.model)
-    values = chosen(asked, own)
+    values = generation_settings(asked, own)
     if values:
         check_ids(values, _vocabulary(found.model))
     say(notice(own, values))

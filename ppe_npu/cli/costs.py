@@ -23,7 +23,7 @@ from ppe_npu.models import compress
 from ppe_npu.utils.reading import json_or_none
 
 if TYPE_CHECKING:
-    from ppe_npu.cli.evaluate import Asked
+    from ppe_npu.cli.evaluate import AskedRun
 
 _LEAST = 2  # least rounds if --cost-rounds is not given and rounds take long
 _NEAR = 0.01  # shares of the tokens that differ by no more than this count as the same
@@ -69,7 +69,7 @@ def kept_shares(results: Iterable[dict[str, Any]], known: Iterable[float]) -> li
     return sorted(found - set(known), reverse=True)
 
 
-def measure(model: Any, runs: Sequence[Asked], args: argparse.Namespace, answers: Callable[[Asked], Any]) -> None:
+def measure(model: Any, runs: Sequence[AskedRun], args: argparse.Namespace, answers: Callable[[AskedRun], Any]) -> None:
     """Write a cost pass for every benchmark that has several methods; a pass that fails is reported and left out.
 
     Args:
@@ -86,7 +86,7 @@ def measure(model: Any, runs: Sequence[Asked], args: argparse.Namespace, answers
             print(f"ppe-npu: {own[0].benchmark.name}: costs were not measured ({error})", file=sys.stderr)
 
 
-def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Callable[[Asked], Any]) -> None:
+def _measure(model: Any, runs: Sequence[AskedRun], asked: int | None, answers: Callable[[AskedRun], Any]) -> None:
     name, folder, count = runs[0].benchmark.name, runs[0].folder.parent, asked or ROUNDS
     titles = [_title(run) for run in runs]
     if len(runs) < 2 or (asked is None and _measured(folder, runs)):
@@ -94,7 +94,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     rounds = f"{count} or more rounds, until the ratios are known (--cost-rounds 0: not at all)"
     print(f"ppe-npu: {name}: measuring costs in {rounds}", file=sys.stderr)
     dense = next((t for t, run in zip(titles, runs) if run.config.is_dense and run.share is None), titles[0])
-    samples = cost_pass.chosen(runs[0].benchmark, PROMPTS)
+    samples = cost_pass.spread_samples(runs[0].benchmark, PROMPTS)
     candidates = []
     for title, run in zip(titles, runs):
         compress(model, run.config)
@@ -107,7 +107,7 @@ def _measure(model: Any, runs: Sequence[Asked], asked: int | None, answers: Call
     cost_pass.write(folder, {**found, "of": of}, label(runs[0].identity))
 
 
-def _title(run: Asked) -> str:
+def _title(run: AskedRun) -> str:
     return run_title({"compression": run.config.to_dict(), "smaller_input": run.share})
 
 
@@ -117,19 +117,19 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _marks_of(runs: Sequence[Asked]) -> dict[str, list[str]]:
+def _marks_of(runs: Sequence[AskedRun]) -> dict[str, list[str]]:
     """{method: marks of its settings}. A pass with one mark of each method has measured the same settings."""
     return {_title(run): marks(_settings(run.folder)) for run in runs}
 
 
-def _measured(folder: Path, runs: Sequence[Asked]) -> bool:
+def _measured(folder: Path, runs: Sequence[AskedRun]) -> bool:
     found = json_or_none(folder / cost_pass.FILE)
     of = found.get("of") if isinstance(found, dict) else None
     known = _marks_of(runs)
     return isinstance(of, dict) and of.keys() == known.keys() and all(of[name] in known[name] for name in known)
 
 
-def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
+def _earlier(model: Any, runs: Sequence[AskedRun]) -> list[AskedRun]:
     """Runs of earlier commands in the benchmark's folder with the same model and settings, to be in the same table."""
     known, titles = {run.folder for run in runs}, {_title(run) for run in runs}
     here = _settings(runs[0].folder)
@@ -151,7 +151,7 @@ def _earlier(model: Any, runs: Sequence[Asked]) -> list[Asked]:
     return found
 
 
-def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:
+def _draw(runs: Sequence[AskedRun], candidates: Sequence[cost_pass.Candidate], samples: Sequence[Any]) -> None:
     """Draw the pass's samples, and more samples on which scores differ, with the groups of all methods."""
     folder = runs[0].folder.parent
     shown, seen = [*samples, *_differing(runs, samples)], {}
@@ -162,10 +162,10 @@ def _draw(runs: Sequence[Asked], candidates: Sequence[cost_pass.Candidate], samp
     group_pictures.list_names(folder, [one.name for one in candidates])
 
 
-def _differing(runs: Sequence[Asked], known: Sequence[Any]) -> list[Any]:
+def _differing(runs: Sequence[AskedRun], known: Sequence[Any]) -> list[Any]:
     """Samples to draw, on which the runs differ; none if they cannot be read, as the scores do not depend on them."""
     try:
-        return group_pictures.differing(runs[0].benchmark, [run.folder for run in runs], known)
+        return group_pictures.differing_samples(runs[0].benchmark, [run.folder for run in runs], known)
     except cost_pass.FAULTS as error:
         print(f"ppe-npu: {runs[0].benchmark.name}: no further samples are drawn ({error})", file=sys.stderr)
         return []

@@ -11,7 +11,7 @@ from typing import Any
 from ppe_npu.backends import device as devices
 from ppe_npu.checkpoints.loading import load_model, quiet_transformers
 from ppe_npu.cli import common
-from ppe_npu.cli.looking import Looking
+from ppe_npu.cli.looking import GroupsPicture
 from ppe_npu.cli.output import check_apart, print_json, say
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.data.turns import PLACEHOLDERS, split_placeholders, user_turn
@@ -31,7 +31,7 @@ def run_describe(args: argparse.Namespace) -> int:
     quiet_transformers()
     checkpoint = common.checkpoint(args, args.model)
     chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
-    looking = Looking.of(args.show, args.token, chosen)
+    looking = GroupsPicture.of(args.show, args.token, chosen)
     if looking is not None:
         check_apart("--show", looking.path, [*args.image, *args.video])
     asked, _ = common.generation(args.generation, checkpoint)

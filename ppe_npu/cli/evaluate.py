@@ -42,7 +42,7 @@ DENSE = CompressionConfig.preset("dense")
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRun:
     """One benchmark with one compression, and the folder of its results. share: the fraction of the tokens that the
     input still has, for the control with smaller input; else None."""
 
@@ -81,7 +81,7 @@ def run_eval(args: argparse.Namespace) -> int:
         controls = [] if benchmark.modality == "text" else known
         for config, share in [(config, None) for config in chosen] + [(DENSE, share) for share in controls]:
             folder = Path(args.output) / benchmark.name / _named(config, share)
-            runs.append(Asked(benchmark, identity, config, folder, tokens, processor, share))
+            runs.append(AskedRun(benchmark, identity, config, folder, tokens, processor, share))
             said = answer_settings(processor, config, str(model_path), dtype, tokens, sampling, args.seed, values)
             check_settings(folder, {**identity, **said, **_said_if_so(args, share)}, unsaid)
     _check_output(Path(args.output))
@@ -114,7 +114,7 @@ def _check_output(output: Path) -> None:
     check_place(output / "report.md")
 
 
-def _as_many_tokens(runs: list[Asked], results: list[dict[str, Any]], known: list[float]) -> list[Asked]:
+def _as_many_tokens(runs: list[AskedRun], results: list[dict[str, Any]], known: list[float]) -> list[AskedRun]:
     """Runs of the control at the shares that were really kept by methods whose share was not known in advance."""
     late = []
     for benchmark in dict.fromkeys(run.folder.parent for run in runs):
@@ -131,7 +131,7 @@ def _processors(args: argparse.Namespace, checkpoint: common.Checkpoint, protoco
     return lambda benchmark: sized(*protocol.of(benchmark.name).pixels(args.min_pixels, args.max_pixels))
 
 
-def _answers(engines: Engines | None, model: Any, sampling: Any, seed: int, values: Any, run: Asked):
+def _answers(engines: Engines | None, model: Any, sampling: Any, seed: int, values: Any, run: AskedRun):
     """What answers a run: VLLMAnswers, ModelAnswers or, for the control, SmallerInput."""
     given = (model, run.processor, run.max_new_tokens, sampling, seed, values)
     if engines is not None:
@@ -285,7 +285,7 @@ def _chosen(args: argparse.Namespace, model: Path, checkpoint: common.Checkpoint
 
 
 def _evaluate(
-    model: Any, runs: list[Asked], answers: Callable[[Asked], ModelAnswers], args: argparse.Namespace
+    model: Any, runs: list[AskedRun], answers: Callable[[AskedRun], ModelAnswers], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The results of all runs, in order. The next run begins while other processes finish the last samples of one."""
     results: list[dict[str, Any] | None] = []

@@ -10,15 +10,13 @@ from typing import Any
 from ppe_npu.cli.output import say
 from ppe_npu.utils.escape import printable
 
-Results = Sequence[Mapping[str, Any]]
 
-
-def all_failed(results: Results) -> bool:
+def all_failed(results: Sequence[Mapping[str, Any]]) -> bool:
     """Whether no sample of any run was answered and scored, so that a table would only have zeros."""
     return all(result["errors"] == result["samples"] for result in results)
 
 
-def tell(results: Results) -> int:
+def tell(results: Sequence[Mapping[str, Any]]) -> int:
     """Print how many samples failed, why the first one did, and which file lists all of them; and why metrics() failed.
 
     Returns:
@@ -42,7 +40,7 @@ def tell(results: Results) -> int:
     return 1 if broken or all_failed(results) else 0
 
 
-def _whole_runs(results: Results) -> str:
+def _whole_runs(results: Sequence[Mapping[str, Any]]) -> str:
     """Names the runs none of whose samples was answered, as the end of a clause."""
     runs = [_run(result) for result in results if result["errors"] == result["samples"]]
     return f", among them all of {'; '.join(runs)}" if runs else ""

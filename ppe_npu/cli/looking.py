@@ -23,7 +23,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass
-class Looking:
+class GroupsPicture:
     """The file that is drawn, and the pictures that are drawn into it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Looking:
     seen: list[list[Image.Image]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> Looking | None:
+    def of(cls, show: str | None, token: int | None, config: CompressionConfig) -> GroupsPicture | None:
         """From the values of --show and --token; None without --show.
 
         Raises:
@@ -100,9 +100,12 @@ class Looking:
         """Draw all images and videos, one below the other, and write the file atomically.
 
         Raises:
-            InputError: the token does not exist, though check_token() passed: the method has late counts.
+            InputError: no step has merged anything, or the token does not exist, though check_token() passed: the
+                method has late counts.
         """
         first, sheets = 0, []
+        if not all(visual.stages for visual in visuals):
+            raise InputError("--show has nothing to draw: every step leaves pictures alone; add a --video, or drop it")
         total = sum(len(visual.stages[-1].representatives) for visual in visuals)
         if self.token is not None and self.token >= total:
             raise InputError(f"--token {self.token} does not exist: {total} tokens are kept, 0 to {total - 1}")

@@ -11,14 +11,14 @@ import numpy as np
 
 from ppe_npu.data.containers import DamagedError, OpenVideo, Patience, open_video
 from ppe_npu.data.upright import upright
-from ppe_npu.data.video_index import VideoIndex, checksum
+from ppe_npu.data.video_index import VideoIndex, packet_checksum
 from ppe_npu.errors import InputError
 
 _FAR = 100  # unwanted frames from which on a seek is worth it
 _TRIES = 6  # failed seeks after which the file is decoded from its start
 _LACKING = 0.1  # fraction of the frames that may be missing at the end
 
-Timed = Iterator[tuple[int, Any]]  # (presentation time in ticks, frame)
+TimedFrames = Iterator[tuple[int, Any]]  # (presentation time in ticks, frame)
 
 
 def shown_frames(path: Path, index: VideoIndex, places: Sequence[int]) -> Iterator[np.ndarray]:
@@ -75,7 +75,7 @@ def _key(index: VideoIndex, place: int) -> int:
     return int(index.keys[before - 1]) if before else 0
 
 
-def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
+def _sought(video: OpenVideo, index: VideoIndex, place: int) -> TimedFrames | None:
     """Frames from a key frame on that is at or before a place; None: the file must be decoded from the start.
 
     In containers without an index of their own a seek may land anywhere, and in some of them times restart after it. So
@@ -92,7 +92,7 @@ def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
             continue
         packets = video.packets()
         key = next((packet for packet in packets if packet.size and packet.is_keyframe), None)
-        if key is None or (key.pts, checksum(key)) not in known:
+        if key is None or (key.pts, packet_checksum(key)) not in known:
             continue
         frames = _from_key(video, itertools.chain([key], packets), key.pts)
         first = next(frames, None)
@@ -101,7 +101,7 @@ def _sought(video: OpenVideo, index: VideoIndex, place: int) -> Timed | None:
     return None
 
 
-def _from_key(video: OpenVideo, packets: Iterator[Any], begin: int) -> Timed:
+def _from_key(video: OpenVideo, packets: Iterator[Any], begin: int) -> TimedFrames:
     """Frames from a key frame on, without those shown before it, which depend on frames that were not decoded."""
     for packet in packets:
         for frame in video.decode(packet):
@@ -109,14 +109,14 @@ def _from_key(video: OpenVideo, packets: Iterator[Any], begin: int) -> Timed:
                 yield frame.pts, frame
 
 
-def _from_the_start(video: OpenVideo, index: VideoIndex) -> Timed:
+def _from_the_start(video: OpenVideo, index: VideoIndex) -> TimedFrames:
     frames = (frame for packet in video.packets() for frame in video.decode(packet))
     if index.by_order:
         return zip(index.ticks.tolist(), frames)
     return ((frame.pts, frame) for frame in frames if frame.pts is not None)
 
 
-def _pick(video: OpenVideo, index: VideoIndex, frames: Timed, wanted: list[int]) -> Iterator[np.ndarray]:
+def _pick(video: OpenVideo, index: VideoIndex, frames: TimedFrames, wanted: list[int]) -> Iterator[np.ndarray]:
     """The frame that is shown at each of the wanted times."""
     shown, begun, left = None, None, list(reversed(wanted))
     for time, frame in frames:

@@ -56,8 +56,6 @@ _BYTES_OTHERS = 20
 _BYTES_PROGRESSIVE = 10
 _REMEDY = "give a whole PNG, JPEG or WebP file"
 
-Row = Mapping[str, Any]
-
 
 def load_image(source: Any, name: str | None = None) -> Image.Image:
     """A picture as 8-bit RGB, turned upright by its EXIF orientation, transparency laid on white.
@@ -161,7 +159,7 @@ def _opened(source: Any, name: str | None) -> Iterator[tuple[Image.Image, str]]:
         raise InputError(f"{name} cannot be read ({first_line(error)}): {_REMEDY}") from error
 
 
-def _of_row(row: Row, name: str) -> Any:
+def _of_row(row: Mapping[str, Any], name: str) -> Any:
     """The bytes of a row's picture, or its path if it has no bytes."""
     held = [row[key] for key in ("bytes", "path") if row.get(key) is not None]
     if not held or not isinstance(held[0], (bytes, bytearray, memoryview, str, Path)):

@@ -120,7 +120,7 @@ def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
         if packet.size:
             hidden = packet.is_discard or (video.stream.codec_context.name == "vp8" and _is_hidden_vp8(packet))
             key = packet.is_keyframe
-            sum_ = checksum(packet) if key else 0
+            sum_ = packet_checksum(packet) if key else 0
             found.append(_Packet(packet.pts, packet.dts, key, hidden, packet.is_corrupt, sum_))
     if not found:
         raise InputError(f"video {video.path} contains no frames: record or convert it again")
@@ -129,7 +129,7 @@ def _read_packets(video: OpenVideo) -> tuple[list[_Packet], Any]:
     return found, first
 
 
-def checksum(packet: Any) -> int:
+def packet_checksum(packet: Any) -> int:
     """CRC-32 of a packet's bytes."""
     return zlib.crc32(packet)
 

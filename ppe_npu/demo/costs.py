@@ -43,6 +43,6 @@ def measure(jobs: Sequence[Job], controls: Sequence[Control], data: Path, rounds
         answers = ModelAnswers(model, load_processor(final), EVAL.max_new_tokens)
         candidates.append(cost_pass.Candidate(job.method.name, answers))
     candidates += [cost_pass.Candidate(control.name, control.answers()) for control in controls]
-    samples = cost_pass.chosen(benchmarks.load("layout", data), PROMPTS)
+    samples = cost_pass.spread_samples(benchmarks.load("layout", data), PROMPTS)
     found = cost_pass.measure(candidates, samples, rounds)
     cost_pass.write(jobs[0].folder, {**found, "models": models}, protocols.CHECKPOINT)

@@ -34,7 +34,7 @@ _PROMPTS, _TIMES = 64, 7  # size of the batch on which a method's cost is measur
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of the table at one ratio.
 
     Attributes:
@@ -70,10 +70,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Job:
+class RowJob:
     """One row for one seed; everything a worker process needs."""
 
-    row: Row
+    row: TableRow
     seed: int
     output: str
     device: str
@@ -100,19 +100,19 @@ def asked(names: Sequence[str]) -> list[str]:
         if name.partition(":")[0] not in known:
             raise InputError(f"--methods {shown(name)}: give all, or some of {', '.join(known)}")
         for ratio in RATIOS:
-            Row(name, "ppe", ratio, False).config  # noqa: B018  raises before any work if a setting is wrong
+            TableRow(name, "ppe", ratio, False).config  # noqa: B018  raises before any work if a setting is wrong
     return list(dict.fromkeys(names))
 
 
-def rows(names: Sequence[str], tuned: Sequence[float]) -> list[Row]:
+def rows(names: Sequence[str], tuned: Sequence[float]) -> list[TableRow]:
     """All rows: training-free at all ratios, then fine-tuned at those in `tuned`."""
     out, side = [], round(tiny.VISUAL_TOKENS**0.5)
     for after, ratios in ((False, RATIOS), (True, tuned)):
         if not ratios:
             continue
-        out.append(Row("dense", "", 1.0, after))
-        out += [Row("smaller picture", "", ratio, after, round(side * ratio**0.5)) for ratio in ratios]
-        out += [Row(n, positions, r, after) for n in names for positions in ("keep_one", "ppe") for r in ratios]
+        out.append(TableRow("dense", "", 1.0, after))
+        out += [TableRow("smaller picture", "", ratio, after, round(side * ratio**0.5)) for ratio in ratios]
+        out += [TableRow(n, positions, r, after) for n in names for positions in ("keep_one", "ppe") for r in ratios]
     return out
 
 
@@ -130,16 +130,16 @@ def tuned_ratios(args: argparse.Namespace) -> Sequence[float]:
     return () if args.training_free else [ratio for ratio in RATIOS if ratio in (args.tune_ratios or RATIOS)]
 
 
-def jobs(output: Path, chosen: Sequence[Row], seeds: Sequence[int], whole: bool, device: str, threads: int | None):
+def jobs(output: Path, chosen: Sequence[TableRow], seeds: Sequence[int], whole: bool, device: str, threads: int | None):
     """One job for each seed and row, on all test pictures if `whole`, else on the first FEW."""
     if not whole:
         lines = (output / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         write_text(output / "data" / "few.jsonl", "".join(lines[:FEW]))
     test = "test" if whole else "few"
-    return [Job(row, seed, str(output), device, threads, test) for seed in seeds for row in chosen]
+    return [RowJob(row, seed, str(output), device, threads, test) for seed in seeds for row in chosen]
 
 
-def run_job(job: Job) -> dict[str, Any]:
+def run_job(job: RowJob) -> dict[str, Any]:
     """Evaluate one row for one seed, fine-tuning first if it is a tuned row; returns its fields, results and costs."""
     from ppe_npu.backends import device as devices
     from ppe_npu.checkpoints.loading import load_model, load_processor

@@ -10,12 +10,12 @@ from ppe_npu.demo.findings import EXTENT
 from ppe_npu.evaluation.statistics import wilson
 from ppe_npu.evaluation.tables import markdown
 
-Result = dict[str, Any]
+RowResult = dict[str, Any]  # what demo.methods.run_job returns
 CONTROLS = ("random", "uniform", "avg_pool", "smaller picture")
 _ALIKE = 0.02  # differences of at most this much are called no difference
 
 
-def measured(results: Sequence[Result], command: str) -> str:
+def measured(results: Sequence[RowResult], command: str) -> str:
     """The page: tables of accuracies and costs, and sentences about the accuracies."""
     parts = []
     for tuned in sorted({one["tuned"] for one in results}):
@@ -35,32 +35,32 @@ def measured(results: Sequence[Result], command: str) -> str:
     return "\n\n".join([*parts, *([costs] if costs else []), f"Made by `{command}`.", ""])
 
 
-def _shares(results: Sequence[Result]) -> list[float]:
+def _shares(results: Sequence[RowResult]) -> list[float]:
     """The kept shares at which methods were asked, from the largest."""
     return sorted({one["share"] for one in results if one["row"] != "dense"}, reverse=True)
 
 
-def _kinds(results: Sequence[Result]) -> list[tuple[str, str]]:
+def _kinds(results: Sequence[RowResult]) -> list[tuple[str, str]]:
     """(method, positions) in order of appearance."""
     return list(dict.fromkeys((one["row"], one["positions"]) for one in results))
 
 
-def _of(results: Sequence[Result], name: str, positions: str, share: float | None) -> list[Result]:
+def _of(results: Sequence[RowResult], name: str, positions: str, share: float | None) -> list[RowResult]:
     found = [one for one in results if (one["row"], one["positions"]) == (name, positions)]
     return sorted(
         (one for one in found if share is None or name == "dense" or one["share"] == share), key=lambda one: one["seed"]
     )
 
 
-def overall(one: Result) -> float:
+def overall(one: RowResult) -> float:
     return one["accuracy"]["accuracy"]
 
 
-def extent(one: Result) -> float:
+def extent(one: RowResult) -> float:
     return statistics.mean(one["types"][kind]["accuracy"] for kind in EXTENT)
 
 
-def _accuracies(results: Sequence[Result], shares: Sequence[float]) -> str:
+def _accuracies(results: Sequence[RowResult], shares: Sequence[float]) -> str:
     head = ["method", "positions", *(f"{share:.0%}" for share in shares), *(f"bars {share:.0%}" for share in shares)]
     lines = []
     for name, positions in _kinds(results):
@@ -70,7 +70,7 @@ def _accuracies(results: Sequence[Result], shares: Sequence[float]) -> str:
     return markdown(head, lines)
 
 
-def _cell(runs: Sequence[Result], value: Callable[[Result], float], brief: bool = False) -> str:
+def _cell(runs: Sequence[RowResult], value: Callable[[RowResult], float], brief: bool = False) -> str:
     """The mean over seeds with their range; for one seed, the Wilson interval over its samples."""
     if not runs:
         return "-"
@@ -85,7 +85,7 @@ def short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
-def says(results: Sequence[Result], shares: Sequence[float], head: str) -> list[str]:
+def says(results: Sequence[RowResult], shares: Sequence[float], head: str) -> list[str]:
     """One list item per share: the best method against the best control, and PPE's positions against one position."""
     lines = []
     methods = [name for name, positions in _kinds(results) if positions == "ppe" and name not in CONTROLS]
@@ -125,7 +125,7 @@ def _named(key: tuple[str, str]) -> str:
     return name + {"ppe": " with PPE", "keep_one": " with one position", "": ""}[positions]
 
 
-def _costs(results: Sequence[Result], shares: Sequence[float]) -> str:
+def _costs(results: Sequence[RowResult], shares: Sequence[float]) -> str:
     """A table of each method with PPE: per share, its work as a fraction of its prefill, and its prefill over the dense
     one's. Empty if no costs were measured."""
     rows = []

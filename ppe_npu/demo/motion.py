@@ -88,7 +88,7 @@ class MotionRecipe:
 
 
 @dataclass(frozen=True)
-class Job:
+class MotionJob:
     """One model of one seed; everything that a worker process needs."""
 
     output: str
@@ -115,7 +115,9 @@ def main(args: argparse.Namespace) -> int:
         if not (start / "config.json").is_file():
             build(start, seed, shown)
     recipe = replace(RECIPE, max_steps=shown.steps)
-    jobs = [Job(str(output), name, seed, device.type, recipe, shown) for seed in range(args.seeds) for name in NAMES]
+    jobs = [
+        MotionJob(str(output), name, seed, device.type, recipe, shown) for seed in range(args.seeds) for name in NAMES
+    ]
     # One process per core, of one thread each, as in pipeline.py.
     workers = min(os.cpu_count() or 1, len(jobs)) if devices.on_cpu(device) else 1
     with worker_pool(workers) as pool:
@@ -154,7 +156,7 @@ def build(folder: Path, seed: int, shown: Shown) -> None:
         processor.save_pretrained(start)
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: MotionJob) -> dict[str, Any]:
     """Train and evaluate one model of one seed; returns the runner's scores, the seed and the settings."""
     from ppe_npu.checkpoints.loading import load_model, load_processor
     from ppe_npu.config import CompressionConfig

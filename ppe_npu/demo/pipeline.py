@@ -20,7 +20,7 @@ from ppe_npu.config import CompressionConfig
 from ppe_npu.demo import costs, findings, scenes, smaller
 from ppe_npu.demo import methods as many
 from ppe_npu.demo.recipe import BASE, EVAL, GATE, RATIOS, SEEDS, TUNE, BaseRecipe, EvalRecipe, K, TuneRecipe
-from ppe_npu.demo.running import Job, Method, draw_once, set_up_process, train_once, worker_pool
+from ppe_npu.demo.running import Contender, Job, draw_once, set_up_process, train_once, worker_pool
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation.interleaving import ROUNDS
 from ppe_npu.evaluation.report import check_plotting
@@ -65,18 +65,18 @@ def main(args: argparse.Namespace) -> int:
     return _report(output, results, time.perf_counter() - started, _command(args))
 
 
-def methods(ratios: Sequence[float], listings: bool) -> list[Method]:
+def methods(ratios: Sequence[float], listings: bool) -> list[Contender]:
     """Dense, Chat-UniVi, keep-one and PPE at every ratio; with `listings`, also PPE's other ways of listing members at
     the smallest ratio, where a merged token has the most members."""
-    out = [Method("dense", CompressionConfig.preset("dense"))]
+    out = [Contender("dense", CompressionConfig.preset("dense"))]
     for ratio in ratios:
         tail = f" {ratio:.0%}" if len(ratios) > 1 else ""
-        out.append(Method(f"Chat-UniVi{tail}", CompressionConfig.preset("chatunivi", ratio=ratio)))
-        out.append(Method(f"keep-one{tail}", CompressionConfig.preset("keep_one", ratio=ratio)))
-        out.append(Method(f"PPE{tail}", CompressionConfig.preset("ppe", ratio=ratio, k=K)))
+        out.append(Contender(f"Chat-UniVi{tail}", CompressionConfig.preset("chatunivi", ratio=ratio)))
+        out.append(Contender(f"keep-one{tail}", CompressionConfig.preset("keep_one", ratio=ratio)))
+        out.append(Contender(f"PPE{tail}", CompressionConfig.preset("ppe", ratio=ratio, k=K)))
         for members in ("last", "spread", "nearest_first") if listings and ratio == min(ratios) else ():
             config = CompressionConfig.preset("ppe", ratio=ratio, k=K, members=members)
-            out.append(Method(f"PPE {members}{tail}", config))
+            out.append(Contender(f"PPE {members}{tail}", config))
     return out
 
 

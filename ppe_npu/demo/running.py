@@ -24,7 +24,7 @@ from ppe_npu.utils.reading import json_or_none
 
 
 @dataclass(frozen=True)
-class Method:
+class Contender:
     """A row of the report: its name there and its compression."""
 
     name: str
@@ -35,7 +35,7 @@ class Method:
 class Job:
     """One method, fine-tuned and evaluated for one seed; everything a worker process needs."""
 
-    method: Method
+    method: Contender
     seed: int
     output: str
     device: str

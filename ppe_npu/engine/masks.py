@@ -21,7 +21,7 @@ class Masking:
     apart: bool = False
 
 
-def causal_mask(real: torch.Tensor) -> torch.Tensor:
+def padded_causal_mask(real: torch.Tensor) -> torch.Tensor:
     """[B, 1, L, L] bool, True = attend: every place sees the real ones up to itself, and padding also sees itself.
 
     Args:

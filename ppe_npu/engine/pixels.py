@@ -21,7 +21,7 @@ from ppe_npu.backends import device
 from ppe_npu.errors import InputError
 from ppe_npu.methods.base import Method
 from ppe_npu.methods.positions import Rule
-from ppe_npu.methods.positions.entries import among_equals, chosen
+from ppe_npu.methods.positions.entries import among_equals, chosen_entries
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _LEVELS = 255  # steps of an 8-bit pixel value in [0, 1]
@@ -157,7 +157,7 @@ class Chosen:
             positions: [axes, V] int64 positions of every visual token.
         """
         known = {"positions": positions, "representatives": self.places[None]}
-        return chosen(among_equals(rule), k, self.labels[None], None, self.total, **known)[0]
+        return chosen_entries(among_equals(rule), k, self.labels[None], None, self.total, **known)[0]
 
 
 def leave_after(method: Method) -> int:

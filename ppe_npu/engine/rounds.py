@@ -127,7 +127,7 @@ class Bucket(Movable):
 
 
 @dataclass(frozen=True)
-class Video:
+class SegmentedVideo:
     """A video whose frames are gathered into segments.
 
     Args:
@@ -161,7 +161,7 @@ class Round(Movable):
     buckets: tuple[Bucket, ...]
     rest: torch.Tensor | None = None
     order: torch.Tensor | None = None
-    videos: tuple[Video, ...] = ()
+    videos: tuple[SegmentedVideo, ...] = ()
 
     @property
     def single(self) -> bool:
@@ -283,7 +283,7 @@ def _segment_round(
         piece = _joined(run)
         sizes = method.kept_cells([len(cell) for cell in piece.cells])
         frames, tokens, each = len(piece.cells), sum(sizes), piece.before.tokens // len(piece.cells)
-        videos.append(Video(piece.first, frames, each, np.stack(piece.cells), segments, tokens))
+        videos.append(SegmentedVideo(piece.first, frames, each, np.stack(piece.cells), segments, tokens))
         ends = count + np.cumsum(sizes)
         out.append(dataclasses.replace(piece, cells=tuple(np.arange(e - s, e) for s, e in zip(sizes, ends))))
         count += tokens

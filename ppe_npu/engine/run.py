@@ -10,7 +10,7 @@ from ppe_npu.backends.device import Stopwatch
 from ppe_npu.config import CompressionConfig
 from ppe_npu.engine.cache import CacheState, FixedState, joined_sizes
 from ppe_npu.engine.layout import Stage
-from ppe_npu.engine.masks import Masking, causal_mask, picked_mask, seen_places
+from ppe_npu.engine.masks import Masking, padded_causal_mask, picked_mask, seen_places
 from ppe_npu.engine.merge import Holding, Tokens, merge
 from ppe_npu.engine.packing import Segments
 from ppe_npu.engine.plan import PromptPlan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Computes what methods look at in a decoder layer from the tokens that the layer is about to be given:
 # (needs, prompts) -> for each field of the View that these needs name, [R, ...] values at every place of the flattened
 # batch; for the fields about text, [S, W, ...] values of each sample's text.
-Look = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
+LayerLook = Callable[[frozenset[str], Prompts | None], dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Run:
         """Whether the layout of this stage depends on the features that enter it."""
         return False
 
-    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
+    def enter(self, stage: int, hidden: torch.Tensor, look: LayerLook | None = None) -> torch.Tensor:
         """The tokens that a stage starts with, from the output of the stage before: [B, L, C] -> [B, L', C].
 
         Args:
@@ -80,7 +80,7 @@ class Run:
         """
         return hidden
 
-    def pass_by(self, layer: int, look: Look | None) -> None:
+    def pass_by(self, layer: int, look: LayerLook | None) -> None:
         """Called before a decoder layer runs, to record what methods on entry of the next layer look at in this one."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -170,7 +170,7 @@ class Prefill(Run):
         """For each of the first decoder layers [B, L, C] what is added to its output, laid out as the current stage."""
         return tuple(self._deepstack.values())
 
-    def enter(self, stage: int, hidden: torch.Tensor, look: Look | None = None) -> torch.Tensor:
+    def enter(self, stage: int, hidden: torch.Tensor, look: LayerLook | None = None) -> torch.Tensor:
         if stage == 0:
             return hidden
         self.watch.mark()
@@ -194,14 +194,14 @@ class Prefill(Run):
         self.watch.mark()
         return hidden
 
-    def pass_by(self, layer: int, look: Look | None) -> None:
+    def pass_by(self, layer: int, look: LayerLook | None) -> None:
         for stage, first in enumerate(self.layers, start=1):
             if first == layer + 1 and layer_needs(self.config.stages[stage][1], before=True):
                 self.watch.mark()
                 self._passed = self._looked(stage, look, before=True)
                 self.watch.mark()
 
-    def _looked(self, stage: int, look: Look | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
+    def _looked(self, stage: int, look: LayerLook | None, before: bool) -> dict[tuple[str, bool], torch.Tensor]:
         """What the methods of a stage look at in its first layer, or in the layer before that, as in Tokens.seen."""
         needs = layer_needs(self.config.stages[stage][1], before)
         if not needs or look is None:
@@ -247,7 +247,7 @@ class Prefill(Run):
                 mask = picked_mask(masking.given, stage.sources, stage.real)
                 self.masking = replace(masking, given=mask)
             elif masking.ready and stage.after.padded:
-                mask = causal_mask(stage.real)
+                mask = padded_causal_mask(stage.real)
             if self.config.positions == "renumber":
                 following, rows = renumbered(self.past.following[number], stage, mask, self.compression.axes)
             padded = self.past.padded[number] or stage.after.padded

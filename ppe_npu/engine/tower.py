@@ -110,7 +110,7 @@ def _blocks(method: Method, vision: VisionTokens) -> tuple[int, ...]:
     return left
 
 
-def frame_lengths(layout: PromptLayout, merge_size: int, chosen: Chosen | None = None) -> list[int]:
+def frame_patches(layout: PromptLayout, merge_size: int, chosen: Chosen | None = None) -> list[int]:
     """The number of patches of every frame, in the tower's order. chosen: which tokens the tower is given."""
     spans = sorted(layout.spans, key=lambda span: span.feature)
     frames = [(span.feature + t * span.frame_tokens, span.frame_tokens) for span in spans for t in range(span.grid[0])]

@@ -20,7 +20,15 @@ from ppe_npu.checkpoints.generation_defaults import of_model
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import PixelCache, build_inputs
 from ppe_npu.data.sampling import VideoSampling
-from ppe_npu.evaluation.decoding import Asked, check_ids, chosen, first_edition, ignored, notice, recorded
+from ppe_npu.evaluation.decoding import (
+    GenerationChoice,
+    check_ids,
+    first_edition,
+    generation_settings,
+    ignored,
+    notice,
+    recorded,
+)
 from ppe_npu.evaluation.generation import Generated, end_tokens, generate
 from ppe_npu.evaluation.identity import processor_identity
 from ppe_npu.evaluation.samples import Measure, conversation, measure, sampling_of
@@ -38,7 +46,8 @@ class ModelAnswers:
         max_new_tokens: tokens per answer, at most.
         sampling: which frames of a video are taken if the sample has no rule of its own.
         seed: the random seed, set before every batch, so that no answer depends on which process gave it, or when.
-        generation: as in ppe_npu.evaluation.decoding.chosen; None: greedy answers, whatever the checkpoint says.
+        generation: as in ppe_npu.evaluation.decoding.generation_settings; None: greedy answers, whatever the
+            checkpoint says.
 
     Raises:
         InputError: an impossible generation setting.
@@ -51,11 +60,11 @@ class ModelAnswers:
         max_new_tokens: int,
         sampling: VideoSampling | None = None,
         seed: int = 0,
-        generation: Asked = None,
+        generation: GenerationChoice = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self._own = of_model(model)
-        self.generation = chosen(generation, self._own)
+        self.generation = generation_settings(generation, self._own)
         check_ids(self.generation, model.get_input_embeddings().weight.shape[0])
         self.max_new_tokens, self.sampling, self.seed = max_new_tokens, sampling, seed
         compression = getattr(model, "compression", None)

@@ -56,7 +56,7 @@ def measure(
 
     Returns:
         {"rounds", "prompts", "reference", "rows": {name: {"ttft", "total": see interleaving.against, "new_tokens",
-        "counted": see counted()}}, "ratios_of" (PROCESSOR or "time"), "left_out" {sample: why}, "device", "dtype"}.
+        "counted": prefill_work()}}, "ratios_of" (PROCESSOR or "time"), "left_out" {sample: why}, "device", "dtype"}.
 
     Raises:
         InputError: no sample can be answered by all candidates, or two of them have the same name.
@@ -96,7 +96,7 @@ def _rows(
         done = given[one.name][0]
         rows[one.name]["new_tokens"] = sum(sum(part.new_tokens) for part in done) / len(done)
         one.ready()
-        rows[one.name]["counted"] = counted(one.answers, inputs[one.name], done)
+        rows[one.name]["counted"] = prefill_work(one.answers, inputs[one.name], done)
     return rows
 
 
@@ -174,7 +174,7 @@ def _settled(times: Mapping[str, Mapping[str, Any]], base: str) -> bool:
     return all(settled(row[key], times[base][key]) for row in times.values() for key in row)
 
 
-def counted(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[Any]) -> dict[str, float] | None:
+def prefill_work(answers: Any, inputs: Sequence[Mapping[str, Any]], done: Sequence[Any]) -> dict[str, float] | None:
     """Means over prompts of the work that a prefill requires: {"tower_flops", "decoder_flops" (products as torch counts
     them: a multiplication and an addition are two, masked positions of attention count), "tower_bytes", "decoder_bytes"
     (weights, read once), "kv_bytes" (of the prompt's own tokens)}; {"why"} if torch cannot count a kernel; None without
@@ -210,7 +210,7 @@ def _bytes(module: torch.nn.Module) -> int:
 
 @torch.inference_mode()
 def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
-    """{"all", "tower"}: FLOPs of one prefill, counted as in counted()."""
+    """{"all", "tower"}: FLOPs of one prefill, counted as in prefill_work()."""
     from ppe_npu.data.inputs import to_device
     from ppe_npu.inspect.flops import flop_counter, within
 
@@ -221,7 +221,7 @@ def prefill_flops(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
     return {"all": float(all_of_it.get_total_flops()), "tower": float(sum(of_tower))}
 
 
-def chosen(benchmark: Any, count: int) -> list[Any]:
+def spread_samples(benchmark: Any, count: int) -> list[Any]:
     """`count` samples, evenly spread over the benchmark; measure() reports those that cannot be read."""
     total = len(benchmark)
     numbers = sorted({number * total // count for number in range(count)}) if count < total else range(total)

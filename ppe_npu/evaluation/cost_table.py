@@ -45,7 +45,7 @@ def read(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             found = json.loads(file.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({first_line(error)}): delete it and measure again") from error
-        wrong = stored.fault(found, costs=True)
+        wrong = stored.result_fault(found, costs=True)
         if wrong:
             raise InputError(f"{file} is damaged ({wrong}): delete it and measure again")
         found = _of_these(found, results)

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import Settings, fields, is_neutral, shown
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, value_text
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.reading import is_number
 
-Asked = str | Sequence[str] | Mapping[str, Any] | None
+GenerationChoice = str | Sequence[str] | Mapping[str, Any] | None
 CHECKPOINT = "checkpoint"
-GREEDY: Settings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY: GenerationSettings = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BIASES = "sequence_bias"
@@ -78,7 +78,7 @@ _ONCE_LEFT = (
 )
 
 
-def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
+def generation_settings(asked: GenerationChoice, own: Mapping[str, Any]) -> GenerationSettings:
     """The generation settings to use beside GREEDY.
 
     Args:
@@ -93,7 +93,7 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
         InputError: a name that cannot be asked for, a value of another kind, or one that has no effect.
     """
     singles = dict(asked) if isinstance(asked, Mapping) else dict(map(_parsed, _listed(asked)))
-    values: Settings = {}
+    values: GenerationSettings = {}
     if singles.pop(CHECKPOINT, None) is not None:
         values = {name: value for name, value in own.items() if name in ASKABLE and not is_neutral(name, value)}
         values = {name: value for name, value in values.items() if not _idle(name, {**values, **singles})}
@@ -101,13 +101,13 @@ def chosen(asked: Asked, own: Mapping[str, Any]) -> Settings:
         _check_name(name)
         if _idle(name, {**values, **singles}):
             needed = "do_sample=true" if name in _SAMPLING else "num_beams=2 or more"
-            raise InputError(f"generation {name}={shown(value)} has no effect without {needed}: ask for both")
+            raise InputError(f"generation {name}={value_text(value)} has no effect without {needed}: ask for both")
     values |= singles
     for name, value in values.items():
         words, right = ASKABLE[name]
         if not (right(value) or (value == 0 and is_neutral(name, value))):
             whose, remedy = ("", "") if name in singles else ("the checkpoint's ", f": override it with {name}=...")
-            raise InputError(f"{whose}generation {name}={shown(value)} must be {words}{remedy}")
+            raise InputError(f"{whose}generation {name}={value_text(value)} must be {words}{remedy}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers accepts no int for some of these
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
@@ -126,7 +126,9 @@ def _parsed(text: str) -> tuple[str, Any]:
     if name.strip() == CHECKPOINT and not equals:
         return CHECKPOINT, True
     if not equals:
-        raise InputError(f"generation {shown(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05")
+        raise InputError(
+            f"generation {value_text(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05"
+        )
     try:
         return name.strip(), json.loads(value)
     except (ValueError, RecursionError):
@@ -137,7 +139,7 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name} is not among these settings: use max_new_tokens (--max-new-tokens)")
     if name not in ASKABLE:
-        named = printable(name) if len(name) < _LONGEST else shown(name)
+        named = printable(name) if len(name) < _LONGEST else value_text(name)
         raise InputError(f"generation {named} is not supported: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
@@ -178,7 +180,7 @@ def _numbers(value: Any, biases: bool = False) -> Iterator[int]:
         yield value
 
 
-def recorded(values: Mapping[str, Any]) -> Settings:
+def recorded(values: Mapping[str, Any]) -> GenerationSettings:
     """The "generation" entry of a run's settings.json: the rules by which its answers were decoded."""
     return {**GREEDY, **values}
 
@@ -188,12 +190,12 @@ def beside_greedy(generation: Mapping[str, Any]) -> str:
     return described({name: value for name, value in generation.items() if GREEDY.get(name) != value})
 
 
-def first_edition(own: Mapping[str, Any]) -> Settings:
+def first_edition(own: Mapping[str, Any]) -> GenerationSettings:
     """recorded() for a run that recorded no rules: the first edition left some settings of the checkpoint in force."""
     return recorded({name: own[name] for name in _ONCE_LEFT if name in own and not is_neutral(name, own[name])})
 
 
-def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
+def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> GenerationSettings:
     """The settings of a checkpoint that are not used, with values that JSON can hold, long ones shortened."""
     left = {
         name: own[name]
@@ -201,7 +203,8 @@ def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> Settings:
         if name in own and not is_neutral(name, own[name]) and values.get(name) != own[name]
     }
     return {
-        name: value if isinstance(value, bool) or is_number(value) else shown(value) for name, value in left.items()
+        name: value if isinstance(value, bool) or is_number(value) else value_text(value)
+        for name, value in left.items()
     }
 
 
@@ -227,4 +230,4 @@ def generation_config(values: Mapping[str, Any], max_new_tokens: int, **tokens: 
 
 def described(values: Mapping[str, Any]) -> str:
     """Settings in one line."""
-    return ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())

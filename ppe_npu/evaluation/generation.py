@@ -80,7 +80,7 @@ def generate(
         inputs: what build_inputs returns, on any device.
         max_new_tokens: tokens per answer, at most.
         streamer: a transformers streamer that receives every token (for a batch of one without beams).
-        generation: settings from ppe_npu.evaluation.decoding.chosen; None: greedy search.
+        generation: settings from ppe_npu.evaluation.decoding.generation_settings; None: greedy search.
 
     Raises:
         InputError: `generation` has a token id that the model lacks; or the model fails without compression, too.

@@ -32,7 +32,7 @@ _PANELS, _COLUMNS = 8, 2  # of a strip of several pictures or temporal steps of 
 Panel = tuple[int, int, Image.Image]
 
 
-def differing(
+def differing_samples(
     benchmark: Any, runs: Sequence[Path], known: Sequence[Mapping[str, Any]], most: int = _DIFFERING
 ) -> list[Mapping[str, Any]]:
     """At most `most` samples whose scores differ between runs and that can be drawn, evenly spread over all of them.

@@ -18,7 +18,7 @@ from ppe_npu.evaluation.decoding import beside_greedy
 from ppe_npu.evaluation.own_code import called, calling
 from ppe_npu.evaluation.protocols import names
 from ppe_npu.evaluation.rows import FAULTS, fault_of, is_key, question
-from ppe_npu.evaluation.run_protocol import compared, label
+from ppe_npu.evaluation.run_protocol import compared_part, label
 from ppe_npu.files import check_regular
 from ppe_npu.utils.paths import real_place
 from ppe_npu.utils.reading import checksum
@@ -158,7 +158,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
     written, now = _settings(file), json.loads(json.dumps(settings))
     unknown = {key: now[key] for key in PROCESSOR_MARKS if key in now}  # not recorded by earlier editions
     before = {"edition": 1, **unknown, **json.loads(json.dumps(unsaid or {})), **written}
-    changed = differing(compared(before), compared(now))
+    changed = differing_keys(compared_part(before), compared_part(now))
     if not changed:
         return
     if changed == ["generation"]:
@@ -183,7 +183,7 @@ def check_settings(output: Path, settings: dict[str, Any], unsaid: Mapping[str, 
 def marks(settings: Mapping[str, Any]) -> list[str]:
     """Checksums by which a pass of costs recognizes a run: first today's, which does not depend on how paths are
     spelled; then those of earlier editions, whose settings had neither places nor a processor."""
-    own = compared(settings)
+    own = compared_part(settings)
     same = {**own, "data": own.get("places", own.get("data")), "places": None}
     same["model"] = None if "weights" in own else own.get("model")
     older = {key: value for key, value in settings.items() if key != "places"}
@@ -191,7 +191,7 @@ def marks(settings: Mapping[str, Any]) -> list[str]:
     return [checksum(found) for found in (same, settings, older, oldest)]
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Keys of `now` whose values differ in `before`. Paths are compared by the places they lead to. A model's path does
     not count if its last part is the same and `before` has a hash of the weights, which is compared instead."""
     free = {"places"} | ({"data"} if same_data(before, now) else set())
@@ -203,8 +203,8 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Keys in which the settings of two runs differ, in whichever of the two they occur."""
-    both = compared(one), compared(other)
-    return list(dict.fromkeys((*differing(*both), *differing(*both[::-1]))))
+    both = compared_part(one), compared_part(other)
+    return list(dict.fromkeys((*differing_keys(*both), *differing_keys(*both[::-1]))))
 
 
 def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.rows import BOM, Row, encode, parse
+from ppe_npu.evaluation.rows import BOM, Row, encode_rows, parse
 from ppe_npu.files import check_regular, write_whole, writing
 
 Check = Callable[[Row], str | None]  # returns what is wrong with a row; None: nothing
@@ -87,7 +87,7 @@ class Lines:
         Raises:
             InputError: writing failed, for example because the disk is full; lines that were written whole stay.
         """
-        data = encode(rows)
+        data = encode_rows(rows)
         with writing(self.path), open(self.path, "ab", buffering=0) as file:
             start = os.fstat(file.fileno()).st_size
             try:

@@ -60,7 +60,7 @@ def collect(folder: str | Path) -> list[dict[str, Any]]:
         if ours or all(
             file.with_name(name).exists() for name in ("predictions.jsonl", "settings.json")
         ):  # other programs write files of this name, too
-            wrong = stored.fault(result)
+            wrong = stored.result_fault(result)
             if wrong:
                 remedy = "delete it and run the evaluation again, which keeps its answers"
                 raise InputError(f"{file} is damaged ({wrong}): {remedy}")
@@ -179,7 +179,7 @@ def write_report(
     notes = [*notes, *published.paragraphs(papers)]
     if not results:
         raise InputError("there are no results to report: evaluate something first")
-    path, found = Path(path), compared(results, missing)
+    path, found = Path(path), comparisons_of(results, missing)
     write_json(path.with_suffix(".json"), {"title": title, **(found[0] if len(found) == 1 else {"protocols": found})})
     parts, overviews = _sections(found, results, path, title)
     if html:
@@ -212,7 +212,7 @@ def _sections(
     return parts, overviews
 
 
-def compared(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
+def comparisons_of(results: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A comparison per protocol, as tables of different protocols are never joined; `missing` goes to the first one."""
     found = [compare(own, protocol) for protocol, own in by_protocol(results).items()]
     found[0]["missing"] = [*missing, *found[0]["missing"]]

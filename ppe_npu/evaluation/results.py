@@ -15,12 +15,11 @@ from ppe_npu.errors import InputError, first_line, shown
 from ppe_npu.evaluation import scale
 from ppe_npu.evaluation.metrics import exact_match
 from ppe_npu.evaluation.own_code import called, calling
-from ppe_npu.evaluation.rows import FAULTS
+from ppe_npu.evaluation.rows import FAULTS, Row
 from ppe_npu.evaluation.statistics import bootstrap_sums, by_type, interval, resamples, summary
 from ppe_npu.methods import as_method
 from ppe_npu.shorthand import step_label
 
-Row = Mapping[str, Any]
 SMALLER = "smaller input"  # the control: a dense model with a smaller input (downsampling.py)
 PER_SAMPLE = ("tokens_before", "tokens_after", "new_tokens", "prompt_kv_bytes")
 PER_BATCH = ("prefill_seconds", "seconds", "kv_bytes")  # divided evenly among the samples of a batch
@@ -29,7 +28,7 @@ _SECONDS = 30.0  # that these draws may take
 _ROUNDING = 1e-9  # rounding error by which a mean may lie outside [0, 1]
 
 
-def score(benchmark: Any, answer: str, sample: Row) -> float | None:
+def score(benchmark: Any, answer: str, sample: Mapping[str, Any]) -> float | None:
     """A single answer's score in [0, 1] by the benchmark's rule, else by exact match with any of the right answers.
 
     Returns:

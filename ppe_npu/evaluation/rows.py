@@ -73,7 +73,7 @@ def judged_anew(row: Mapping[str, Any], judged: Mapping[str, Any]) -> Row:
     return signed({**kept, **judged})
 
 
-def encode(rows: Any) -> bytes:
+def encode_rows(rows: Any) -> bytes:
     """Rows as lines of JSON. A lone surrogate, which UTF-8 cannot encode, is written as a JSON escape."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text.encode("utf-8", "backslashreplace")
@@ -103,7 +103,7 @@ def with_sums(data: bytes) -> bytes:
     if any(row is not None and _SUM in row for row in rows):
         return data
     return b"\n".join(
-        line if row is None else encode([signed(row)]).removesuffix(b"\n") for line, row in zip(lines, rows)
+        line if row is None else encode_rows([signed(row)]).removesuffix(b"\n") for line, row in zip(lines, rows)
     )
 
 
@@ -168,7 +168,7 @@ def unshowable(row: Row) -> str | None:
     return _unscored(row)
 
 
-def fault(row: Row) -> str | None:
+def row_fault(row: Row) -> str | None:
     """What keeps a row from being counted; None if nothing does."""
     lacking = [key for key in (*QUESTION, "answer", "score") if key not in row]
     if lacking:

@@ -28,7 +28,7 @@ def touching(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+def compared_part(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of touching() by which two runs are compared: without the protocol's version and, for "checkpoint",
     without "changed", which earlier editions did not record; the sizes, frames and lengths that it would name are
     settings of their own."""

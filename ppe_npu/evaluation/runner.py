@@ -22,7 +22,7 @@ from ppe_npu.evaluation import protocols
 from ppe_npu.evaluation.identity import Unreadable, benchmark_identity, check_settings, read_sample
 from ppe_npu.evaluation.own_code import code_mark
 from ppe_npu.evaluation.results import PER_BATCH, PER_SAMPLE, run_method, run_title, summarise
-from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault, fault_of, question, signed
+from ppe_npu.evaluation.rows import FAULTS, QUESTION, fault_of, question, row_fault, signed
 from ppe_npu.evaluation.scoring import judged, renewed
 from ppe_npu.evaluation.sharing import Share, add_sums
 from ppe_npu.evaluation.tuned import tuned_with
@@ -33,7 +33,7 @@ from ppe_npu.utils.reading import checksum
 
 if TYPE_CHECKING:
     from ppe_npu.data.sampling import VideoSampling
-    from ppe_npu.evaluation.decoding import Asked
+    from ppe_npu.evaluation.decoding import GenerationChoice
 
 Sample = dict[str, Any]
 NEW_TOKENS = 16  # the longest answer if neither the user nor the benchmark sets a length
@@ -53,7 +53,7 @@ def evaluate(
     sampling: VideoSampling | None = None,
     name: str | None = None,
     seed: int = 0,
-    generation: Asked = None,
+    generation: GenerationChoice = None,
 ) -> dict[str, Any]:
     """Answer every sample once, score the answers and write the results.
 
@@ -173,7 +173,7 @@ class Evaluation:
 
     def _wrong(self, row: dict[str, Any]) -> str | None:
         """What is wrong with a prediction that another process wrote; None if nothing is."""
-        reason, digest = fault(row), self._asked[row["index"]]
+        reason, digest = row_fault(row), self._asked[row["index"]]
         if reason or "error" in row or digest is None or checksum([row[key] for key in QUESTION]) == digest:
             return reason
         return f"answers another question than the benchmark's sample {row['index']!r}"

@@ -41,6 +41,6 @@ def named(score: str, scale: Mapping[str, Any]) -> str:
     return score if scale["maximum"] is None else f"{score}, of {scale['maximum']:,.0f}"
 
 
-def shown(value: float | None, scale: Mapping[str, Any], sign: str = "") -> str:
+def scaled(value: float | None, scale: Mapping[str, Any], sign: str = "") -> str:
     """A score as text; a dash for None."""
     return "-" if value is None else f"{scale['factor'] * value:{sign}.{scale['decimals']}f}"

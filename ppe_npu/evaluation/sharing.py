@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from ppe_npu.errors import InputError, shown
 from ppe_npu.evaluation.lines import Check, Lines
-from ppe_npu.evaluation.rows import Row, encode, has_sums, is_key, with_sums
+from ppe_npu.evaluation.rows import Row, encode_rows, has_sums, is_key, with_sums
 from ppe_npu.files import check_regular, locked, write_bytes, write_json, writing
 from ppe_npu.utils.launched import environment_number
 
@@ -164,7 +164,9 @@ class Share:
         stored = [first[row["index"]] for row in kept]
         with writing(self.folder):
             (self.folder / "results.json").unlink(missing_ok=True)
-            lines = b"".join(line + b"\n" if old is row else encode([row]) for row, (old, line) in zip(kept, stored))
+            lines = b"".join(
+                line + b"\n" if old is row else encode_rows([row]) for row, (old, line) in zip(kept, stored)
+            )
             if lines != self._predictions.path.read_bytes():  # blank lines and a byte order mark go, too
                 write_bytes(self._predictions.path, lines)
             for old in self._work.glob("*.alive"):

@@ -169,7 +169,7 @@ class _Costs(_Part):
             _Cost.from_dict(row)
 
 
-def fault(result: Any, costs: bool = False) -> str | None:
+def result_fault(result: Any, costs: bool = False) -> str | None:
     """What keeps a results.json (with `costs`: a costs.json) from being reported, in words; None if nothing does."""
     try:
         check_mapping(result, "it")

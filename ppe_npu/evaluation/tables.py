@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppe_npu.evaluation import cost_table
-from ppe_npu.evaluation.scale import PERCENT, is_percent, named, shown
+from ppe_npu.evaluation.scale import PERCENT, is_percent, named, scaled
 from ppe_npu.utils import escape
-
-Row = Mapping[str, Any]
 
 
 class Markup(str):
@@ -42,7 +40,7 @@ def _named(what: str, protocol: str) -> str:
     return f"{what}, under protocol {protocol}" if protocol else what
 
 
-Cells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
+TableCells = tuple[list[str], list[list[str]]]  # the head of a table, and its lines
 
 
 def overview(comparison: Mapping[str, Any]) -> str:
@@ -50,7 +48,7 @@ def overview(comparison: Mapping[str, Any]) -> str:
     return markdown(*overview_cells(comparison))
 
 
-def overview_cells(comparison: Mapping[str, Any]) -> Cells:
+def overview_cells(comparison: Mapping[str, Any]) -> TableCells:
     """Rows grouped by the share of tokens kept, a column per benchmark, then the average and the percentage of dense's
     scores. A line that names a group begins with Markup."""
     benchmarks = comparison["benchmarks"]
@@ -66,12 +64,12 @@ def overview_cells(comparison: Mapping[str, Any]) -> Cells:
         if row["group"] != group:
             group = row["group"]
             lines.append([Markup(f"**{escape.markdown(group)}**"), *[""] * (len(head) - 1)])
-        scores = [shown(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
-        lines.append([row["name"], *scores, shown(row["average"], PERCENT), shown(row["of_dense"], PERCENT)])
+        scores = [scaled(row["scores"][key], found["scale"]) for key, found in benchmarks.items()]
+        lines.append([row["name"], *scores, scaled(row["average"], PERCENT), scaled(row["of_dense"], PERCENT)])
     return head, lines
 
 
-def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
+def scores_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells:
     """One benchmark: each method's score with its interval, and the difference from dense's."""
     scale, kinds = found["scale"], found["types"] if 1 < len(found["types"]) <= _INLINE else []
     if found["headline"]:  # accuracy by type is another measure than the headline; metrics_cells() shows metrics
@@ -86,19 +84,23 @@ def scores_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
         if against is None:
             lines[-1] += ["-", "-", "-"]
         else:
-            lines[-1] += [shown(against["mean"], scale, "+"), _interval(against, scale, "+"), probability(against["p"])]
+            lines[-1] += [
+                scaled(against["mean"], scale, "+"),
+                _interval(against, scale, "+"),
+                probability(against["p"]),
+            ]
     return head, lines
 
 
-def types_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def types_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """One benchmark's question types, a row each; None if they are few enough for columns of scores_cells()."""
     if found["headline"] or len(found["types"]) <= _INLINE:
         return None
-    lines = [[kind, *(shown(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
+    lines = [[kind, *(scaled(row["types"].get(kind), PERCENT) for row in found["rows"])] for kind in found["types"]]
     return [_named("accuracy, % by type", protocol), *(row["name"] for row in found["rows"])], lines
 
 
-def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """The benchmark's other metrics, a row each; None if the other tables show all of them."""
     there = [found["score"]] if found["headline"] else found["types"]
     names = [name for name in found["metrics"] if name not in there]
@@ -106,11 +108,11 @@ def metrics_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
         return None
     scale = found["metrics_scale"]
     head = "metric, points" if scale["factor"] == 1 and scale["maximum"] else named("metric", scale)
-    lines = [[name, *(shown(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
+    lines = [[name, *(scaled(row["metrics"].get(name), scale) for row in found["rows"])] for name in names]
     return [_named(head, protocol), *(row["name"] for row in found["rows"])], lines
 
 
-def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
+def costs_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells:
     """One benchmark: the cost of an answer with each method. The runs' own times are shown only if there is no
     interleaved pass."""
     measured = found.get("interleaved")
@@ -122,7 +124,7 @@ def costs_cells(found: Mapping[str, Any], protocol: str = "") -> Cells:
     return [_named("method", protocol), *(label for label, _, _ in shown)], lines
 
 
-def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
+def turns_cells(found: Mapping[str, Any], protocol: str = "") -> TableCells | None:
     """The costs that an interleaved pass measured; None if there was none."""
     measured = found.get("interleaved")
     if measured is None:
@@ -130,7 +132,7 @@ def turns_cells(found: Mapping[str, Any], protocol: str = "") -> Cells | None:
     return [_named("method", protocol), *cost_table.head(measured)], cost_table.lines(found, measured)
 
 
-def all_cells(found: Mapping[str, Any], protocol: str) -> list[Cells]:
+def all_cells(found: Mapping[str, Any], protocol: str) -> list[TableCells]:
     """All tables of one benchmark."""
     makers = (scores_cells, types_cells, metrics_cells, costs_cells, turns_cells)
     return [cells for cells in (make(found, protocol) for make in makers) if cells is not None]
@@ -165,13 +167,13 @@ def probability(p: float) -> str:
     return f"{p:.2g}" if p else "<1e-300"
 
 
-def _spread(value: float | None, spread: Sequence[float] | None, scale: Row) -> str:
+def _spread(value: float | None, spread: Sequence[float] | None, scale: Mapping[str, Any]) -> str:
     """A score as text; for several runs the mean, then the least and the greatest score."""
-    return shown(value, scale) + (f" ({shown(spread[0], scale)} to {shown(spread[1], scale)})" if spread else "")
+    return scaled(value, scale) + (f" ({scaled(spread[0], scale)} to {scaled(spread[1], scale)})" if spread else "")
 
 
-def _interval(row: Row, scale: Row, sign: str = "") -> str:
-    return "-" if row["low"] is None else f"{shown(row['low'], scale, sign)} to {shown(row['high'], scale, sign)}"
+def _interval(row: Mapping[str, Any], scale: Mapping[str, Any], sign: str = "") -> str:
+    return "-" if row["low"] is None else f"{scaled(row['low'], scale, sign)} to {scaled(row['high'], scale, sign)}"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

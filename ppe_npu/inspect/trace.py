@@ -104,14 +104,15 @@ class Trace:
                 if step.videos:
                     events = _through(cell_of, place)
                 place, representative = _through(kept_of, place), representative[representatives]
-            standing = np.full(stage.rows.max() + 1, -1)
+            # Where each kept token stands; a stage in the decoder that has no round "keeps" text and padding, too.
+            standing = np.full(len(stage.text) + len(representative) + 1, -1)
             standing[stage.rows.numpy().reshape(-1)] = np.arange(stage.rows.numel())
-            standing = standing[len(stage.text) : len(stage.text) + len(representative)]  # of each kept token
-            place, before = _through(standing, place), center
+            standing = standing[len(stage.text) : -1]
+            place, before, there = _through(standing, place), center, standing >= 0
             center = np.zeros(stage.rows.numel(), np.int64)
-            center[standing] = before[representative]
+            center[standing[there]] = before[representative[there]]
             held = np.zeros((stage.rows.numel(), kept_held.shape[1]), np.int64)
-            held[standing] = feature[kept_held.cpu().numpy()]
+            held[standing[there]] = feature[kept_held.cpu().numpy()[there]]
             if stage.rounds:
                 stages.append((stage.layer, place, center, held))
         renumbered = self.config.positions == "renumber"

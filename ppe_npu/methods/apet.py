@@ -31,8 +31,8 @@ class ApET(Method):
         ratio: fraction of a frame's tokens to keep: int(n * ratio) of n.
         basis: the number of basis tokens (k), fewer where a frame has fewer tokens.
         ridge: added to the diagonal; the published step inside the decoder, at layer 16, uses 0.1.
-        fps_start: the token at which sampling starts, or null. Padded to a longer frame's length, a frame that does not
-            have this token starts at its last one.
+        fps_start: the token at which sampling starts, or null. A frame that does not have this token starts at its last
+            one.
         released: as in the published code, with the basis tokens in other tokens' slots.
         mixed: with released, the weight of the basis token in such a slot: 0.5 for Qwen, 1 for LLaVA.
     """
@@ -55,13 +55,8 @@ class ApET(Method):
     def group(self, view: View) -> Grouping:
         view.require("apet", "tokens")
         tokens = view.tokens.float()
-        if self.fps_start is not None and self.fps_start >= tokens.shape[1]:
-            raise InputError(
-                f"apet fps_start={self.fps_start} in a frame of {tokens.shape[1]} tokens: give the index of a token, "
-                "counted from 0, or null"
-            )
-        basis = samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
-        kept = best(errors(tokens, basis, self.ridge), view)
+        basis = farthest_samples(tokens, view.present, min(self.basis, tokens.shape[1]), self.fps_start)
+        kept = best(residuals(tokens, basis, self.ridge), view)
         if not self.released:
             return Grouping.of_kept(view, kept, "merge")
         return self._replaced(view, kept, basis)
@@ -105,7 +100,7 @@ class Mixed(Grouping):
         return replace(self, **vars(made), mixed=self.mixed.to(device, non_blocking=True))
 
 
-def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
+def farthest_samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int | None) -> torch.Tensor:
     """[F, count] int64 farthest-point samples of tokens [F, N, C] fp32, which are zero where absent. Each sample is the
     token farthest from its nearest earlier sample. If a cell has too few tokens, its first one is repeated."""
     if start is None:
@@ -122,7 +117,7 @@ def samples(tokens: torch.Tensor, present: torch.Tensor, count: int, start: int 
     return torch.cat(chosen, dim=1)
 
 
-def errors(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
+def residuals(tokens: torch.Tensor, basis: torch.Tensor, ridge: float) -> torch.Tensor:
     """[F, N] fp32 length of the residual of each token [F, N, C] after ridge regression on the tokens `basis` [F, k].
 
     The k equations are solved by elimination. A basis token that depends on those before it, within rounding error, is

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ppe_npu.errors import InputError, shown
-from ppe_npu.methods.checked_calls import checked, counted, lacking
+from ppe_npu.methods.checked_calls import checked, lacking, with_num_kept
 from ppe_npu.methods.checking import NEEDS as NEEDS
 from ppe_npu.methods.checking import PLACES as PLACES
 from ppe_npu.methods.checking import check_class
@@ -139,7 +139,7 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        for name, wrap in (("group", counted), ("select", checked)):
+        for name, wrap in (("group", with_num_kept), ("select", checked)):
             if name in vars(cls):
                 setattr(cls, name, wrap(vars(cls)[name]))
 

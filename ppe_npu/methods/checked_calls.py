@@ -39,7 +39,7 @@ def lacking(method: Method, called: str) -> InputError:
     return InputError(f"{method.name} works {where} and has no {called}(): {remedy}, see Method.places")
 
 
-def counted(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
+def with_num_kept(group: Callable[[Any, View], Grouping]) -> Callable[[Any, View], Grouping]:
     """Wrap group(), or match() of a JoiningMethod, so that its view always has num_kept: a method that is run alone
     gets the numbers from its own kept(). With late counts they are an upper bound, and `least` is 1. A method with
     `blanks` gets a blanked() view."""

@@ -26,9 +26,10 @@ _CONTRACT = ("ppe_npu.methods.base", "Method")
 _AT_PLACE = {"pixels": "select", "input": "group", "layer": "group"}
 _OF_SEGMENTS = ("segments", "segment", "segment_budgets")
 _HOW_MANY = ("ratio", "kept", "budgets", "kept_cells")  # any of which says how many tokens are kept
+_KINDS = "ppe_npu.methods.tower_methods"
 _DECIDED = {  # by the contract, for each kind of pass through the tower
-    "rebuilding": ("places", "needs", "counts", "restores"),
-    "joining": ("places", "needs", "counts", "restores", "pool"),
+    "rebuilding": ("tower_pass", "places", "needs", "counts", "restores"),
+    "joining": ("tower_pass", "places", "needs", "counts", "restores", "pool"),
 }
 
 
@@ -63,16 +64,18 @@ def _check_tower(method: type[Method]) -> None:
     """Raise InputError unless a method inside the vision tower is of one of the kinds in tower_methods.py."""
     if not method.tower_pass and "tower" not in method.places:
         return
-    if method.tower_pass not in _DECIDED:
+    kind = next((base for base in method.__mro__ if base.__module__ == _KINDS), None)
+    passes = getattr(kind, "tower_pass", "")
+    if passes not in _DECIDED:
+        by_hand = f"tower_pass={method.tower_pass!r}: a method does not set this itself; leave it out and"
+        unsaid = f"places={method.places!r}: nothing says how it works inside the vision tower;"
         raise InputError(
-            f"{method.__name__}.places={method.places!r}: nothing says how it works inside the vision tower; derive it "
-            "from RebuildingMethod, if patches leave and are rebuilt, or from JoiningMethod, if cells are joined "
-            "(methods/tower_methods.py)"
+            f"{method.__name__}.{by_hand if method.tower_pass else unsaid} derive the class from RebuildingMethod, if "
+            "patches leave and are rebuilt, or from JoiningMethod, if cells are joined (methods/tower_methods.py)"
         )
-    kind = next(base for base in method.__mro__ if "must_define" in vars(base))
     if method.scope == "segment":
         raise InputError(f"{method.__name__}.scope='segment': use frame or span inside the vision tower")
-    for key in _DECIDED[method.tower_pass]:
+    for key in _DECIDED[passes]:
         value = getattr(method, key)
         if value != getattr(kind, key):
             given = sorted(value) if isinstance(value, frozenset) else value

@@ -34,10 +34,10 @@ class DivPrune(Method):
 
     def group(self, view: View) -> Grouping:
         view.require("divprune", "tokens")
-        return Grouping.of_kept(view, farthest(distances(view.tokens), view), self.dropped)
+        return Grouping.of_kept(view, farthest(cosine_distances(view.tokens), view), self.dropped)
 
 
-def distances(tokens: torch.Tensor) -> torch.Tensor:
+def cosine_distances(tokens: torch.Tensor) -> torch.Tensor:
     """[F, N, N] fp32, 1 - cosine of all pairs of tokens [F, N, C]; 0 if it is within rounding error."""
     away = cosines(tokens).neg_().add_(1)
     return away.mul_(away > rounding(tokens.shape[-1]))

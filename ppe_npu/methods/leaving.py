@@ -50,7 +50,7 @@ class Leaving:
             for size, count, scored in zip(pools, stay, scores.split(list(pools))):
                 order = scored.sort(descending=True, stable=True).indices
                 rows, removed = (part.sort().values + start for part in (order[:count], order[count:]))
-                near = nearest(now[removed].to(wide), now[rows].to(wide), min(neighbors, count))
+                near = nearest_rows(now[removed].to(wide), now[rows].to(wide), min(neighbors, count))
                 found.append((rows, removed, near + stayed))
                 start, stayed = start + size, stayed + count
             return cls.of(*map(list, zip(*found)))
@@ -111,7 +111,7 @@ class Leaving:
         return torch.cat(parts) if parts else kept.new_zeros(0, kept.shape[1], dtype=wide)
 
 
-def nearest(rows: torch.Tensor, others: torch.Tensor, count: int) -> torch.Tensor:
+def nearest_rows(rows: torch.Tensor, others: torch.Tensor, count: int) -> torch.Tensor:
     """[R, count] int64, which of the others [n, C] are nearest to each row [R, C], nearest first; in fp32 or better.
 
     Distances come from one product, a chunk of rows at a time. A distance below its rounding error counts as 0, and the

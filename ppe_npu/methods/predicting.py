@@ -219,7 +219,7 @@ def _anchored_runs(cells: Cells, order: torch.Tensor) -> tuple[torch.Tensor, tor
     return before, error
 
 
-def nearest(kept: torch.Tensor, width: int) -> torch.Tensor:
+def nearest_kept(kept: torch.Tensor, width: int) -> torch.Tensor:
     """[N] int64, the kept cell that is nearest in space to each cell (a kept cell itself); ties go to the first."""
     cells = torch.arange(len(kept), device=kept.device)
     chosen = kept.nonzero()[:, 0]
@@ -237,7 +237,7 @@ def scattered(count: int, cells: int, width: int, seed: int) -> Prediction:
     drawn = torch.randperm(cells, generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty_like(drawn)
     rank[drawn] = torch.arange(cells, device="cpu")
-    return Prediction(rank < count, -rank.float(), lambda kept: nearest(kept, width))
+    return Prediction(rank < count, -rank.float(), lambda kept: nearest_kept(kept, width))
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,7 @@ def connected(cells: Cells, thinning: Thinning) -> Prediction:
         after = torch.where(inside, numbers, total).flip(0).cummin(0).values.flip(0)
         found = torch.where(last >= first[order], last, after)
         found = torch.where(found < (first + size)[order], order[found.clamp_max(total - 1)], -1)[rank]
-        return torch.where(found < 0, nearest(kept, cells.width), found)
+        return torch.where(found < 0, nearest_kept(kept, cells.width), found)
 
     return Prediction(thinning.kept(order, sizes.tolist()), error, leans)
 

@@ -21,7 +21,7 @@ import torch
 from ppe_npu.backends import device
 from ppe_npu.errors import InputError, shown
 from ppe_npu.methods.base import Method
-from ppe_npu.methods.checked_calls import counted
+from ppe_npu.methods.checked_calls import with_num_kept
 from ppe_npu.methods.grouping import Grouping
 from ppe_npu.methods.leaving import Leaving
 from ppe_npu.methods.view import View
@@ -142,7 +142,7 @@ class JoiningMethod(TowerMethod):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if "match" in vars(cls):
-            cls.match = counted(cls.match)  # type: ignore[assignment]
+            cls.match = with_num_kept(cls.match)  # type: ignore[assignment]
 
     def match(self, view: View) -> Grouping:
         """The groups of the cells of some frames; every cell is in a group. It is called for each of merge_blocks.
@@ -211,7 +211,7 @@ class _Matching(Method):
         return found
 
 
-def groups_of(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+def group_offsets(stands: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     """[V] int64 View.tower_groups of a batch's tokens, from the cell at which each cell's group continues.
 
     Args:

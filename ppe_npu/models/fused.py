@@ -23,7 +23,7 @@ from ppe_npu.backends.dispatch import candidates
 from ppe_npu.compat import cache_of
 from ppe_npu.errors import InputError
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
-from ppe_npu.models.fused_classes import MLP, NORM, TEXT, VISION, part_of
+from ppe_npu.models.fused_classes import MLP, NORM, TEXT, VISION, fused_part
 from ppe_npu.models.known import has_attention
 from ppe_npu.models.seam import original, override, restore_methods
 from ppe_npu.models.tower_blocks import on_host, vision_attention
@@ -40,7 +40,7 @@ def fuse(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         InputError: no module has a known class.
     """
-    parts = {module: part_of(module) for module in model.modules()}
+    parts = {module: fused_part(module) for module in model.modules()}
     if not any(parts.values()):
         raise InputError(
             f"{type(model).__name__} has no norm, MLP or attention of a class that fuse() knows, such as "

@@ -41,7 +41,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def part_of(module) -> str | None:
+def fused_part(module) -> str | None:
     """NORM, MLP, VISION or TEXT, if the module computes what a known class does; else None."""
     known: Any = next((base for base in type(module).__mro__ if _is_known(base)), None)
     if known is None or type(module).forward is not known.forward or not is_untouched(module, "forward"):

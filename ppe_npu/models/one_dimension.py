@@ -33,7 +33,7 @@ from ppe_npu.models.arguments import IDLE, PIXELS, ids_of_embeds
 from ppe_npu.models.caches import state_of
 from ppe_npu.models.forward_pass import KEYWORD, NOTHING
 from ppe_npu.models.known import DECODERS, check_release
-from ppe_npu.models.one_dimension_families import FAMILIES, Asked, Family, images_of_each
+from ppe_npu.models.one_dimension_families import FAMILIES, Family, ForwardInputs, images_of_each
 from ppe_npu.models.seam import override, own_submodules
 from ppe_npu.models.tile_blocks import BLOCKS, TILES, pass_of_parts
 from ppe_npu.models.vision_language import decoder_layers as decoder_layers
@@ -159,16 +159,16 @@ def in_parts(model, kwargs: dict) -> dict:
     return rest | {f"{kind}_grid_thw": parts[kind] for kind in kinds} | {"mm_encoder_outputs": made}
 
 
-def _asked(model, kwargs: dict) -> Asked:
-    """The arguments of a ...Model's forward as an Asked."""
+def _asked(model, kwargs: dict) -> ForwardInputs:
+    """The arguments of a ...Model's forward as ForwardInputs."""
     ids, prompt = kwargs.get("input_ids"), kwargs.get(KEYWORD, NOTHING).prompt
     if ids is None and kwargs.get("inputs_embeds") is None:
         raise InputError("input_ids and inputs_embeds are both missing: give one")
     ids = ids_of_embeds(model, kwargs["inputs_embeds"]) if ids is None else ids
-    return Asked(model.config, ids.cpu().numpy()[:, :prompt], kwargs)
+    return ForwardInputs(model.config, ids.cpu().numpy()[:, :prompt], kwargs)
 
 
-def _parts(family: Family, asked: Asked, kinds: Sequence[str]) -> dict[str, Parts]:
+def _parts(family: Family, asked: ForwardInputs, kinds: Sequence[str]) -> dict[str, Parts]:
     parts = family.parts(family, asked)
     for kind in kinds:
         family.check_rows(kind, parts[kind], asked.arguments)

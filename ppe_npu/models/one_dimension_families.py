@@ -24,7 +24,7 @@ TOWERS = (*WITH_CLASS_TOKEN, "siglip_vision_model", "idefics3_vision", "smolvlm_
 
 
 @dataclass(frozen=True)
-class Asked:
+class ForwardInputs:
     """The inputs of a forward call.
 
     Args:
@@ -72,7 +72,7 @@ class Family:
 
     name: str
     tile: Callable[[Any], Size]
-    parts: Callable[["Family", Asked], dict[str, Parts]]
+    parts: Callable[["Family", ForwardInputs], dict[str, Parts]]
     by: str = "tile"
     images: tuple[str, ...] = ("pixel_values",)
     videos: tuple[str, ...] = ()
@@ -144,14 +144,14 @@ def _pair(size: int | tuple[int, int] | list[int]) -> Size:
 # -- how the tokens of images and videos are laid out ------------------------------------------------------------------
 
 
-def tiles_alone(family: Family, asked: Asked) -> dict[str, Parts]:
+def tiles_alone(family: Family, asked: ForwardInputs) -> dict[str, Parts]:
     """Every tile is an image."""
     height, width = family.tile(asked.config)
     tiles = sum(_tiles(asked, run, height * width) for run in asked.runs)
     return {IMAGE: Parts(Part(IMAGE, source, (1, height, width)) for source in range(tiles))}
 
 
-def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
+def tiles_in_runs(family: Family, asked: ForwardInputs) -> dict[str, Parts]:
     """Every run is an image, whose frames are its tiles. With num_frames = [1, 8, 1], which no processor returns but a
     caller may pass, the second to ninth runs are the frames of a video."""
     height, width = family.tile(asked.config)
@@ -171,7 +171,7 @@ def tiles_in_runs(family: Family, asked: Asked) -> dict[str, Parts]:
     return {IMAGE: parts}
 
 
-def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
+def _runs_of_each(asked: ForwardInputs, grids: list[tuple[int, int, int]]) -> list[int]:
     """How many runs each image or video has. With PVC's time_steps: as many as contain all its tiles."""
     steps = asked.arguments.get("time_steps")
     if steps is None:
@@ -186,7 +186,7 @@ def _runs_of_each(asked: Asked, grids: list[tuple[int, int, int]]) -> list[int]:
     return np.diff([ends.index(end) for end in wanted]).tolist()
 
 
-def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
+def _tiles(asked: ForwardInputs, run: tuple[int, int, int], tokens: int) -> int:
     sample, start, length = run
     if length % tokens:
         pixels, found = asked.arguments.get(PIXELS[IMAGE]), sum(count for _, _, count in asked.runs)
@@ -199,7 +199,7 @@ def _tiles(asked: Asked, run: tuple[int, int, int], tokens: int) -> int:
     return length // tokens
 
 
-def picture_then_tiles(family: Family, asked: Asked) -> dict[str, Parts]:
+def picture_then_tiles(family: Family, asked: ForwardInputs) -> dict[str, Parts]:
     """LLaVA-NeXT and LLaVA-OneVision: an image is the whole picture, followed by its tiles as one larger picture
     without padding and with a newline after each row, or else by one newline. A video is its frames, pooled."""
     config, arguments, out = asked.config, asked.arguments, {}

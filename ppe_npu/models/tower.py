@@ -16,8 +16,8 @@ from ppe_npu.backends.compiling import is_traced
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import as_tensor, upload
-from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_lengths, kept_in_tower, received
-from ppe_npu.methods.tower_methods import groups_of
+from ppe_npu.engine.tower import GROUPS, KEYS, SALIENCY, TowerTokens, frame_patches, kept_in_tower, received
+from ppe_npu.methods.tower_methods import group_offsets
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Watch:
         if order is not None:
             parts = {at: part.index_select(0, order) for at, part in parts.items()}
         if stands is not None:
-            parts[GROUPS, 0] = groups_of(stands.to(device), order)
+            parts[GROUPS, 0] = group_offsets(stands.to(device), order)
         return TowerTokens(self.compression.tower, parts)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class Watch:
         if number in wanted.keys:
             found[KEYS, number] = key.float().mean(0).unflatten(0, (-1, patches)).mean(1)
         if number in wanted.saliency:
-            frames = frame_lengths(self.plan.layout, vision.merge_size, None if whole else chosen)
+            frames = frame_patches(self.plan.layout, vision.merge_size, None if whole else chosen)
             scores = received(query, key, frames, attention.scaling)
             found[SALIENCY, number] = scores.unflatten(0, (-1, patches)).sum(1)
         if self.kept is not None and whole:

@@ -23,20 +23,20 @@ from ppe_npu.backends.parity import CASES, Case, Row, compare
 from ppe_npu.backends.parity.run import DTYPES, CaseRun
 from ppe_npu.errors import InputError
 from ppe_npu.files import check_writable
-from ppe_npu.parity.end_to_end import Results, rows_of, run, run_references, settings
+from ppe_npu.parity.end_to_end import ModelResults, rows_of, run, run_references, settings
 from ppe_npu.parity.files import (
     RECORDED,
     Tensors,
     case_place,
     cases_of,
     check_replaceable,
-    compared,
     cotangents_place,
+    fixed_part,
     load,
     model_place,
     save,
 )
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model, with_features
 
 SEED = 0
 _GRADIENTS = 2048  # elements of a model's gradients that a bundle keeps, evenly spread
@@ -60,7 +60,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
     for dtype in _dtypes(device):
         for case in CASES:
             rows += _record_case(case, dtype, device, tensors, missing)
-    model, inputs = build_model(SEED), build_inputs(SEED)
+    model, inputs = parity_model(SEED), parity_inputs(SEED)
     tensors |= {f"model/weights/{name}": value for name, value in model.state_dict().items()}
     for dtype in _dtypes(device):
         given = inputs if dtype == "fp32" else with_features(model.to(DTYPES[dtype]), inputs)
@@ -77,7 +77,7 @@ def record(device: torch.device, folder: str | Path) -> list[Row]:
         "not_recorded": missing,
         "rows": [vars(row) | {name: _json(getattr(row, name)) for name in ("error", "allowed")} for row in rows],
     }
-    save(folder, manifest | compared(), tensors)
+    save(folder, manifest | fixed_part(), tensors)
     return rows
 
 
@@ -191,8 +191,8 @@ def _check_model(setting: str, dtype: str, device: torch.device, tensors: Tensor
     return out
 
 
-def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[Results, list[Row]]:
-    model = build_model(SEED)
+def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors) -> tuple[ModelResults, list[Row]]:
+    model = parity_model(SEED)
     model.load_state_dict(_named(tensors, "model/weights/"))
     inputs = _named(tensors, f"model/{dtype}/inputs/")
     references = run_references(model, inputs, setting, dtype)
@@ -201,7 +201,7 @@ def _run_model(setting: str, dtype: str, device: torch.device, tensors: Tensors)
     return ours, rows_of(setting, dtype, ours, *references)
 
 
-def _kept(results: Results) -> Tensors:
+def _kept(results: ModelResults) -> Tensors:
     """The part of the results that a bundle holds."""
     gradients = torch.cat([gradient.flatten() for gradient in results.gradients.values()])
     few = gradients[:: max(len(gradients) // _GRADIENTS, 1)]

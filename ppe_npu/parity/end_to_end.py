@@ -18,7 +18,7 @@ from ppe_npu.backends import dispatch
 from ppe_npu.backends.common import DTYPES, IGNORED
 from ppe_npu.backends.parity import Row, compare
 from ppe_npu.models.fused import fuse
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model, with_features
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model, with_features
 
 STEPS, NEW_TOKENS, LEARNING_RATE = 5, 6, 1e-3
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ _LOSS_FLOOR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 @dataclass(frozen=True)
-class Results:
+class ModelResults:
     """The results of one run, on the CPU.
 
     Args:
@@ -60,7 +60,7 @@ def settings(dtype: str) -> list[str]:
 
 
 def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
-    model, inputs = build_model(), build_inputs()
+    model, inputs = parity_model(), parity_inputs()
     if dtype != "fp32":
         model = model.to(DTYPES[dtype])
         inputs = with_features(model, inputs)
@@ -73,25 +73,29 @@ def _compare(setting: str, dtype: str, device: torch.device) -> list[Row]:
     return rows_of(setting, dtype, ours, *references)
 
 
-def run_references(model, inputs: dict[str, torch.Tensor], setting: str, dtype: str) -> tuple[Results, Results]:
+def run_references(
+    model, inputs: dict[str, torch.Tensor], setting: str, dtype: str
+) -> tuple[ModelResults, ModelResults]:
     """Results to compare a device's with: those of plain transformers on the CPU in `dtype`, and the same in fp64."""
     plain = run(model, inputs, SETTINGS[setting], CPU, DTYPES[dtype], fused=False, answers=False)
     exact = run(model, inputs, SETTINGS[setting], CPU, torch.float64, fused=False)
     return plain, exact
 
 
-def rows_of(setting: str, dtype: str, ours: Results, plain: Results, exact: Results) -> list[Row]:
+def rows_of(setting: str, dtype: str, ours: ModelResults, plain: ModelResults, exact: ModelResults) -> list[Row]:
     """One row per quantity, with the implementations that dispatch has chosen since its reset."""
     chosen = ", ".join(sorted(set(dispatch.chosen().values())))
     fixed = {"op": "model", "dtype": dtype, "implementation": chosen, "shapes": f"{len(ours.logits)} tokens"}
     rows = []
-    for quantity, direction, error, bound in errors(ours, plain, exact, DTYPES[dtype]):
+    for quantity, direction, error, bound in model_errors(ours, plain, exact, DTYPES[dtype]):
         ok = compare.within(error, bound)
         rows.append(Row(**fixed, case=f"{setting}: {quantity}", direction=direction, error=error, allowed=bound, ok=ok))
     return rows
 
 
-def errors(ours: Results, plain: Results, exact: Results, dtype: torch.dtype) -> list[tuple[str, str, float, float]]:
+def model_errors(
+    ours: ModelResults, plain: ModelResults, exact: ModelResults, dtype: torch.dtype
+) -> list[tuple[str, str, float, float]]:
     """(quantity, direction, error, allowed) of everything that is compared."""
     out = []
     quantities = (("logits", "forward"), ("gradients", "grad"), ("losses", "5 steps"))
@@ -133,11 +137,11 @@ def run(
     dtype: torch.dtype,
     fused: bool,
     answers: bool = True,
-) -> Results:
+) -> ModelResults:
     """Compute everything that is compared, with a copy of the model on a device in a dtype.
 
     Args:
-        inputs: those of build_inputs or with_features, with labels.
+        inputs: those of parity_inputs or with_features, with labels.
         fused: whether to compute through ppe_npu.backends instead of plain transformers.
         answers: whether to also generate greedy ids, if the inputs have pixels.
     """
@@ -166,4 +170,4 @@ def run(
             loss = model(**inputs).loss
             loss.backward()
             losses.append(loss.item())
-    return Results(logits, gradients, torch.tensor(losses, dtype=torch.float64), ids)
+    return ModelResults(logits, gradients, torch.tensor(losses, dtype=torch.float64), ids)

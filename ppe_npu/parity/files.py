@@ -18,7 +18,7 @@ from ppe_npu.backends.parity.run import DTYPES, case_tensors
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.files import new_folder, write_json
 from ppe_npu.parity.end_to_end import settings
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model
 from ppe_npu.utils.reading import json_or_none
 
 FORMAT = "ppe_npu parity bundle 2"
@@ -51,7 +51,7 @@ def model_place(setting: str, dtype: str) -> str:
     return f"model/{dtype}/{setting}"
 
 
-def compared() -> dict:
+def fixed_part() -> dict:
     """The part of the manifest that must equal what this version writes."""
     return {
         "cases": [_title(case) for case in CASES],
@@ -135,7 +135,7 @@ def expected(manifest: dict) -> dict[str, torch.Tensor | None]:
     """name -> an example of the tensor's shape, dtype and values, for every tensor that a bundle must hold; None for
     results and cotangents, which are checked later."""
     dtypes, not_recorded = manifest["dtypes"], manifest["not_recorded"]
-    model, inputs = build_model(), build_inputs()
+    model, inputs = parity_model(), parity_inputs()
     names: dict[str, torch.Tensor | None] = {f"model/weights/{key}": value for key, value in model.state_dict().items()}
     for dtype in dtypes:
         given = {name: value for name, value in inputs.items() if dtype == "fp32" or not name.startswith("pixel")}
@@ -160,7 +160,7 @@ def expected(manifest: dict) -> dict[str, torch.Tensor | None]:
 
 
 def _check_manifest(folder: Path, manifest: dict) -> None:
-    for key, value in compared().items():
+    for key, value in fixed_part().items():
         given = manifest.get(key)
         if key == "cases" and isinstance(given, list):
             given = [case for case in given if not str(case).startswith(f"{_RETIRED}:")]

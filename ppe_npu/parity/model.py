@@ -18,7 +18,7 @@ SETTINGS = {
 _PROMPTS = ((2, (1, 4, 5), 3, (3, 3, 4), 4), (7,), (1, (1, 1, 1), 2, (1, 5, 3), 5))
 
 
-def build_model(seed: int = 0):
+def parity_model(seed: int = 0):
     """fp32 on the CPU: 1 vision block, 3 layers of width 64, 2 heads of 32 channels, about 0.1 M parameters."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -42,7 +42,7 @@ def build_model(seed: int = 0):
         return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def build_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
+def parity_inputs(seed: int = 0) -> dict[str, torch.Tensor]:
     """Model inputs and labels (of all text) for three prompts, left-padded, fp32 on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     rows, pixels, grids = [], {IMAGE: [], VIDEO: []}, {IMAGE: [], VIDEO: []}

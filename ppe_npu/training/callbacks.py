@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from ppe_npu.backends import dispatch
 from ppe_npu.errors import TrainingError
 from ppe_npu.training.validation import VALIDATION
-from ppe_npu.utils.progress import Progress as Shown
+from ppe_npu.utils.progress import Progress
 
 KEPT = "visual tokens kept"  # the one percentage of a run: a mean over decoder layers
 _SHOWN = 3  # parameters that an error message names
@@ -40,7 +40,7 @@ class Meter:
         return round(processes * self.tokens / max(time.perf_counter() - self.since, 1e-9), 1)
 
 
-class Progress(TrainerCallback):
+class TrainingProgress(TrainerCallback):
     """Shows a bar with loss, tokens/s and share of the visual tokens kept; without a terminal it prints a line per log.
 
     Args:
@@ -57,7 +57,7 @@ class Progress(TrainerCallback):
         dispatch.reset()
         if state.is_world_process_zero:
             self.since = time.perf_counter()
-            self.bar = Shown(state.max_steps, self.title, "step", done=state.global_step, quiet=True)
+            self.bar = Progress(state.max_steps, self.title, "step", done=state.global_step, quiet=True)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step >= state.max_steps:  # also log the end of a run that is shorter than logging_steps

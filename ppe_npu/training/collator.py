@@ -22,7 +22,7 @@ from ppe_npu.engine.positions import prompt_positions
 from ppe_npu.engine.spans import VisionTokens, find_spans
 from ppe_npu.models.pvc.inputs import shown_repeatedly
 from ppe_npu.training.data import Record
-from ppe_npu.training.tokens import Tokeniser, Tokens
+from ppe_npu.training.tokens import TokenisedRecord, Tokeniser
 
 NOTES = ("sample_ids", "skipped")  # keys of a batch that are for the training loop, not for the model
 Visuals = tuple[dict[str, torch.Tensor], dict[str, list[torch.Tensor]]]  # as inputs.process_visuals gives them
@@ -91,7 +91,7 @@ class Collator:
         videos = [path for record in records for path in record.videos]
         return process_visuals(self.processor, images, videos, self.sampling, self.cache)
 
-    def _one_by_one(self, records: Sequence[Record]) -> tuple[list[Record], list[Tokens], Visuals, list]:
+    def _one_by_one(self, records: Sequence[Record]) -> tuple[list[Record], list[TokenisedRecord], Visuals, list]:
         """(records that can be read, their tokens, their visuals, [[id, reason]] of the others)."""
         kept, samples, parts, skipped = [], [], [], []
         for record in records:
@@ -110,7 +110,7 @@ class Collator:
         written = {kind: [ids for _, part in parts for ids in part[kind]] for kind in visual_ids(self.processor)}
         return kept, samples, (visuals, written), skipped
 
-    def _stand_in(self) -> Tokens:
+    def _stand_in(self) -> TokenisedRecord:
         """A text that costs little and teaches nothing."""
         sample = self.tokenise(Record("stand-in", (), (), (("user", "-"), ("assistant", "-"))))
         return dataclasses.replace(sample, labels=np.full_like(sample.labels, IGNORED))
@@ -142,10 +142,10 @@ def block_mask(blocks: torch.Tensor) -> torch.Tensor:
     return (seen | torch.eye(length, dtype=torch.bool))[:, None]
 
 
-def _repeat(sample: Tokens, ids: np.ndarray, repeats: np.ndarray) -> Tokens:
+def _repeat(sample: TokenisedRecord, ids: np.ndarray, repeats: np.ndarray) -> TokenisedRecord:
     """The sample with its placeholders expanded; all tokens of a placeholder, text between a video's frames included,
     inherit its label, block and shift."""
-    return Tokens(ids, *(np.repeat(getattr(sample, name), repeats) for name in ("labels", "blocks", "shifts")))
+    return TokenisedRecord(ids, *(np.repeat(getattr(sample, name), repeats) for name in ("labels", "blocks", "shifts")))
 
 
 def _stack(rows: Sequence[np.ndarray], fill: int) -> torch.Tensor:

@@ -102,7 +102,7 @@ def check_records(
     Raises:
         InputError: a data file that cannot be read, or no records at all.
     """
-    paths = check_places([files] if isinstance(files, (str, Path)) else files, data_root)
+    paths = check_paths([files] if isinstance(files, (str, Path)) else files, data_root)
     if not paths:
         raise InputError("no training data was given: name a .json or .jsonl file")
     found: list[Record | Fault] = []
@@ -123,7 +123,7 @@ def check_records(
     return Checked(records, faults, headers)
 
 
-def check_places(files: Sequence[str | Path], data_root: str | Path | None) -> list[Path]:
+def check_paths(files: Sequence[str | Path], data_root: str | Path | None) -> list[Path]:
     """The paths of data files, after checking that they and the data root exist.
 
     Raises:

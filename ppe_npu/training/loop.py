@@ -24,7 +24,7 @@ from ppe_npu.models.failing import check_alone
 from ppe_npu.models.forward_pass import KEYWORD, ForwardPass
 from ppe_npu.models.loss import Distillation
 from ppe_npu.training.adapters import adapter_weights, set_adapter_weights, write_adapter
-from ppe_npu.training.callbacks import Meter, Progress
+from ppe_npu.training.callbacks import Meter, TrainingProgress
 from ppe_npu.training.checkpoint import BASE, IDENTITY, WHOLE
 from ppe_npu.training.collator import NOTES
 from ppe_npu.training.parts import parameter_groups
@@ -95,7 +95,7 @@ class CompressedTrainer(Trainer):
             for loader in [each for each in loaders if not any(each is other for other in before)]:
                 loader.end()
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, Progress):
+                if isinstance(callback, TrainingProgress):
                     callback.close()
 
     def create_accelerator_and_postprocess(self) -> None:

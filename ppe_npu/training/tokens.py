@@ -17,7 +17,7 @@ _MARKS = ("<|im_start|>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenisedRecord:
     """A tokenised record, placeholders not yet expanded. All int64 [n].
 
     Attributes:
@@ -34,7 +34,7 @@ class Tokens:
 
 
 class Tokeniser:
-    """Records -> Tokens.
+    """Records -> TokenisedRecord.
 
     Args:
         processor: the checkpoint's.
@@ -54,7 +54,7 @@ class Tokeniser:
             raise InputError("the tokenizer has no <|im_end|>: training needs a ChatML template")
         self._memo: dict[Any, Any] = {}
 
-    def __call__(self, record: Record) -> Tokens:
+    def __call__(self, record: Record) -> TokenisedRecord:
         """A record's tokens, labels and blocks; the same text is tokenised once."""
         if not record.independent:
             return self._remember(record.turns, lambda: self._plain(record))
@@ -66,7 +66,7 @@ class Tokeniser:
         parts = [prefix, *(block for _, block in questions)]
         lengths = [len(part[0]) for part in parts]
         starts = np.cumsum([0, *lengths[1:-1]])  # of each block, relative to the first
-        return Tokens(
+        return TokenisedRecord(
             ids=np.concatenate([part[0] for part in parts]),
             labels=np.concatenate([part[1] for part in parts]),
             blocks=np.repeat(np.arange(len(parts)), lengths),
@@ -90,10 +90,10 @@ class Tokeniser:
         end = int(np.flatnonzero(labels != IGNORED)[-1]) + 1
         return (ids[:cut], labels[:cut]), (ids[cut:end], labels[cut:end])
 
-    def _plain(self, record: Record) -> Tokens:
+    def _plain(self, record: Record) -> TokenisedRecord:
         answers = sum(role == "assistant" for role, _ in record.turns)
         ids, labels = self._encode(record.messages(), answers, record.where)
-        return Tokens(ids, labels, np.zeros_like(ids), np.zeros_like(ids))
+        return TokenisedRecord(ids, labels, np.zeros_like(ids), np.zeros_like(ids))
 
     def _encode(self, messages: list[dict[str, Any]], answers: int, where: str) -> tuple[np.ndarray, np.ndarray]:
         """(ids, labels), int64 [n], of a conversation that has `answers` assistant turns."""

@@ -27,7 +27,7 @@ from ppe_npu.training.adapters import add_adapter, check_adapter, quantization, 
 from ppe_npu.training.args import TrainConfig
 from ppe_npu.training.checkpoint import BASE, base_record
 from ppe_npu.training.collator import Collator
-from ppe_npu.training.data import ChatDataset, Record, check_places
+from ppe_npu.training.data import ChatDataset, Record, check_paths
 from ppe_npu.training.leftovers import skipped_files
 from ppe_npu.training.parts import freeze, parameter_count
 from ppe_npu.training.start import check_deepspeed, start_group, total_steps
@@ -200,7 +200,7 @@ def _check(config: TrainConfig, device, processes: int) -> None:
     config.accumulation(processes)
     if config.deepspeed is not None:
         check_deepspeed(config.deepspeed, device, copies=config.copies_teacher)
-    check_places((*config.data, *config.validation_data), config.data_root)
+    check_paths((*config.data, *config.validation_data), config.data_root)
 
 
 def _processor(config: TrainConfig) -> Any:
@@ -251,7 +251,7 @@ def _model(config: TrainConfig, device) -> tuple[Any, dict[str, str]]:
 def _trainer(config, arguments, model, processor, data, processes: int, known: dict[str, Any]):
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from ppe_npu.training.callbacks import GradientCheck, Progress
+    from ppe_npu.training.callbacks import GradientCheck, TrainingProgress
     from ppe_npu.training.loop import CompressedTrainer
 
     records, survey, validation = data
@@ -271,7 +271,7 @@ def _trainer(config, arguments, model, processor, data, processes: int, known: d
         train_dataset=ChatDataset(records),
         eval_dataset=ChatDataset(validation) if validation else None,
         processing_class=processor,
-        callbacks=[Progress("/".join(Path(config.output).parts[-2:])), GradientCheck(), *_curves(config)],
+        callbacks=[TrainingProgress("/".join(Path(config.output).parts[-2:])), GradientCheck(), *_curves(config)],
         **known,
         learning_rates=config.learning_rates,
         lengths=survey.after.tolist() if config.group_by_length else None,
@@ -280,7 +280,7 @@ def _trainer(config, arguments, model, processor, data, processes: int, known: d
         distillation=distill or None,
         frozen_teacher=config.copies_teacher,
     )
-    for callback in (PrinterCallback, ProgressCallback):  # Progress replaces both
+    for callback in (PrinterCallback, ProgressCallback):  # TrainingProgress replaces both
         trainer.remove_callback(callback)
     return trainer
 

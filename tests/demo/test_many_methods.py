@@ -39,7 +39,7 @@ def test_all_are_all_that_say_something_of_pictures():
     assert len(rows) == 2 * (1 + 3 + 2 * 2 * 3)
     assert {row.config.methods[0].layer for row in rows if row.name == "fastv"} == {1}
     assert {row.config.k for row in rows if row.positions == "ppe"} == {recipe.K}
-    assert len({methods.Job(row, 0, "x", "cpu", 1).folder for row in rows}) == len(rows) / 2
+    assert len({methods.RowJob(row, 0, "x", "cpu", 1).folder for row in rows}) == len(rows) / 2
 
 
 def test_names_that_are_none_are_refused_before_any_work(run, tmp_path):

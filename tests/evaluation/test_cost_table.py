@@ -163,7 +163,7 @@ def test_a_pass_names_the_protocol_as_the_reports_table_does(monkeypatch, tmp_pa
         )
         for name in ("dense", "ppe")
     ]
-    for module, name in ((costs, "compress"), (costs, "_draw"), (cost_pass, "chosen")):
+    for module, name in ((costs, "compress"), (costs, "_draw"), (cost_pass, "spread_samples")):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(cost_pass, "measure", lambda *_: {"left_out": {}})
     monkeypatch.setattr(cost_pass, "write", lambda folder, found, label: written.append(label))

@@ -12,7 +12,7 @@ from ppe_npu.demo import scenes
 from ppe_npu.evaluation import cost_pass, cost_table, interleaving, tables
 from ppe_npu.evaluation.generation import Generated
 from ppe_npu.evaluation.interleaving import MOST
-from ppe_npu.evaluation.report import compared
+from ppe_npu.evaluation.report import comparisons_of
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_tables_of_different_protocols_are_never_joined(tmp_path):
     first = write_run(tmp_path / "a", some(0.5))
     second = write_run(tmp_path / "b", some(0.7))
     second["settings"] = {**second["settings"], "protocol": {"name": "qwen"}}
-    found = compared([first, second])
+    found = comparisons_of([first, second])
     assert [comparison["protocol"] for comparison in found] == ["checkpoint", "qwen"]
     assert [len(comparison["benchmarks"]["layout"]["rows"]) for comparison in found] == [1, 1]
     assert "whose tables are not joined" in found[0]["missing"][-1]

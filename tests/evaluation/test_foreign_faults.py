@@ -16,7 +16,7 @@ from ppe_npu.cli.failures import first_error
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import benchmarks
 from ppe_npu.evaluation.benchmarks import readers
-from ppe_npu.evaluation.rows import encode
+from ppe_npu.evaluation.rows import encode_rows
 from ppe_npu.evaluation.runner import Evaluation
 from ppe_npu.evaluation.samples import _image_size, _video_facts, conversation
 
@@ -257,6 +257,6 @@ def test_lines_of_json_end_at_line_feeds_alone(tmp_path):
     """Texts from the web contain other line separators, which JSON leaves as they are."""
     text = "one\u2028two\x85three\u2029"
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(encode([{"index": 0, "prompt": text}, {"index": 1, "prompt": text, "error": "a fault"}]))
+    file.write_bytes(encode_rows([{"index": 0, "prompt": text}, {"index": 1, "prompt": text, "error": "a fault"}]))
     assert [row["prompt"] for row in readers.read_jsonl(file)] == [text, text]
     assert first_error(file) == "sample 1: a fault"

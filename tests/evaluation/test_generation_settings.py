@@ -15,7 +15,7 @@ from ppe_npu.checkpoints.loading import load_model, load_processor
 from ppe_npu.config import CompressionConfig
 from ppe_npu.data.inputs import build_inputs
 from ppe_npu.errors import InputError
-from ppe_npu.evaluation.decoding import chosen, ignored
+from ppe_npu.evaluation.decoding import generation_settings, ignored
 from ppe_npu.evaluation.generation import generate
 from ppe_npu.evaluation.report import write_report
 from ppe_npu.evaluation.runner import evaluate
@@ -235,7 +235,8 @@ def test_a_run_of_the_first_edition_goes_on_where_its_answers_are_ours(
 def test_everything_that_can_be_asked_for_works(model, tiny_processor, values):
     import torch
 
-    found = [(torch.manual_seed(0), answer(model, tiny_processor, generation=chosen(values, {})))[1] for _ in range(2)]
+    asked = generation_settings(values, {})
+    found = [(torch.manual_seed(0), answer(model, tiny_processor, generation=asked))[1] for _ in range(2)]
     assert found[0] == found[1]
     assert found[0] != answer(model, tiny_processor)
 
@@ -325,10 +326,10 @@ def test_chat_templates_of_which_none_is_the_default_are_named(checkpoint):
 @pytest.mark.parametrize("value", [51, -1e300, float("inf"), float("nan")])
 def test_a_checkpoints_own_value_that_cannot_be_is_said_to_be_its_own(value):
     own = {"num_beams": 3, "length_penalty": value}
-    assert chosen(None, own) == {}
+    assert generation_settings(None, own) == {}
     words = r"^the checkpoint's generation length_penalty=\S+ must be a number in \[-50, 50\]: override it with length_"
     with pytest.raises(InputError, match=words):
-        chosen("checkpoint", own)
-    assert chosen(["checkpoint", "length_penalty=2.0"], own) == {"length_penalty": 2.0, "num_beams": 3}
+        generation_settings("checkpoint", own)
+    assert generation_settings(["checkpoint", "length_penalty=2.0"], own) == {"length_penalty": 2.0, "num_beams": 3}
     with pytest.raises(InputError, match=r"^generation length_penalty=51 must be a number in \[-50, 50\]$"):
-        chosen(["num_beams=2", "length_penalty=51"], own)
+        generation_settings(["num_beams=2", "length_penalty=51"], own)

@@ -99,7 +99,7 @@ def test_samples_that_differ_are_read_once(tmp_path):
     folders = [tmp_path / name for name in "ab"]
     for number, folder in enumerate(folders):
         write_run(folder, [float(number and n % 2) for n in range(50)])
-    found = group_pictures.differing(Mine(), folders, [], most=5)
+    found = group_pictures.differing_samples(Mine(), folders, [], most=5)
     assert read == list(range(50))
     assert len(found) == 5
     assert all(sample["index"] % 2 for sample in found)

@@ -142,13 +142,13 @@ def test_samples_on_which_scores_differ_are_drawn_evenly_and_come_first_on_the_p
         run_of(tmp_path / "ppe", "ppe 0.25", ["cat" if one and n else "dog" for n, one in enumerate(right)], right),
     ]
     folders = [Path(run["folder"]) for run in runs]
-    found = group_pictures.differing(Mine(), folders, [{"index": "s21"}], most=9)
+    found = group_pictures.differing_samples(Mine(), folders, [{"index": "s21"}], most=9)
     numbers = [int(sample["index"][1:]) for sample in found]
     assert len(numbers) == 9
     assert all(number > 21 and number % 5 for number in numbers)
     assert max(b - a for a, b in zip([20, *numbers], [*numbers, 100])) < 16
-    assert len(group_pictures.differing(Mine(), folders, [], most=99)) == 63  # all of 20 to 99 that show one picture
-    assert group_pictures.differing(Mine(), folders[:1] * 2, []) == []
+    assert len(group_pictures.differing_samples(Mine(), folders, [], most=99)) == 63  # all of 20 to 99 with one picture
+    assert group_pictures.differing_samples(Mine(), folders[:1] * 2, []) == []
     assert group_pictures.draw(tmp_path, "", None, found) == 9
     list_names(tmp_path, [])
     rows = samples(runs, [10**6])["rows"]

@@ -12,7 +12,7 @@ from report_runs import some, write_run
 from ppe_npu.config import CompressionConfig
 from ppe_npu.errors import InputError
 from ppe_npu.evaluation import statistics, tables
-from ppe_npu.evaluation.report import collect, compared, unfinished, write_report
+from ppe_npu.evaluation.report import collect, comparisons_of, unfinished, write_report
 from ppe_npu.evaluation.results import method, title
 from ppe_npu.files import write_json
 from ppe_npu.utils import escape
@@ -117,11 +117,11 @@ def test_seeds_become_a_mean_with_its_spread(tmp_path):
 def test_seeds_whose_samples_all_score_alike_have_wilsons_interval(tmp_path):
     """Their interval is that of one such run; without their predictions there is none, and a line says so."""
     results = [write_run(tmp_path / str(number), [1.0] * 20, "keep_one", 0.5) for number in range(2)]
-    (row,) = compared(results)[0]["benchmarks"]["layout"]["rows"]
+    (row,) = comparisons_of(results)[0]["benchmarks"]["layout"]["rows"]
     one = results[0]["accuracy"]
     assert (row["low"], row["high"], row["runs"]) == (one["low"], one["high"], 2)
     (tmp_path / "1" / "predictions.jsonl").unlink()
-    (found,) = compared(results)
+    (found,) = comparisons_of(results)
     assert found["benchmarks"]["layout"]["rows"][0]["low"] is None
     why = "a predictions.jsonl or a score is missing, or the runs' samples differ"
     assert f"layout, keep_one 0.5: no interval ({why})." in found["missing"]

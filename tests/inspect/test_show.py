@@ -119,6 +119,15 @@ def test_describe_shows_images_and_videos_in_one_picture(describe, write_image, 
     assert [path.name for path in shown.parent.iterdir()] == ["groups.png"]  # no half-written file beside it
 
 
+def test_steps_that_leave_every_image_alone_have_nothing_to_show(describe, write_image, tmp_path):
+    (tmp_path / "events.json").write_text(json.dumps({"steps": [{"method": "events", "layer": 1}], "k": 1}))
+    asked = ["--image", write_image("a.png"), "--show", tmp_path / "groups.png"]
+    code, _, err = describe(*asked, "--compression", tmp_path / "events.json")
+    assert code != 0
+    assert "--show has nothing to draw: every step leaves pictures alone; add a --video" in err
+    assert not (tmp_path / "groups.png").exists()
+
+
 @pytest.mark.parametrize("name", ["jpg", "webp"])
 def test_describe_shows_a_cascade_of_a_control(describe, write_image, tmp_path, name):
     (tmp_path / "cascade.json").write_text(

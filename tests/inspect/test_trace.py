@@ -105,3 +105,39 @@ def test_nothing_is_kept_unless_asked_for_and_several_ratios_are_refused(model):
     trace, _ = traced(model, PRESETS["two ratios"], batch(MIXED[0]))
     with pytest.raises(ValueError, match="give one ratio"):
         trace.visuals()
+
+
+EVENTS = {"method": "events", "ratio": 0.5}
+GIVEN = {
+    "image": Prompt([3, ("image", (1, 4, 6)), 4]),
+    "one frame": Prompt([3, ("video", (1, 4, 6)), 4]),
+    "text": Prompt([5]),
+    "video": Prompt([3, ("video", (3, 4, 6)), 4]),
+}
+
+
+@pytest.mark.parametrize("prompts", ["image", "one frame", "text", "image, text", "image, video"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [EVENTS],
+        [{**EVENTS, "layer": 1}],
+        [{"method": "dpc_knn", "ratio": 0.45}, {**EVENTS, "layer": 1}],
+        [{**EVENTS, "layer": 1}, {**EVENTS, "layer": 2}],
+        [{**EVENTS, "layer": 1}, {"method": "divprune", "ratio": 0.5, "layer": 2}],
+    ],
+    ids=["input", "layer", "merged before", "twice", "pruned after"],
+)
+def test_a_step_that_leaves_every_token_alone_is_traced(model, steps, prompts):
+    """Events leave images alone: without a video such a stage has no round, and passes on all that it is given."""
+    given = [GIVEN[name] for name in prompts.split(", ")]
+    trace, _ = traced(model, CompressionConfig(steps=steps, k=2), batch(*given))
+    visuals = trace.visuals()
+    assert len(visuals) == len(given) - prompts.count("text")
+    counts = [len(visual.stages[-1].representatives) if visual.stages else 24 for visual in visuals]
+    assert sum(counts) == model.compression.report.tokens_after
+    for visual in visuals:
+        for groups in visual.stages:
+            numbers = np.arange(len(groups.representatives))
+            assert (groups.labels.flat[groups.representatives] == numbers).all()
+            assert (groups.labels.flat[groups.held] == numbers[:, None]).all()

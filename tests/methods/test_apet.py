@@ -7,9 +7,8 @@ import torch
 from recorded import cases
 from tolerances import assert_near
 
-from ppe_npu.errors import InputError
 from ppe_npu.methods import get
-from ppe_npu.methods.apet import errors, samples
+from ppe_npu.methods.apet import farthest_samples, residuals
 from ppe_npu.methods.view import View
 
 RECORDED = cases("apet")
@@ -28,9 +27,9 @@ def test_samples_errors_and_choice_are_the_published_ones(case):
     method = method_of(settings, given)
     assert method.kept(tokens.shape[1]) == settings["budget"]
     present = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    basis = samples(tokens, present, settings["basis"], settings["fps_start"])
+    basis = farthest_samples(tokens, present, settings["basis"], settings["fps_start"])
     assert basis[0].tolist() == given["basis"].tolist()
-    found = errors(tokens, basis, settings["ridge"])[0]
+    found = residuals(tokens, basis, settings["ridge"])[0]
     assert found.argsort(descending=True)[: settings["budget"]].tolist() == given["by_error"].tolist()
     grouping = method.group(View.of(tokens=tokens, num_kept=settings["budget"]))
     assert grouping.representatives[0].tolist() == given["kept"].tolist()
@@ -84,14 +83,25 @@ def test_no_slot_is_replaced_and_every_start_is_the_same():
     assert grouping.representatives[1].tolist() == [63 - index for index in grouping.representatives[0].flip(0)]
 
 
-def test_a_start_that_a_frame_does_not_have_is_refused_or_its_last_token():
-    tokens, method = torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0)), get("apet", fps_start=8)
-    with pytest.raises(InputError, match="apet fps_start=8 in a frame of 5 tokens: give the index of a token"):
-        method.group(View.of(tokens=tokens[:, :5], num_kept=2))
-    valid = torch.arange(12)[None] < 5  # the host knows only the longest frame of a batch
-    padded = method.group(View.of(tokens=tokens, valid=valid, num_kept=2))
-    last = get("apet", fps_start=4).group(View.of(tokens=tokens[:, :5], num_kept=2))
-    assert padded.labels[0, :5].tolist() == last.labels[0].tolist()
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("start", [None, 0, 2, 4, 8, 40])
+@pytest.mark.parametrize("tokens", [5, 13])
+def test_what_is_kept_does_not_depend_on_the_width_of_the_batch(tokens, start, released):
+    method = get("apet", fps_start=start, basis=3, released=released)
+    own = torch.randn(1, tokens, 32, generator=torch.Generator().manual_seed(tokens))
+    alone = method.group(View.of(tokens=own))
+    for width in (tokens + 1, 16, 64):
+        wide = torch.nn.functional.pad(own, (0, 0, 0, width - tokens), value=7.0)
+        view = View.of(tokens=wide, valid=torch.arange(width)[None] < tokens)
+        padded = method.group(view.keeping(method.kept(tokens)).blanked())
+        assert torch.equal(padded.labels[:, :tokens], alone.labels)
+        assert torch.equal(padded.representatives, alone.representatives)
+
+
+def test_a_start_that_a_frame_does_not_have_is_its_last_token():
+    tokens = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
+    beyond, last = (get("apet", fps_start=start).group(View.of(tokens=tokens, num_kept=2)) for start in (8, 4))
+    assert torch.equal(beyond.labels, last.labels)
 
 
 def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
@@ -108,7 +118,7 @@ def test_equal_tokens_and_cells_smaller_than_the_basis_have_errors():
 def test_of_tokens_that_the_basis_explains_wholly_the_first_come_first(channels):
     tokens = torch.randn(3, 40, channels, generator=torch.Generator().manual_seed(channels))
     present = torch.ones(tokens.shape[:2], dtype=torch.bool)
-    assert not errors(tokens, samples(tokens, present, 10, None), 1e-5).any()
+    assert not residuals(tokens, farthest_samples(tokens, present, 10, None), 1e-5).any()
     assert get("apet").group(View.of(tokens=tokens, num_kept=12)).representatives.tolist() == [list(range(12))] * 3
 
 
@@ -119,7 +129,7 @@ def test_norms_far_apart_leave_the_choice_of_fp64(factor):
         scales = torch.logspace(-0.5, 0.5, 42)[torch.randperm(42, generator=random)] ** math.log10(factor)
         regions = 0.5 + torch.randn(3, 32, generator=random).repeat_interleave(14, dim=0)
         tokens = (regions + 0.3 * torch.randn(1, 42, 32, generator=random)) * scales[:, None]
-        basis = samples(tokens, torch.ones(1, 42, dtype=torch.bool), 10, None)
+        basis = farthest_samples(tokens, torch.ones(1, 42, dtype=torch.bool), 10, None)
         expected = by_fp64(tokens, basis)[0].sort(descending=True, stable=True).indices[:14]
         kept = get("apet").group(View.of(tokens=tokens, num_kept=14)).representatives[0]
         assert kept.tolist() == expected.sort().values.tolist()
@@ -135,10 +145,10 @@ def by_fp64(tokens, basis):
 @pytest.mark.parametrize(("channels", "scale"), [(16, 1.0), (64, 30.0), (512, 1.0)])
 def test_what_the_basis_leaves_is_that_of_fp64(channels, scale):
     tokens = scale * torch.randn(2, 60, channels, generator=torch.Generator().manual_seed(1))
-    basis = samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
+    basis = farthest_samples(tokens, torch.ones(2, 60, dtype=torch.bool), 10, None)
     exact, rows = by_fp64(tokens, basis), tokens.double().gather(1, basis[:, :, None].expand(-1, -1, channels))
     others = torch.ones(2, 60, dtype=torch.bool).scatter_(1, basis, False)
-    found = errors(tokens, basis, 1e-5)
+    found = residuals(tokens, basis, 1e-5)
     assert not found[~others].any()
     condition = float(torch.linalg.cond(rows).max()) ** 2
     bound = torch.finfo(torch.float32).eps * 2 * (channels + 10) ** 0.5 * condition * tokens.double().norm(dim=-1)

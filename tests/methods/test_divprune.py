@@ -6,7 +6,7 @@ from recorded import case_names, cases
 
 from ppe_npu.methods import get
 from ppe_npu.methods.choosing import cosines
-from ppe_npu.methods.divprune import distances, farthest
+from ppe_npu.methods.divprune import cosine_distances, farthest
 from ppe_npu.methods.view import View
 
 RECORDED = cases("divprune")
@@ -20,7 +20,7 @@ def test_the_choice_and_its_order_are_the_published_ones(case):
     assert count == settings["budget"]
     view = View.of(tokens=given["tokens"][None], num_kept=count)
     assert method.group(view).representatives[0].tolist() == given["kept"].tolist()
-    assert farthest(distances(view.tokens), view)[0].tolist() == given["selected"].tolist()
+    assert farthest(cosine_distances(view.tokens), view)[0].tolist() == given["selected"].tolist()
 
 
 def test_no_token_is_taken_twice_where_fewer_are_distinct_than_wanted():
@@ -29,7 +29,7 @@ def test_no_token_is_taken_twice_where_fewer_are_distinct_than_wanted():
     settings, given = RECORDED["duplicates"]
     tokens = given["tokens"]
     view = View.of(tokens=tokens[None], num_kept=settings["budget"])
-    chosen = farthest(distances(view.tokens), view)[0].tolist()
+    chosen = farthest(cosine_distances(view.tokens), view)[0].tolist()
     assert len(set(chosen)) == settings["budget"]
     assert len({tuple(tokens[index].tolist()) for index in chosen[:10]}) == 10
     firsts = [int((tokens == token).all(1).nonzero()[0]) for token in tokens[chosen[:10]]]

@@ -6,7 +6,7 @@ import torch
 from tolerances import assert_near
 
 from ppe_npu.methods import IPCV
-from ppe_npu.methods.leaving import nearest
+from ppe_npu.methods.leaving import nearest_rows
 
 
 def states(length=60, seed=0, dtype=torch.float64):
@@ -37,13 +37,14 @@ def test_equal_changes_go_by_place():
 def test_neighbours_are_those_at_the_least_distance(count):
     others, rows = states()
     expected = torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist").argsort(dim=1)[:, :count]
-    assert nearest(rows + 1000, others + 1000, count).tolist() == expected.tolist()  # a common offset costs no accuracy
+    found = nearest_rows(rows + 1000, others + 1000, count)  # a common offset costs no accuracy
+    assert found.tolist() == expected.tolist()
 
 
 def test_of_equal_neighbours_the_first_are_taken():
     others = states()[0].repeat(3, 1)[:150].float()
     rows = others[[3, 59, 17]]
-    assert nearest(rows, others, 2).tolist() == [[3, 63], [59, 119], [17, 77]]
+    assert nearest_rows(rows, others, 2).tolist() == [[3, 63], [59, 119], [17, 77]]
 
 
 @pytest.mark.parametrize("pools", [(60,), (2, 18, 40)])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from prompts import GREEDY, check_cache, kept_logits, logits, with_types
-from support import FAMILIES, IMAGE_ID, Prompt, batch, random_model
+from support import FAMILIES, IMAGE_ID, Prompt, batch, family_of, random_model
 from tolerances import assert_equal, assert_near, assert_rounds_alike, exact
 
 from ppe_npu import CompressionConfig, compress, restore
@@ -24,10 +24,7 @@ RATIO_ONE = {
     "dense": CompressionConfig.preset("dense"),
 }
 
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
+family = family_of(FAMILIES)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTex
 from ppe_npu.errors import InputError
 from ppe_npu.models import _families, fused
 from ppe_npu.models.fused import fuse, unfuse
-from ppe_npu.models.fused_classes import CLASSES, MLP, TEXT, VISION, part_of
+from ppe_npu.models.fused_classes import CLASSES, MLP, TEXT, VISION, fused_part
 
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 PARTLY = ("qwen3_5_text", "qwen3_5_moe_text")  # only their MLPs
@@ -188,8 +188,8 @@ def test_a_class_made_from_a_known_one_is_fused():
     """As fully_shard does."""
     layer = language_model("llama").model.layers[0]
     layer.self_attn.__class__ = type("FSDPLlamaAttention", (LlamaAttention,), {})
-    assert part_of(layer.self_attn) == TEXT
-    assert part_of(layer.mlp) == MLP
+    assert fused_part(layer.self_attn) == TEXT
+    assert fused_part(layer.mlp) == MLP
 
 
 def test_a_decoder_that_sees_later_tokens_still_does():

@@ -5,7 +5,7 @@ import torch
 from families import EVERY
 from naive_ipcv import METHOD, PROMPTS, TOWERS, clip, config, features, given, naive, run
 from prompts import GREEDY, logits
-from support import QUICK_FAMILIES, Prompt, random_model
+from support import QUICK_FAMILIES, Prompt, family_of, model_with, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
 from tower_laws import check_attending, check_checkpoints, check_looking, check_work
 
@@ -22,15 +22,7 @@ SETTINGS = {
     "few stay": IPCV(keep=0.04, prune_block=4, stabilized_blocks=2, neighbors=10),
 }
 
-
-@pytest.fixture(params=QUICK_FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(QUICK_FAMILIES), model_with(TOWERS)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

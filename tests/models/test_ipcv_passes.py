@@ -10,7 +10,7 @@ import torch
 from naive_ipcv import METHOD, PROMPTS, TOWERS, features, given, run
 from naive_ipcv import config as config_of
 from prompts import logits
-from support import FAMILIES, random_model
+from support import FAMILIES, family_of, model_with
 from test_no_sync import SYNCS, Recorder
 from tolerances import assert_equal
 from tower_laws import check_nesting, check_threads
@@ -23,20 +23,12 @@ from ppe_npu.models.loss import uncompressed
 
 pytestmark = pytest.mark.half
 
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
+family, model = family_of(FAMILIES), model_with(TOWERS)
 
 
 @pytest.fixture(params=[METHOD, ToMeTower(0.4, merge_blocks=(1, 3, 5))], ids=["ipcv", "tome_tower"])
 def config(request):
     return config_of(request.param)
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
 
 
 def test_an_exception_in_the_tower_leaves_the_next_pass_right(model, family, config):

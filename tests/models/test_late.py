@@ -4,7 +4,7 @@ import pytest
 import torch
 import toys
 from prompts import GREEDY, PRESETS, check_alone, check_cache, kept_logits, logits
-from support import FAMILIES, Prompt, batch, random_model
+from support import FAMILIES, Prompt, batch, family_of, random_model
 from test_packing import check_packed
 from test_steps import given_to_the_decoder, traced
 from tolerances import assert_rounds_alike, exact, loss_near
@@ -46,9 +46,7 @@ def inputs_of(family, *prompts, **kwargs):
     return {name: value for name, value in inputs.items() if family == "qwen2_5_vl" or name != "second_per_grid_ts"}
 
 
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
-def family(request):
-    return request.param
+family = family_of(["qwen2_5_vl", "qwen3_vl"])
 
 
 @pytest.mark.parametrize("name", STEPS)

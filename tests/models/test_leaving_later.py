@@ -4,7 +4,7 @@ compares their features with a naive tower, and test_pixelprune_recorded.py with
 import pytest
 import torch
 from naive_ipcv import config, features
-from support import random_model
+from support import family_of, model_with
 from test_packing import text_labels
 from tiles import TOWERS, inputs_of, painted, prompts_of
 from tolerances import assert_equal, assert_rounds_alike, exact, near
@@ -21,15 +21,7 @@ from ppe_npu.models.loss import Distillation
 pytestmark = pytest.mark.half
 INSIDE, BEHIND = PixelPrune(threshold=0.05, leave_after=1), PixelPrune(threshold=0.05, leave_after=-1)
 
-
-@pytest.fixture(params=["qwen2_5_vl", "qwen3_vl"])
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS.get(family))
+family, model = family_of(["qwen2_5_vl", "qwen3_vl"]), model_with(TOWERS)
 
 
 def view_of(model, inputs, *steps):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import FAMILIES, IMAGE_ID, VIDEO_ID, Prompt, batch, random_model
+from support import FAMILIES, IMAGE_ID, VIDEO_ID, Prompt, batch, family_of, random_model
 from tolerances import assert_near, assert_rounds_alike, exact
 from toys import Looker
 from transformers import AttentionInterface, DynamicCache, StaticCache
@@ -25,10 +25,7 @@ def watched(module, query, key, value, attention_mask, **kwargs):
 
 AttentionInterface.register("watched", watched)
 
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
+family = family_of(FAMILIES)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from naive_ipcv import PROMPTS, TOWERS, clip, config, features, given, run
 from naive_tome import naive
 from prompts import GREEDY, check_alone, check_cache, kept_logits, logits
-from support import QUICK_FAMILIES, Prompt, random_model
+from support import QUICK_FAMILIES, Prompt, family_of, model_with, random_model
 from test_ipcv_laws import gradients
 from test_ipcv_passes import waits
 from tolerances import assert_equal, assert_rounds_alike, exact
@@ -14,7 +14,7 @@ from tower_laws import check_attending, check_checkpoints, check_looking, check_
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.errors import InputError
 from ppe_npu.methods import DPCKNN, IPCV, FastV, PixelPrune, ToMeTower, VisionZip
-from ppe_npu.methods.tower_methods import groups_of
+from ppe_npu.methods.tower_methods import group_offsets
 from ppe_npu.methods.view import View
 from ppe_npu.models.fused import fuse
 
@@ -24,15 +24,7 @@ METHOD = ToMeTower(0.4, merge_blocks=(1, 3, -3))
 SETTINGS = {"usual": METHOD, "few": ToMeTower(0.1, merge_blocks=(0,)), "late": ToMeTower(0.7, merge_blocks=(6, 7))}
 ALONE = [*PROMPTS, Prompt([2, ("image", (1, 1, 2)), 1, ("image", (1, 1, 3)), 1], seed=8)]
 
-
-@pytest.fixture(params=QUICK_FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(QUICK_FAMILIES), model_with(TOWERS)
 
 
 def frames_of(grid):
@@ -61,7 +53,7 @@ def test_the_decoder_is_given_a_groups_mean_at_its_members_positions(model, fami
         _, stands = naive(visual, inputs["pixel_values"], grid, METHOD, frames_of(grid))
     order = order_of(model, inputs)
     expected = [order.index(stands[at]) for at in order]
-    found = groups_of(torch.tensor(stands), torch.tensor(order)) + torch.arange(len(order))
+    found = group_offsets(torch.tensor(stands), torch.tensor(order)) + torch.arange(len(order))
     assert found.tolist() == expected
     settings = CompressionConfig(steps=[METHOD], positions="ppe", k=2, members="last")
     compress(model, settings).compression.keep_groups = True

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import FAMILIES, batch, random_model
+from support import FAMILIES, batch, family_of, model_with
 from tolerances import assert_near, assert_rounds_alike
 from torch.utils._python_dispatch import TorchDispatchMode
 from towers import PROMPTS, TOWERS, clip, flat, given, looked, naives
@@ -13,15 +13,7 @@ pytestmark = pytest.mark.half
 
 SYNCS = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal", "unique")
 
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(FAMILIES), model_with(TOWERS)
 
 
 def test_keys_and_saliency_are_those_of_a_naive_attention(model, family):

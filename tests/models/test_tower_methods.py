@@ -11,7 +11,7 @@ import torch
 from families import supported, together
 from naive_ipcv import PROMPTS, TOWERS, clip, config, features, given
 from prompts import check_alone, kept_logits, logits
-from support import QUICK_FAMILIES, random_model
+from support import QUICK_FAMILIES, family_of, model_with, random_model
 from tolerances import assert_rounds_alike, exact
 from tower_toys import Joins, Rebuilds
 
@@ -38,15 +38,7 @@ OWN = {
     for name, method in OWN.items()
 }
 
-
-@pytest.fixture(params=QUICK_FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(QUICK_FAMILIES), model_with(TOWERS)
 
 
 def pools_of(method):

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from prompts import GREEDY, logits
-from support import FAMILIES, IMAGE_ID, batch, random_model
+from support import FAMILIES, IMAGE_ID, batch, family_of, model_with, random_model
 from tolerances import assert_equal, assert_rounds_alike, exact
 from towers import PROMPTS, TOWERS, VIEWS, Keys, Looks, clip, config, flat, given, looked, naive, naives, shown
 
@@ -18,15 +18,7 @@ from ppe_npu.models.tower import Watch
 
 pytestmark = pytest.mark.half
 
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def model(family):
-    return random_model(family=family, tower=TOWERS[family])
+family, model = family_of(FAMILIES), model_with(TOWERS)
 
 
 def calls(model, inputs):

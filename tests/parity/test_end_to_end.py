@@ -6,7 +6,7 @@ import torch
 from ppe_npu import backends
 from ppe_npu.backends import dispatch
 from ppe_npu.parity import end_to_end
-from ppe_npu.parity.model import SETTINGS, build_inputs, build_model
+from ppe_npu.parity.model import SETTINGS, parity_inputs, parity_model
 
 CPU = torch.device("cpu")
 
@@ -45,11 +45,13 @@ def test_a_wrong_operator_fails_every_setting_that_uses_it(op, monkeypatch):
             return out
         return tuple(1.0001 * part for part in out) if isinstance(out, tuple) else 1.0001 * out
 
-    exact = end_to_end.run(build_model(), build_inputs(), SETTINGS["ppe"], CPU, torch.float64, fused=False)
-    plain = end_to_end.run(build_model(), build_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=False)
+    exact = end_to_end.run(parity_model(), parity_inputs(), SETTINGS["ppe"], CPU, torch.float64, fused=False)
+    plain = end_to_end.run(parity_model(), parity_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=False)
     monkeypatch.setattr(backends.dispatch, "call", off)
-    ours = end_to_end.run(build_model(), build_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=True)
-    wrong = [what for what, _, error, bound in end_to_end.errors(ours, plain, exact, torch.float32) if error > bound]
+    ours = end_to_end.run(parity_model(), parity_inputs(), SETTINGS["ppe"], CPU, torch.float32, fused=True)
+    wrong = [
+        what for what, _, error, bound in end_to_end.model_errors(ours, plain, exact, torch.float32) if error > bound
+    ]
     assert {"logits", "gradients"} <= set(wrong)
 
 

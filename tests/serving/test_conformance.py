@@ -8,7 +8,7 @@ import pytest
 import transformers
 from packaging.version import Version
 
-from ppe_npu.serving.conformance import FAMILIES, IMAGE_ID, VIDEO_ID, Answer, Case, Item, load, to_plain
+from ppe_npu.serving.conformance import FAMILIES, IMAGE_ID, VIDEO_ID, Answer, ConformanceCase, Item, load, to_plain
 from ppe_npu.serving.conformance.__main__ import difference, main
 from ppe_npu.serving.conformance.engines import ENGINES
 from ppe_npu.serving.conformance.made import cases
@@ -16,7 +16,7 @@ from ppe_npu.serving.conformance.made import cases
 RATE = {"qwen2_vl": None, "qwen2_5_vl": 2, "qwen3_vl": None}  # positions that a second takes
 
 
-def trained(case: Case) -> Answer:
+def trained(case: ConformanceCase) -> Answer:
     """Token by token, as models are trained to number a prompt: text counts up; each token of an item has the position
     before the item plus its own frame (or second), row and column; text goes on at the largest position plus 1."""
     ids, starts, position, behind = [], [], 0, False
@@ -81,7 +81,7 @@ def test_an_image_by_hand():
 def test_each_wrong_rule_is_found(rule):
     """Engines go on after an item by such rules; the cases tell each of them from the right one."""
 
-    def wrong(case: Case) -> bool:
+    def wrong(case: ConformanceCase) -> bool:
         item = case.items[0]
         h, w = item.grid[1] // 2, item.grid[2] // 2
         before = case.parts[0]

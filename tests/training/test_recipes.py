@@ -148,6 +148,8 @@ def test_flags_go_over_the_recipe(tmp_path):
     assert values["video"] == {"fps": 2.0}
     assert values["adapter"] == {"kind": "lora", "rank": 8}
     TrainConfig(**values)
+    assert asked(tmp_path, {"device": "cpu"})["device"] == "cpu"
+    assert asked(tmp_path, {"device": "cpu"}, "--device", "auto")["device"] == "auto"  # the default, but asked for
 
 
 def test_none_takes_back_what_a_recipe_says(tmp_path):

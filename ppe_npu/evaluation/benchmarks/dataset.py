@@ -14,11 +14,9 @@ import numpy as np
 from ppe_npu.data.places import Room
 from ppe_npu.errors import InputError, UserError, first_line, shown
 from ppe_npu.evaluation.benchmarks.protocol import check_question
-from ppe_npu.evaluation.benchmarks.readers import Parquet, decode_image
+from ppe_npu.evaluation.benchmarks.readers import Parquet, Row, decode_image
 from ppe_npu.evaluation.metrics import mean_by, official
 from ppe_npu.evaluation.protocols import Protocol
-
-Row = dict[str, Any]
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -78,7 +76,7 @@ class Dataset(ABC):
     scored_as: str | None = None
     headline: str | None = None
     maximum, factor, decimals = 1.0, 100.0, 1
-    official: official.Rule | None = None  # the protocol's rule, set by use()
+    official: official.OfficialRule | None = None  # the protocol's rule, set by use()
 
     def __init__(self, data_root: str | Path) -> None:
         self.draws: int | None = None

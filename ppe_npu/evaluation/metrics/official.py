@@ -26,15 +26,15 @@ _CHOICES = (
 )
 
 # (answer, reference or references, options) -> score; None where the official script draws an option at random.
-Rule = Callable[[str, Any, Sequence[str]], "float | None"]
+OfficialRule = Callable[[str, Any, Sequence[str]], "float | None"]
 
 
-def _letter(read: Callable[[str], str]) -> Rule:
+def _letter(read: Callable[[str], str]) -> OfficialRule:
     """A rule without options: 1.0 if `read` finds the right letter in the answer."""
     return lambda answer, right, options: float(read(answer) == right)
 
 
-def _drawn(read: Callable[[str, Sequence[str]], str]) -> Rule:
+def _drawn(read: Callable[[str, Sequence[str]], str]) -> OfficialRule:
     """A rule that draws a letter if `read` finds none."""
 
     def rule(answer: str, right: str, options: Sequence[str]) -> float | None:
@@ -97,11 +97,11 @@ def _lettered(options: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
     return options if isinstance(options, Mapping) else dict(zip(ascii_uppercase, options))
 
 
-def _yes_no(label: Callable[[str], str]) -> Rule:
+def _yes_no(label: Callable[[str], str]) -> OfficialRule:
     return lambda answer, right, options: float(label(answer) == right.strip().lower())
 
 
-RULES: dict[tuple[str, str], Rule] = {
+RULES: dict[tuple[str, str], OfficialRule] = {
     ("activitynetqa", "authors"): _equal,
     ("ai2d", "lmms-eval"): _letter(letters.ai2d_letter),
     ("chartqa", "vlmevalkit"): lambda answer, truth, options: relaxed_accuracy(answer.strip(), truth),
@@ -160,7 +160,7 @@ CHANGED: dict[tuple[str, str], int] = {
 }
 
 
-def rule(benchmark: str, source: str) -> Rule | None:
+def rule(benchmark: str, source: str) -> OfficialRule | None:
     """A source's rule for a benchmark; None if the benchmark's own score() agrees with it."""
     return RULES.get((benchmark, source))
 

@@ -38,7 +38,7 @@ def write_page(
     """Write the page.
 
     Args:
-        comparisons: what report.compared() returns. results: those that were compared, with their folders.
+        comparisons: what report.comparisons_of() returns. results: those that were compared, with their folders.
         papers: names of papers whose published tables are added.
 
     Raises:

@@ -152,10 +152,10 @@ def members(
         width = 1 if held is None else held.shape[-1]
         distance = _distance(grouping, tokens, k // width if rule.name == "nearest" else 0)
     known = {"distance": distance, "representatives": grouping.representatives, "positions": positions}
-    return chosen(rule, k, grouping.labels, held, grouping.counts.shape[1], **known)
+    return chosen_entries(rule, k, grouping.labels, held, grouping.counts.shape[1], **known)
 
 
-def chosen(
+def chosen_entries(
     rule: Rule,
     k: int,
     labels: torch.Tensor,

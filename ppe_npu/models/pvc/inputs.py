@@ -39,12 +39,12 @@ def shown_repeatedly(model, inputs: dict, times: int | None = None, side: str = 
 
 
 def _internvl(config, inputs: dict, times: int, side: str) -> dict:
-    from ppe_npu.models.one_dimension_families import FAMILIES, Asked
+    from ppe_npu.models.one_dimension_families import FAMILIES, ForwardInputs
 
     if inputs.get("pixel_values") is None:
         return inputs
     ids, image = inputs["input_ids"], config.image_token_id
-    asked = Asked(config, ids.cpu().numpy(), inputs)
+    asked = ForwardInputs(config, ids.cpu().numpy(), inputs)
     height, width = FAMILIES["internvl"].tile(config)
     counts = [int(count) for count in inputs.pop("num_frames", None) or [1] * len(asked.runs)]
     repeats, steps, tiles, at = torch.ones_like(ids), [], [], 0

@@ -17,7 +17,8 @@ from ppe_npu.models.pvc.config import PVCConfig
 from ppe_npu.models.pvc.modules import Frames, TemporalAttention, TimeEmbedding, TimeNorm, Timing
 
 _TIMED = "pvc_timed"  # the keyword argument of blocks
-Timed = Sequence[tuple[torch.Tensor, Timing]]  # for each frame size, the index of patches [rows, P] and their timing
+# For each frame size, the index of patches [rows, P] and their timing.
+TimedPatches = Sequence[tuple[torch.Tensor, Timing]]
 
 
 class PVCQwen2_5_VLBlock(base.Qwen2_5_VLVisionBlock):
@@ -63,7 +64,7 @@ class PVCQwen2_5_VLTower(base.Qwen2_5_VisionTransformerPretrainedModel):
         finally:
             del self.merger.time
 
-    def timed(self, grids: list[list[int]], like: torch.Tensor) -> Timed:
+    def timed(self, grids: list[list[int]], like: torch.Tensor) -> TimedPatches:
         """For each size of frames, the index of its patches and their timing."""
         firsts = np.cumsum([0, *(t * h * w for t, h, w in grids)])
         out = []

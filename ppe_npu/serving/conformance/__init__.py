@@ -76,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Case:
+class ConformanceCase:
     """A prompt. parts: numbers of text tokens alternating with items, beginning and ending with text."""
 
     name: str
@@ -132,7 +132,7 @@ class Case:
         return Answer(ids.tolist(), ids[0, starts].tolist(), following - ids.shape[1])
 
 
-def ours(case: Case) -> Answer:
+def ours(case: ConformanceCase) -> Answer:
     """The answer of this package's engine."""
     vision, tokens = FAMILIES[case.family], case.tokens(whole=True)
     grids = {kind: [item.grid for item in case.items if item.kind == kind] for kind in (IMAGE, VIDEO)}
@@ -142,12 +142,12 @@ def ours(case: Case) -> Answer:
     return case.read(positions[:, 0, case.stays], int(following[0]))
 
 
-def load() -> list[Case]:
+def load() -> list[ConformanceCase]:
     """All cases, with their answers."""
     return [_from_plain(values) for values in json.loads(files(__package__).joinpath(FILE).read_text())]
 
 
-def to_plain(case: Case, answer: Answer) -> dict[str, Any]:
+def to_plain(case: ConformanceCase, answer: Answer) -> dict[str, Any]:
     """A case and its answer, as JSON values."""
     parts = [
         {
@@ -164,7 +164,7 @@ def to_plain(case: Case, answer: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _from_plain(values: dict[str, Any]) -> Case:
+def _from_plain(values: dict[str, Any]) -> ConformanceCase:
     parts = [
         p
         if isinstance(p, int)
@@ -172,4 +172,4 @@ def _from_plain(values: dict[str, Any]) -> Case:
         for p in values["parts"]
     ]
     answer = Answer(values["ids"], values["text_start"], values["delta"])
-    return Case(values["name"], values["family"], parts, answer)
+    return ConformanceCase(values["name"], values["family"], parts, answer)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from ppe_npu.serving.conformance import Answer, Case, load
+from ppe_npu.serving.conformance import Answer, ConformanceCase, load
 from ppe_npu.serving.conformance.engines import ENGINES
 
 
-def difference(case: Case, found: Answer) -> str:
+def difference(case: ConformanceCase, found: Answer) -> str:
     """What is wrong with an engine's answer, in words; empty if it is right."""
     right = case.answer
     assert right is not None, "a case that was loaded has its answer"

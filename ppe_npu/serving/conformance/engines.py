@@ -13,7 +13,18 @@ import numpy as np
 import torch
 
 from ppe_npu.engine.spans import IMAGE, VIDEO
-from ppe_npu.serving.conformance import END, FAMILIES, IMAGE_ID, MERGE, START, VIDEO_ID, Answer, Case, Item, ours
+from ppe_npu.serving.conformance import (
+    END,
+    FAMILIES,
+    IMAGE_ID,
+    MERGE,
+    START,
+    VIDEO_ID,
+    Answer,
+    ConformanceCase,
+    Item,
+    ours,
+)
 
 _NAMES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 
@@ -41,7 +52,7 @@ def _config(family: str) -> Any:
     )  # fmt: skip
 
 
-def transformers(case: Case) -> Answer | None:
+def transformers(case: ConformanceCase) -> Answer | None:
     """get_rope_index of the installed transformers. It handles only whole prompts; the kept tokens are picked after."""
     model = _transformers_model(case.family)
     ids = torch.from_numpy(case.tokens(whole=True))[None]
@@ -65,7 +76,7 @@ def _transformers_model(family: str) -> Any:
         return getattr(theirs, f"{_NAMES[family]}Model")(_config(family))
 
 
-def vllm(case: Case) -> Answer | None:
+def vllm(case: ConformanceCase) -> Answer | None:
     """get_mrope_input_positions of the installed vLLM's own classes, which do not handle pruned prompts."""
     if case.pruned:
         return None
@@ -80,7 +91,7 @@ def vllm(case: Case) -> Answer | None:
     return case.read(positions.numpy(), delta + positions.shape[1])
 
 
-def vllm_evs(case: Case) -> Answer | None:
+def vllm_evs(case: ConformanceCase) -> Answer | None:
     """vLLM's numbering of the tokens that stay under its own video pruning (Qwen2.5-VL only)."""
     if case.family != "qwen2_5_vl":
         return None
@@ -98,7 +109,7 @@ def vllm_evs(case: Case) -> Answer | None:
     return case.read(positions.numpy(), int(delta) + positions.shape[1])
 
 
-def vllm_plug_in(case: Case) -> Answer | None:
+def vllm_plug_in(case: ConformanceCase) -> Answer | None:
     """The answer of this package's vLLM plug-in, from the prompt's line and the items' rows."""
     from ppe_npu.engine.items import ItemRun, item_extents
     from ppe_npu.engine.positions import grid_positions
@@ -138,7 +149,7 @@ def _vllm_class(family: str) -> Any:
     return getattr(module, f"{_NAMES[family]}ForConditionalGeneration")
 
 
-def _features(case: Case) -> list[Any]:
+def _features(case: ConformanceCase) -> list[Any]:
     """The items as vLLM's runner describes them."""
     tokens, out, at = case.tokens(), [], 0
     visual = np.flatnonzero(np.isin(tokens, (IMAGE_ID, VIDEO_ID)))
@@ -154,5 +165,5 @@ def _features(case: Case) -> list[Any]:
     return out
 
 
-def _apart(case: Case, item: Item) -> bool:
+def _apart(case: ConformanceCase, item: Item) -> bool:
     return item.kind == VIDEO and FAMILIES[case.family].frames_apart

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppe_npu.engine.spans import IMAGE, VIDEO
 from ppe_npu.files import write_text
-from ppe_npu.serving.conformance import FAMILIES, FILE, Case, Item, ours, to_plain
+from ppe_npu.serving.conformance import FAMILIES, FILE, ConformanceCase, Item, ours, to_plain
 
 # Which of an item's n tokens stay. Together these expose every wrong rule for the position at which text continues:
 # after the largest kept position, by the number of kept tokens, or by the extent of the kept tokens.
@@ -24,25 +24,25 @@ VIDEOS = {"short": (2, 8, 6), "long": (9, 4, 4), "wide": (3, 4, 12), "one frame"
 SECONDS = (1.0, 0.5, 2.0, 1.75, 0.4)
 
 
-def cases() -> list[Case]:
+def cases() -> list[ConformanceCase]:
     """More than fifty cases, from three families."""
     return [case for family in FAMILIES for case in (*_images(family), *_videos(family), *_mixed(family))]
 
 
-def _images(family: str) -> Iterator[Case]:
+def _images(family: str) -> Iterator[ConformanceCase]:
     for shape, grid in IMAGES.items():
         for said, kept in KEPT.items() if shape == "tall" else [("all", KEPT["all"])]:
             item = Item(IMAGE, grid, kept=kept(grid[1] * grid[2] // 4))
-            yield Case(f"{family}: {shape} image, {said}", family, [2, item, 3])
+            yield ConformanceCase(f"{family}: {shape} image, {said}", family, [2, item, 3])
 
 
-def _videos(family: str) -> Iterator[Case]:
+def _videos(family: str) -> Iterator[ConformanceCase]:
     stamps = 4 if FAMILIES[family].frames_apart else 0
     seconds = SECONDS if family == "qwen2_5_vl" else (1.0,)
     for number, (shape, grid) in enumerate(VIDEOS.items()):
         for per_frame in seconds if shape == "long" else seconds[number : number + 1] or (1.0,):
             item = Item(VIDEO, grid, per_frame, stamps=stamps)
-            yield Case(f"{family}: {shape} video at {per_frame:g} s, all", family, [3, item, 2])
+            yield ConformanceCase(f"{family}: {shape} video at {per_frame:g} s, all", family, [3, item, 2])
     for said, kept in list(KEPT.items())[1:]:
         grid = VIDEOS["short"] if stamps else VIDEOS["long"]
         tokens = grid[0] * grid[1] * grid[2] // 4
@@ -52,17 +52,17 @@ def _videos(family: str) -> Iterator[Case]:
             stays = tuple(f * frame + n for f in range(grid[0]) for n in kept(frame))
         for per_frame in seconds[:2]:
             item = Item(VIDEO, grid, per_frame, stays, stamps)
-            yield Case(f"{family}: video at {per_frame:g} s, {said}", family, [1, item, 4])
+            yield ConformanceCase(f"{family}: video at {per_frame:g} s, {said}", family, [1, item, 4])
 
 
-def _mixed(family: str) -> Iterator[Case]:
+def _mixed(family: str) -> Iterator[ConformanceCase]:
     stamps = 3 if FAMILIES[family].frames_apart else 0
     two = [Item(IMAGE, (1, 8, 6), kept=(0, 5, 7)), Item(IMAGE, (1, 4, 14))]
-    yield Case(f"{family}: two images, one of them pruned", family, [1, two[0], 5, two[1], 2])
+    yield ConformanceCase(f"{family}: two images, one of them pruned", family, [1, two[0], 5, two[1], 2])
     film = Item(VIDEO, (3, 4, 4), 2.0 if family == "qwen2_5_vl" else 1.0, (0, 3, 5, 6, 9, 10), stamps)
-    yield Case(f"{family}: image and pruned video", family, [4, two[1], 2, film, 1])
-    yield Case(f"{family}: video before an image", family, [2, film, 3, two[0], 2])
-    yield Case(f"{family}: text alone", family, [7])
+    yield ConformanceCase(f"{family}: image and pruned video", family, [4, two[1], 2, film, 1])
+    yield ConformanceCase(f"{family}: video before an image", family, [2, film, 3, two[0], 2])
+    yield ConformanceCase(f"{family}: text alone", family, [7])
 
 
 def main() -> None:
