@@ -128,7 +128,7 @@ def _on_other_groups(study: dict[str, Any]) -> list[str]:
             cells = []
             for rule in rules:
                 mean, low, high, _ = difference(study, scores[rule], scores[REFERENCE])
-                cells.append(f"{_signed(mean)}{_mark(low, high)}")
+                cells.append(f"{_signed(mean, 3)}{_mark(low, high)}")
                 ahead[rule] += [method] * (low > 0)
                 behind[rule] += [method] * (high < 0)
             lines.append([method, short(scores[REFERENCE].mean()), *cells])
@@ -189,8 +189,9 @@ def _mark(low: float, high: float) -> str:
     return " +" if low > 0 else " -" if high < 0 else ""
 
 
-def _signed(value: float) -> str:
-    return f"{value + 0.0:+.2f}".replace("0.", ".").replace("-.00", "+.00")
+def _signed(value: float, digits: int = 2) -> str:
+    zero = f".{0:0{digits}}"
+    return f"{value:+.{digits}f}".replace("0.", ".").replace(f"-{zero}", f"+{zero}")
 
 
 def _says(study: dict[str, Any], scores: dict[str, Scores], against: str, share: float, head: str) -> str:
