@@ -90,10 +90,11 @@ class Entries:
     def by_raster(self) -> torch.Tensor:
         return self.held.sort(dim=1, stable=True).indices
 
-    def by_turns(self, distance: torch.Tensor) -> torch.Tensor:
+    def by_turns(self) -> torch.Tensor:
         """The first entry of every token, in order of distance; then the second of every token; and so on."""
-        tokens = distance.sort(dim=1, stable=True).indices
-        return torch.cat([tokens + turn * distance.shape[1] for turn in range(self.width)], dim=1)
+        assert self.distance is not None, "rules by nearness get distances"
+        tokens = self.distance.sort(dim=1, stable=True).indices
+        return torch.cat([tokens + turn * tokens.shape[1] for turn in range(self.width)], dim=1)
 
     def by_value(self, values: torch.Tensor) -> torch.Tensor:
         """In ascending order of values [F, H * N]; ties in raster order."""
@@ -108,13 +109,6 @@ class Entries:
         size = self.sizes(labels)
         index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
-
-    def ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """[F, H * N] int64, how many entries of its group come before each entry in this order."""
-        groups, by_group = labels.gather(1, order).sort(dim=1, stable=True)
-        starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # incl. entries without a group
-        rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
-        return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
 
     def sizes(self, labels: torch.Tensor) -> torch.Tensor:
         """[F, groups, 1] int64 number of entries in each group."""

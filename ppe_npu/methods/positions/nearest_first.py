@@ -16,7 +16,6 @@ class NearestFirst(Rule):
     by_nearness = True
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        assert entries.distance is not None, "rules by nearness get distances"
         labels = entries.distinct()
         pick = torch.arange(k, device=labels.device)
-        return entries.listed(labels, pick % entries.sizes(labels).clamp(1, k), entries.by_turns(entries.distance))
+        return entries.listed(labels, pick % entries.sizes(labels).clamp(1, k), entries.by_turns())
