@@ -16,8 +16,7 @@ class Nearest(Rule):
     by_nearness = True
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        labels, slots = entries.distinct(), torch.arange(k, device=entries.labels.device)
-        used = entries.sizes(labels).clamp(1, k)
-        near = entries.listed(labels, slots % used, entries.by_turns())
+        used, slots = entries.sizes.clamp(1, k), torch.arange(k, device=entries.sizes.device)
+        near = entries.listed(slots % used, entries.by_turns())
         # Original tokens are numbered in raster order: the numbers of those that count, the largest first.
         return near.masked_fill(slots >= used, -1).sort(descending=True).values.gather(2, slots % used)
