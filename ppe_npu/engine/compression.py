@@ -226,8 +226,7 @@ class Compression:
             places = np.arange(length)
             return np.broadcast_to(places, (self.axes, samples, length)), np.full(samples, length)
         first = None if start is None else start.tolist()
-        counts_kept = numbered_by_kept(self.config.at_pixels)
-        kept = chosen.on_host if chosen is not None and counts_kept else None
+        kept = chosen.on_host if chosen is not None and numbered_by_kept(self.config.at_pixels) else None
         return prompt_positions(layout, self.vision, first, self.axes, kept)
 
     # -- between the vision tower and the first decoder layer: no host sync, except for late counts -------------------

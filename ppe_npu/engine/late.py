@@ -103,7 +103,7 @@ def _late_round(
     method: Method, pieces: Sequence[Piece], tokens: Tokens, texts: Texts | None, device: torch.device
 ) -> tuple[Round, list[Piece], int]:
     """round_of() of a step with late counts, including the groupings of its cells, for which the host waits."""
-    pieces, others, rest = left_alone(method, pieces)
+    pieces, others, rest = left_alone(pieces) if method.first_only else (pieces, [], np.zeros(0, np.int64))
     groups = groups_of(method, pieces)
     shared = any(len(own) > 1 for own, _ in groups)  # then the pieces of the kept tokens must be found
     cells = [cell for _, own in groups for cell in own]

@@ -301,9 +301,9 @@ def stage_of(
     ]
     real = rows != empty
     origins = np.where(real, np.take_along_axis(origins, sources, axis=1), 0)
-    segments = Segments(borders) if borders is not None else None if real.all() else Segments.of(real)
-    numbered = None if borders is None else as_tensor(numbers(borders))
     after = Arrangement(real, tuple(cells), origins)
+    segments = Segments(borders) if borders is not None else Segments.of(real) if after.padded else None
+    numbered = None if borders is None else as_tensor(numbers(borders))
     index, columns, present = map(as_tensor, (rows, sources, real))
     return Stage(layer, text, tuple(rounds), index, columns, present, after, borders, numbered, segments)
 

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppe_npu.methods.base import Method
-
 if TYPE_CHECKING:
     from ppe_npu.engine.layout import Arrangement, Cell, Piece
 
 
-def left_alone(method: Method, pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], np.ndarray]:
-    """The pieces that a step groups; the pieces that it leaves alone (see Method.first_only), whose tokens come first
+def left_alone(pieces: Sequence[Piece]) -> tuple[list[Piece], list[Piece], np.ndarray]:
+    """The pieces that a step with Method.first_only groups; the pieces that it leaves alone, whose tokens come first
     among all that it keeps; and the indices of these tokens before the step."""
-    if not method.first_only:
-        return list(pieces), [], np.zeros(0, np.int64)
     first = first_videos([piece.before for piece in pieces])
     own, others = ([piece for piece in pieces if (piece.before.video in first) == which] for which in (True, False))
     rest = [cell for piece in others for cell in piece.cells]

@@ -201,7 +201,7 @@ def round_of(method: Method, pieces: Sequence[Piece], count: int) -> tuple[Round
         runs = [(run, method.segments(sum(len(piece.cells) for piece in run))) for run in _by_span(pieces)]
         merges = any(segments is not None for _, segments in runs)
         return _segment_round(method, runs) if merges else (None, list(pieces), count)
-    pieces, others, rest = left_alone(method, pieces)
+    pieces, others, rest = left_alone(pieces) if method.first_only else (pieces, [], np.zeros(0, np.int64))
     groups = groups_of(method, pieces)
     cells = [cell for _, own in groups for cell in own]
     frames = frames_of(groups) if method.scope == "span" else None

@@ -23,7 +23,7 @@ def prompt(*frames: tuple[int, int]) -> PromptLayout:
     """One sample: a text token, then each video of (frames, tokens per frame) followed by a text token."""
     visual, spans, feature = [False], [], 0
     for number, (count, tokens) in enumerate(frames):
-        spans.append(Span(0, len(visual), "video", (count, 1, tokens), 1.0, feature, number))
+        spans.append(Span("video", number, (count, 1, tokens), 1.0, sample=0, start=len(visual), feature=feature))
         visual += [True] * (count * tokens) + [False]
         feature += count * tokens
     return PromptLayout(np.ones((1, len(visual)), dtype=bool), np.array([visual]), tuple(spans))

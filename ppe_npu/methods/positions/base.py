@@ -37,6 +37,7 @@ class Rule:
     Class attributes:
         by_nearness: whether it looks at Entries.distance. Where all distances are equal (cells of equal pixels), the
             rule "spread" is used instead.
+        repeats: whether an original token counts as often as a merged token holds it (repeated cyclically), not once.
         by_axis: whether it chooses k tokens for each axis separately, by one call of along() per axis.
         table: how the rotary table uses the k positions: "runs", each run of an axis' channels is rotated by one of
             them (PPE, arXiv 2510.22936, section 3); "mean", all channels are rotated by the mean of the k rotations;
@@ -45,6 +46,7 @@ class Rule:
 
     name: ClassVar[str] = ""
     by_nearness: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False
     by_axis: ClassVar[bool] = False
     table: ClassVar[str] = RUNS
 

@@ -11,7 +11,6 @@ class BySize(Rule):
     """A group of s members keeps ceil(sqrt(s)) of them, at most k, spread over it and repeated in turn."""
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        labels = entries.distinct()
-        sides = torch.arange(k, device=labels.device)
-        used = (entries.sizes(labels) > sides * sides).sum(-1, keepdim=True).clamp_min(1)  # ceil(sqrt(size)), exactly
-        return entries.evenly(labels, used, k)
+        sides = torch.arange(k, device=entries.sizes.device)
+        used = (entries.sizes > sides * sides).sum(-1, keepdim=True).clamp_min(1)  # ceil(sqrt(size)), exactly
+        return entries.evenly(used, k)

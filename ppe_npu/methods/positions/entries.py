@@ -22,10 +22,12 @@ class Entries:
     """The entries of F frames of N tokens, H for each token.
 
     Args:
-        labels: [F, H * N] int64, group of each entry; `groups` if it has none.
+        labels: [F, H * N] int64, group of each entry; `groups` if it has none. Unless the rule `repeats`, an entry that
+            repeats an earlier one of the same token has none.
         held: [F, H * N] int64, the original token of each entry; these numbers increase in raster order.
         groups: the largest number of groups in a frame.
         width: H.
+        sizes: [F, groups, 1] int64, number of entries in each group.
         distance: [F, N] distance of each token to the representative of its group, for rules with by_nearness.
         representatives: [F, groups] int64, the token whose place each group takes.
         positions: [axes, originals] int64, positions of the original tokens, for rules that look at positions.
@@ -35,39 +37,48 @@ class Entries:
     held: torch.Tensor
     groups: int
     width: int
+    sizes: torch.Tensor
     distance: torch.Tensor | None = None
     representatives: torch.Tensor | None = None
     positions: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, labels: torch.Tensor, held: torch.Tensor | None, groups: int, **known: torch.Tensor | None) -> Entries:
-        """Entries from labels [F, N] (-1 for no group) and held [F, N, H] (None if each token holds only itself)."""
-        labels = torch.where(labels < 0, groups, labels)
+    def of(
+        cls,
+        labels: torch.Tensor,
+        held: torch.Tensor | None,
+        groups: int,
+        repeats: bool = False,
+        **known: torch.Tensor | None,
+    ) -> Entries:
+        """Entries from labels [F, N] (-1 for no group) and held [F, N, H] (None if each token holds only itself).
+        repeats: as in Rule. known: the optional fields."""
         if held is None:
-            own = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-            return cls(labels, own, groups, 1, **known)
-        width = held.shape[-1]
-        return cls(labels.repeat(1, width), held.transpose(1, 2).flatten(1), groups, width, **known)
-
-    def distinct(self) -> torch.Tensor:
-        """[F, H * N] int64 labels, in which entries that repeat an earlier entry of the same token have no group."""
-        if self.width == 1:
-            return self.labels
-        held = self.held.unflatten(1, (self.width, -1))
-        earlier = torch.ones(self.width, self.width, dtype=torch.bool, device=held.device).tril(-1)
-        repeated = ((held[:, :, None] == held[:, None]) & earlier[:, :, None]).any(2).flatten(1)
-        return torch.where(repeated, self.groups, self.labels)
+            held = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)[:, :, None]
+        width, by_turn = held.shape[-1], held.transpose(1, 2)
+        labels = torch.where(labels < 0, groups, labels).repeat(1, width)
+        if width > 1 and not repeats:
+            earlier = torch.ones(width, width, dtype=torch.bool, device=held.device).tril(-1)
+            repeated = ((by_turn[:, :, None] == by_turn[:, None]) & earlier[:, :, None]).any(2).flatten(1)
+            labels = torch.where(repeated, groups, labels)
+        return cls(labels, by_turn.flatten(1), groups, width, group_sizes(labels, groups)[:, :, None], **known)
 
     # -- choices ------------------------------------------------------------------------------------------------------
 
-    def evenly(self, labels: torch.Tensor, used: torch.Tensor, k: int) -> torch.Tensor:
+    def evenly(self, used: torch.Tensor, k: int) -> torch.Tensor:
         """[F, groups, k] int64, `used` [F, groups, 1] original tokens of each group, repeated cyclically to k. They are
         evenly spaced in raster order, last first: of s entries the round(i * (s - 1) / (n - 1))-th, for i = n - 1 .. 0,
         where n is `used`."""
-        size, pick = self.sizes(labels), torch.arange(k, device=labels.device)
+        last, pick = self.sizes - 1, torch.arange(k, device=used.device)
         step = (used - 1).clamp_min(1)
-        place = (2 * (used - 1 - pick % used) * (size - 1) + step) // (2 * step)  # in integers
-        return self.listed(labels, torch.where(used > 1, place, size - 1), self.by_raster())
+        place = (2 * (used - 1 - pick % used) * last + step) // (2 * step)  # in integers
+        return self.listed(torch.where(used > 1, place, last), self.by_raster())
+
+    def listed(self, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        """The original token of the place-th entry of every group, when its entries are sorted by `order`."""
+        by_group = order.gather(1, self.labels.gather(1, order).sort(dim=1, stable=True).indices)
+        index = (self.sizes.cumsum(1) - self.sizes + place).clamp(0, self.labels.shape[1] - 1)
+        return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
 
     def of_representatives(self) -> torch.Tensor:
         """[F, groups, 1] int64, the first original token that each representative holds."""
@@ -90,35 +101,16 @@ class Entries:
     def by_raster(self) -> torch.Tensor:
         return self.held.sort(dim=1, stable=True).indices
 
-    def by_turns(self, distance: torch.Tensor) -> torch.Tensor:
+    def by_turns(self) -> torch.Tensor:
         """The first entry of every token, in order of distance; then the second of every token; and so on."""
-        tokens = distance.sort(dim=1, stable=True).indices
-        return torch.cat([tokens + turn * distance.shape[1] for turn in range(self.width)], dim=1)
+        assert self.distance is not None, "rules by nearness get distances"
+        tokens = self.distance.sort(dim=1, stable=True).indices
+        return torch.cat([tokens + turn * tokens.shape[1] for turn in range(self.width)], dim=1)
 
     def by_value(self, values: torch.Tensor) -> torch.Tensor:
         """In ascending order of values [F, H * N]; ties in raster order."""
         raster = self.by_raster()
         return raster.gather(1, values.gather(1, raster).sort(dim=1, stable=True).indices)
-
-    # -- groups of entries --------------------------------------------------------------------------------------------
-
-    def listed(self, labels: torch.Tensor, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """The original token of the place-th entry of every group, when its entries are sorted by `order`."""
-        by_group = order.gather(1, labels.gather(1, order).sort(dim=1, stable=True).indices)
-        size = self.sizes(labels)
-        index = (size.cumsum(1) - size + place).clamp(0, labels.shape[1] - 1)
-        return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
-
-    def ranks(self, labels: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """[F, H * N] int64, how many entries of its group come before each entry in this order."""
-        groups, by_group = labels.gather(1, order).sort(dim=1, stable=True)
-        starts = torch.nn.functional.pad(self.sizes(labels)[:, :, 0].cumsum(1), (1, 0))  # incl. entries without a group
-        rank = torch.arange(labels.shape[1], device=labels.device) - starts.gather(1, groups)
-        return torch.zeros_like(labels).scatter_(1, order.gather(1, by_group), rank)
-
-    def sizes(self, labels: torch.Tensor) -> torch.Tensor:
-        """[F, groups, 1] int64 number of entries in each group."""
-        return group_sizes(labels, self.groups)[:, :, None]
 
 
 def members(
@@ -166,12 +158,12 @@ def chosen_entries(
 ) -> torch.Tensor:
     """members() of groups that are given by their labels [F, N]. known: other fields of Entries."""
     if not rule.by_axis:
-        return rule.choose(Entries.of(labels, held, groups, positions=positions, **known), k)
+        return rule.choose(Entries.of(labels, held, groups, rule.repeats, positions=positions, **known), k)
     assert positions is not None, "entries in a pass have positions"
     axes, parts = len(positions), []
     for axis in range(axes):
         own = held if held is None or held.shape[-1] == 1 else held.chunk(axes, dim=-1)[axis]
-        entries = Entries.of(labels, own, groups, positions=positions, **known)
+        entries = Entries.of(labels, own, groups, rule.repeats, positions=positions, **known)
         parts.append(rule.along(entries, k, axis, axes))
     return torch.cat(parts, dim=-1)
 

@@ -30,12 +30,12 @@ class Extent(Rule):
     def along(self, entries: Entries, k: int, axis: int, axes: int) -> torch.Tensor:
         points = _POINTS[min(k, 5)]
         sides = [points[run % len(points)][1 if (axes - 1 - axis) % 2 == 0 else 0] for run in range(k)]
-        labels, at = entries.distinct(), entries.coordinates(axis)
-        order, last = entries.by_value(at), entries.sizes(labels) - 1
-        high, low = (entries.listed(labels, place, order) for place in (last, torch.zeros_like(last)))
+        at = entries.coordinates(axis)
+        order, last = entries.by_value(at), entries.sizes - 1
+        high, low = (entries.listed(place, order) for place in (last, torch.zeros_like(last)))
         assert entries.positions is not None, "entries in a pass have positions"
         where = entries.positions[axis]
         twice_middle = torch.cat([where[high] + where[low], torch.zeros_like(high[:, :1])], dim=1)[:, :, 0]
-        off = (2 * at - twice_middle.gather(1, labels)).abs()
-        centre = entries.listed(labels, torch.zeros_like(last), entries.by_value(off))
+        off = (2 * at - twice_middle.gather(1, entries.labels)).abs()
+        centre = entries.listed(torch.zeros_like(last), entries.by_value(off))
         return torch.cat([{_HIGH: high, _LOW: low, _CENTRE: centre}[side] for side in sides], dim=-1)

@@ -16,8 +16,8 @@ class Frequency(Rule):
     """The faster half of the runs reads the representative, the slower half is spread over the members, last first."""
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        labels, slow = entries.distinct(), k // 2
+        slow = k // 2
         own = entries.of_representatives().expand(-1, -1, k - slow)
         if not slow:
             return own
-        return torch.cat([own, entries.evenly(labels, entries.sizes(labels).clamp(1, slow), slow)], dim=-1)
+        return torch.cat([own, entries.evenly(entries.sizes.clamp(1, slow), slow)], dim=-1)

@@ -10,8 +10,8 @@ from ppe_npu.methods.positions.entries import Entries
 class Last(Rule):
     """The last k members, last first (the released code's rule)."""
 
+    repeats = True  # so the last k entries of merged tokens are those of the last member
+
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        # All entries of merged tokens count, repeated or not, so the last k entries are those of the last member.
-        size = entries.sizes(entries.labels)
-        pick = torch.arange(k, device=size.device)
-        return entries.listed(entries.labels, size - 1 - pick % size.clamp_min(1), entries.by_token())
+        size, pick = entries.sizes, torch.arange(k, device=entries.sizes.device)
+        return entries.listed(size - 1 - pick % size.clamp_min(1), entries.by_token())

@@ -16,10 +16,7 @@ class Nearest(Rule):
     by_nearness = True
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        assert entries.distance is not None, "rules by nearness get distances"
-        labels = entries.distinct()
-        used = entries.sizes(labels).clamp(1, k)
-        # The k nearest of each group are chosen, then listed in raster order.
-        near = torch.where(entries.ranks(labels, entries.by_turns(entries.distance)) < k, labels, entries.groups)
-        place = used - 1 - torch.arange(k, device=labels.device) % used
-        return entries.listed(near, place, entries.by_raster())
+        used, slots = entries.sizes.clamp(1, k), torch.arange(k, device=entries.sizes.device)
+        near = entries.listed(slots % used, entries.by_turns())
+        # Original tokens are numbered in raster order: the numbers of those that count, the largest first.
+        return near.masked_fill(slots >= used, -1).sort(descending=True).values.gather(2, slots % used)

@@ -16,7 +16,5 @@ class NearestFirst(Rule):
     by_nearness = True
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        assert entries.distance is not None, "rules by nearness get distances"
-        labels = entries.distinct()
-        pick = torch.arange(k, device=labels.device)
-        return entries.listed(labels, pick % entries.sizes(labels).clamp(1, k), entries.by_turns(entries.distance))
+        pick = torch.arange(k, device=entries.sizes.device)
+        return entries.listed(pick % entries.sizes.clamp(1, k), entries.by_turns())

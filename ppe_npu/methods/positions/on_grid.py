@@ -16,8 +16,7 @@ class OnGrid(Rule):
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
         assert entries.positions is not None, "entries in a pass have positions"
-        labels = entries.distinct()
-        size = entries.sizes(labels)[:, :, 0]
+        labels, size = entries.labels, entries.sizes[:, :, 0]
         away = torch.zeros_like(labels)
         for axis in range(len(entries.positions)):
             at = entries.coordinates(axis)
@@ -26,4 +25,4 @@ class OnGrid(Rule):
             # Multiplied by the group's size, distances are integers, equal on every device.
             away += (at * counts.gather(1, labels) - sums.gather(1, labels)).abs()
         first = torch.zeros(k, dtype=torch.int64, device=labels.device).expand(*size.shape, k)
-        return entries.listed(labels, first, entries.by_value(away))
+        return entries.listed(first, entries.by_value(away))

@@ -18,10 +18,9 @@ class Quantiles(Rule):
     by_axis = True
 
     def along(self, entries: Entries, k: int, axis: int, axes: int) -> torch.Tensor:
-        labels = entries.distinct()
-        last = entries.sizes(labels) - 1
+        last = entries.sizes - 1
         if k == 1:
-            return entries.listed(labels, last // 2, entries.by_value(entries.coordinates(axis)))
+            return entries.listed(last // 2, entries.by_value(entries.coordinates(axis)))
         # Of s members the round(i * (s - 1) / (k - 1))-th, for i = k - 1 .. 0, in integers.
-        place = (2 * torch.arange(k - 1, -1, -1, device=labels.device) * last + k - 1) // (2 * (k - 1))
-        return entries.listed(labels, place, entries.by_value(entries.coordinates(axis)))
+        place = (2 * torch.arange(k - 1, -1, -1, device=last.device) * last + k - 1) // (2 * (k - 1))
+        return entries.listed(place, entries.by_value(entries.coordinates(axis)))

@@ -11,5 +11,4 @@ class Spread(Rule):
     """k members evenly over the raster-sorted ones, last first."""
 
     def choose(self, entries: Entries, k: int) -> torch.Tensor:
-        labels = entries.distinct()
-        return entries.evenly(labels, entries.sizes(labels).clamp(1, k), k)
+        return entries.evenly(entries.sizes.clamp(1, k), k)
