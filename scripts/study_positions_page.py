@@ -132,15 +132,15 @@ def _on_other_groups(study: dict[str, Any]) -> list[str]:
                 ahead[rule] += [method] * (low > 0)
                 behind[rule] += [method] * (high < 0)
             lines.append([method, short(scores[REFERENCE].mean()), *cells])
-        said = [
-            f"{rule} is ahead with {counted(len(ahead[rule]), 'method')} ({', '.join(ahead[rule]) or 'none'}), "
-            f"behind with {len(behind[rule])} ({', '.join(behind[rule]) or 'none'})"
-            for rule in rules
-        ]
+        said = [f"- {rule}: ahead with {_listed(ahead[rule])}; behind with {_listed(behind[rule])}." for rule in rules]
         title = f"### On the groups of other methods, training-free, {share:.0%} of the tokens"
         parts += [f"{title} ({counted(len(seeds), 'seed')})", markdown(["groups of", REFERENCE, *rules], lines)]
-        parts.append(f"Beside one position, over all questions, by the interval: {'; '.join(said)}.")
+        parts.append("\n".join(["Beside one position, over all questions, by the interval:\n", *said]))
     return parts
+
+
+def _listed(methods: Sequence[str]) -> str:
+    return f"{len(methods)} ({', '.join(methods)})" if methods else "none"
 
 
 def _table(study: dict[str, Any], scores: dict[str, Scores], against: str) -> str:

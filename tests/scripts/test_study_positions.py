@@ -104,7 +104,7 @@ def test_rules_on_the_groups_of_other_methods_are_compared_with_one_position_the
     rows = {line.split(" | ")[0][2:]: line.split(" | ") for line in told.splitlines() if line.startswith("|")}
     assert [rows[name][2][:2] for name in ("tome", "mmr")] == ["+.", "-."]
     assert [rows[name][2][-4:] for name in ("tome", "mmr")] == [" + |", " - |"]
-    assert "spread is ahead with 1 method (tome), behind with 1 (mmr)." in " ".join(told.split())
+    assert "- spread: ahead with 1 (tome); behind with 1 (mmr)." in " ".join(told.split())
     assert "| spread |" not in told.split("### On the groups")[0]
 
 
