@@ -53,7 +53,7 @@ class Arrangement:
     """Where the tokens of a batch are at some stage.
 
     Args:
-        real: [B, L] bool, False at padding.
+        real: [B, L] bool, False at padding. text: [B, L] bool, True at text.
         cells: every cell, by sample and then by place.
         origins: [B, L] for each place a column of the original prompt: its own for text, one of its image's or video's
             for a visual token; 0 at padding. Columns never fall along a sample. In a packed batch an index in the
@@ -61,6 +61,7 @@ class Arrangement:
     """
 
     real: np.ndarray
+    text: np.ndarray
     cells: tuple[Cell, ...]
     origins: np.ndarray
 
@@ -80,15 +81,8 @@ class Arrangement:
                 Cell(span.sample, start, tokens, number, video, frames=count, frame_tokens=tokens) for start in starts
             ]
         samples, length = layout.real.shape
-        return cls(layout.real, tuple(cells), np.broadcast_to(np.arange(length), (samples, length)))
-
-    @cached_property
-    def text(self) -> np.ndarray:
-        """[B, L] bool, True at text."""
-        text = self.real.copy()
-        for cell in self.cells:
-            text[cell.sample, cell.start : cell.start + cell.tokens] = False
-        return text
+        columns = np.broadcast_to(np.arange(length), (samples, length))
+        return cls(layout.real, layout.real & ~layout.visual, tuple(cells), columns)
 
     def places_of(self, columns: np.ndarray, length: int) -> np.ndarray:
         """[B] the place in the flattened batch of one text token of each prompt.
@@ -163,6 +157,10 @@ class Piece:
     first: int
     cells: tuple[np.ndarray, ...]
 
+    def left_with(self, cells: Sequence[np.ndarray]) -> Piece:
+        """The piece after a round: `cells` without those that have no tokens."""
+        return Piece(self.before, self.first, tuple(cell for cell in cells if len(cell)))
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -223,8 +221,9 @@ class Standing:
     @property
     def pieces(self) -> list[Piece]:
         sizes = self.sizes or [cell.tokens for cell in self.before.cells]
+        index = np.arange(self.count)
         return [
-            Piece(cell, start, (np.arange(start, start + size),))
+            Piece(cell, start, (index[start : start + size],))
             for start, size, cell in zip(self.starts, sizes, self.before.cells)
         ]
 
@@ -301,7 +300,7 @@ def stage_of(
     ]
     real = rows != empty
     origins = np.where(real, np.take_along_axis(origins, sources, axis=1), 0)
-    after = Arrangement(real, tuple(cells), origins)
+    after = Arrangement(real, rows < len(text), tuple(cells), origins)
     segments = Segments(borders) if borders is not None else Segments.of(real) if after.padded else None
     numbered = None if borders is None else as_tensor(numbers(borders))
     index, columns, present = map(as_tensor, (rows, sources, real))
@@ -325,22 +324,23 @@ def _sample_after(
     """One of _samples_after(). text: [L] bool. text_rows: [L] the row of each text token. texts: how many text
     tokens the batch has."""
     rows, sources, cells, at, place = [], [], [], 0, 0
+    every = np.arange(len(text))
     for piece in [*pieces, None]:
         end = len(text) if piece is None else piece.before.start
         if end > at:
-            kept = at + np.flatnonzero(text[at:end])
-            rows.append(text_rows[kept])
+            kept = every[at:end][text[at:end]]
+            rows.append(text_rows[kept] - texts)
             sources.append(kept)
             place += len(kept)
         if piece is not None:
-            at = piece.before.start + piece.before.tokens
-            # Several ratios may leave a piece more tokens than before: the surplus stands for the piece's last column.
+            start, at = piece.before.start, piece.before.start + piece.before.tokens
             tokens = sum(map(len, piece.cells))
-            columns = np.arange(piece.before.start, piece.before.start + tokens)
-            sources.append(columns if tokens <= piece.before.tokens else np.minimum(columns, at - 1))
+            sources.append(every[start : min(start + tokens, at)])
+            if tokens > piece.before.tokens:  # several ratios may do that: the surplus stands for the last column
+                sources.append(np.full(tokens - piece.before.tokens, at - 1))
             for cell in piece.cells:
-                rows.append(texts + cell)
+                rows.append(cell)
                 cells.append((place, len(cell), piece.before))
                 place += len(cell)
     empty = np.zeros(0, np.int64)
-    return np.concatenate([empty, *rows]), np.concatenate([empty, *sources]), cells
+    return np.concatenate([empty, *rows]) + texts, np.concatenate([empty, *sources]), cells

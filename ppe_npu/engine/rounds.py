@@ -265,7 +265,7 @@ def become(
             parts = [own] if len(group) == 1 else [[]] * len(group)
         number += len(cells)
         for piece, part in zip(group, parts):
-            out.append(dataclasses.replace(piece, cells=tuple(tokens for tokens in part if len(tokens))))
+            out.append(piece.left_with(part))
     return out
 
 
@@ -329,7 +329,7 @@ def buckets_of(
     for number, cell in enumerate(cells):
         classes.setdefault((len(cell) - 1).bit_length(), []).append(number)
     kept: list[np.ndarray] = [np.zeros(0, np.int64)] * len(cells)
-    buckets = []
+    places, first, buckets = np.arange(at, at + sum(map(sum, budgets))), at, []
     for size in sorted(classes):
         numbers = classes[size]
         counts = np.array([len(cells[n]) for n in numbers])
@@ -340,7 +340,7 @@ def buckets_of(
         own = None if frames is None else frames[numbers]
         buckets.append(Bucket.of(index, None if valid.all() else valid, wanted, np.array(numbers), own))
         for number, count in zip(numbers, wanted.sum(axis=0).tolist()):
-            kept[number] = np.arange(at, at + count)
+            kept[number] = places[at - first : at - first + count]
             at += count
     return tuple(buckets), kept
 
