@@ -105,7 +105,7 @@ class GroupsPicture:
         """
         first, sheets = 0, []
         if not all(visual.stages for visual in visuals):
-            raise InputError("--show has nothing to draw: every step leaves pictures alone; add a --video, or drop it")
+            raise InputError("--show has nothing to draw: every step left all tokens alone; leave out --show")
         total = sum(len(visual.stages[-1].representatives) for visual in visuals)
         if self.token is not None and self.token >= total:
             raise InputError(f"--token {self.token} does not exist: {total} tokens are kept, 0 to {total - 1}")

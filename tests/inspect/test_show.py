@@ -124,7 +124,7 @@ def test_steps_that_leave_every_image_alone_have_nothing_to_show(describe, write
     asked = ["--image", write_image("a.png"), "--show", tmp_path / "groups.png"]
     code, _, err = describe(*asked, "--compression", tmp_path / "events.json")
     assert code != 0
-    assert "--show has nothing to draw: every step leaves pictures alone; add a --video" in err
+    assert "--show has nothing to draw: every step left all tokens alone; leave out --show" in err
     assert not (tmp_path / "groups.png").exists()
 
 
