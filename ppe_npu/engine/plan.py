@@ -47,6 +47,7 @@ class PromptPlan(Movable):
         ahead: the stages that are not laid out yet, or None.
         chosen: which visual tokens a step at the pixels keeps; None: all.
         in_tower: the work of the vision tower, once it has run, if a method works inside it.
+        looking: time spent on what methods look at in the tower's blocks, once it has run, if any does.
         held: [V, K] index in the flattened [B * S] of the tokens whose positions each feature keeps (as members()
             returns them); None: its own.
         as_given: whether the output has the layout of the prompt.
@@ -66,6 +67,7 @@ class PromptPlan(Movable):
     ahead: Ahead | None = None
     chosen: Chosen | None = None
     in_tower: TowerReport | None = None
+    looking: Stopwatch | None = None
     held: torch.Tensor | None = None
     as_given: bool = False
     samples: int = 1

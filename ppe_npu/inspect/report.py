@@ -55,6 +55,7 @@ class CompressionReport:
         kv_bytes: bytes of the KV cache's keys and values after the prompt (for a static cache, of its full length);
             None without a cache.
         in_tower: the work and time of the vision tower, if a method works inside it; else None.
+        looking: the time that it took to get what methods look at in the vision tower's blocks; None if none does.
     """
 
     spans: tuple[SpanReport, ...]
@@ -65,6 +66,7 @@ class CompressionReport:
     watch: Stopwatch
     kv_bytes: int | None = None
     in_tower: TowerReport | None = None
+    looking: Stopwatch | None = None
 
     @classmethod
     def of(
@@ -82,7 +84,7 @@ class CompressionReport:
         if plan.in_tower is not None:
             plan.in_tower.beside([plan.stages[stage].after.real.sum(axis=1).tolist() for stage in stages])
         prompt = (int(plan.layout.real.sum()), int(plan.last.real.sum()))
-        return cls(spans, seen, *prompt, plan.watch, watch, kv_bytes, plan.in_tower)
+        return cls(spans, seen, *prompt, plan.watch, watch, kv_bytes, plan.in_tower, plan.looking)
 
     @property
     def tokens_before(self) -> int:
@@ -106,8 +108,10 @@ class CompressionReport:
 
     @property
     def milliseconds(self) -> float:
-        """The time that compression took: planning on the host and merging on the device."""
-        return self.planning.milliseconds + self.watch.milliseconds
+        """The time that compression took: planning on the host, looking into the vision tower and merging on the
+        device."""
+        parts = (self.planning, self.watch, self.looking)
+        return sum(part.milliseconds for part in parts if part is not None)
 
     def to_dict(self) -> dict:
         return {

@@ -62,9 +62,9 @@ def check_class(method: type[Method], name: str = "") -> None:
 
 def _check_tower(method: type[Method]) -> None:
     """Raise InputError unless a method inside the vision tower is of one of the kinds in tower_methods.py."""
-    if not method.tower_pass and "tower" not in method.places:
-        return
     kind = next((base for base in method.__mro__ if base.__module__ == _KINDS), None)
+    if kind is None and not method.tower_pass and "tower" not in method.places:
+        return
     passes = getattr(kind, "tower_pass", "")
     if passes not in _DECIDED:
         by_hand = f"tower_pass={method.tower_pass!r}: a method does not set this itself; leave it out and"

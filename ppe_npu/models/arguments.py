@@ -269,6 +269,7 @@ def _run_tower(model, plan: PromptPlan, given: list[str], kwargs: dict) -> tuple
     if passing is not None:
         plan.in_tower = passing.finished()
         stands = passing.stands
+    plan.looking = None if seen is None else seen.spent
     if seen is None or not (compression.tower.all or stands is not None):
         return output, None
     return output, seen.tokens(joined(output.pooler_output).device, stands)

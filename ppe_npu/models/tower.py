@@ -13,6 +13,7 @@ import torch
 
 from ppe_npu import backends
 from ppe_npu.backends.compiling import is_traced
+from ppe_npu.backends.device import Stopwatch
 from ppe_npu.engine.compression import Compression
 from ppe_npu.engine.plan import PromptPlan
 from ppe_npu.engine.rounds import as_tensor, upload
@@ -27,12 +28,14 @@ class Watch:
     Args:
         parts: what the blocks that have run gave, in the order of the tower, see TowerTokens.
         kept: [V] int64 index of the kept tokens in the tower, if it is given others, too; else None.
+        spent: the time that looking took, once a block was looked into.
     """
 
     compression: Compression
     plan: PromptPlan
     kept: torch.Tensor | None = None
     parts: dict[tuple[str, int], torch.Tensor] = field(default_factory=dict)
+    spent: Stopwatch | None = None
 
     def tokens(self, device: torch.device, stands: torch.Tensor | None = None) -> TowerTokens:
         """The parts on the device of the features, and in their order.
@@ -51,6 +54,10 @@ class Watch:
     @torch.no_grad()
     def see(self, number: int, attention, qkv: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Take what is wanted from a block's projection [T, 3 * H * D]; table: its cos, sin [T, D]."""
+        if self.spent is None:
+            self.spent = Stopwatch(qkv.device)
+        else:
+            self.spent.mark()
         vision, wanted, chosen = self.compression.vision, self.compression.tower, self.plan.chosen
         patches, whole = vision.merge_size**2, chosen is not None and chosen.runs_whole(number)
         if self.kept is not None and not whole:
@@ -72,6 +79,7 @@ class Watch:
         if self.kept is not None and whole:
             found = {at: part.index_select(0, self.kept.to(part.device)) for at, part in found.items()}
         self.parts |= found
+        self.spent.mark()
 
 
 @contextlib.contextmanager

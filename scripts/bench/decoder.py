@@ -16,6 +16,7 @@ from bench.timing import Times, stopwatch
 from ppe_npu import CompressionConfig, compress, restore
 from ppe_npu.backends import device as devices
 from ppe_npu.backends.common import IGNORED
+from ppe_npu.errors import InputError
 from ppe_npu.inspect.report import kv_bytes
 from ppe_npu.methods import DPCKNN, IPCV, PixelPrune
 from ppe_npu.methods.listing import default, of_pictures
@@ -24,7 +25,7 @@ from ppe_npu.settings import fields_to_plain
 
 PARTS = ("prefill", "decode", "train")
 TOWER, UNMODIFIED, DENSE = "vision tower", "unmodified", "dense"
-PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"  # these change the tower's own time
+PIXELPRUNE, IN_TOWER = "pixelprune 0.45", "ipcv"
 STEPS = 32
 EVERY, SHARE = "all", 0.45  # --compression all: every method at this share of the tokens
 
@@ -58,6 +59,11 @@ def settings(layers: int, blocks: int = 1, picture: int = 0) -> dict[str, Compre
     }
 
 
+def reaches_tower(config: CompressionConfig | None) -> bool:
+    """Whether a step changes the vision tower's own time."""
+    return config is not None and any(method.place in ("pixels", "tower") for method in config.methods)
+
+
 def named(texts: Sequence[str], layers: int) -> dict[str, CompressionConfig]:
     """The settings that are compared if a user names them, after the dense model: {text: its compression}.
 
@@ -66,10 +72,13 @@ def named(texts: Sequence[str], layers: int) -> dict[str, CompressionConfig]:
             whose default layers a decoder of `layers` layers lacks works at as many layers, spread evenly.
 
     Raises:
-        InputError: a text that names no compression.
+        InputError: a text that names no compression, or a name that is compared twice.
     """
     found = {DENSE: CompressionConfig.preset("dense")}
     for text in texts:
+        for name in of_pictures() if text == EVERY else (text,):
+            if name in found or texts.count(text) > 1:
+                raise InputError(f"--compression {' '.join(texts)} has {name} twice: leave one out, or name its ratio")
         if text != EVERY:
             found[text] = CompressionConfig.from_text(text)
             continue
@@ -211,7 +220,7 @@ def _prefill(bench: Bench) -> dict[str, dict]:
         cache = _forward(bench).past_key_values
         rows[name] = {
             **_speed(name, times),
-            **({} if name in (PIXELPRUNE, IN_TOWER) else _without_tower(times[name], tower)),
+            **({} if reaches_tower(bench.settings[name]) else _without_tower(times[name], tower)),
             "compression_share": _share(reports[name]),
             "output_length": cache.layers[-1].keys.shape[2],
             "tokens_per_s": inputs["input_ids"].numel() / times[name].median * 1e3,

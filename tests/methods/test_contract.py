@@ -63,6 +63,11 @@ def test_a_class_that_lacks_something_is_refused_by_name(name, member):
         (Method, {**RATIO, "group": defined, "places": ("tower",), "tower_pass": "new"}, "tower_pass=.new.: .* set"),
         (JoiningMethod, WHOLE["joins"][1] | {"tower_pass": "rebuilding"}, "tower_pass='rebuilding': JoiningMethod dec"),
         (RebuildingMethod, WHOLE["rebuilds"][1] | {"tower_pass": ""}, "tower_pass=.*: RebuildingMethod decides this"),
+        (
+            RebuildingMethod,
+            {**WHOLE["rebuilds"][1], "tower_pass": "", "places": ("input",)},
+            "RebuildingMethod decides",
+        ),
         (JoiningMethod, WHOLE["joins"][1] | {"places": ("tower", "layer")}, "JoiningMethod decides this; leave places"),
         (JoiningMethod, WHOLE["joins"][1] | {"counts": "late"}, "New.counts='late': JoiningMethod decides this"),
         (JoiningMethod, WHOLE["joins"][1] | {"pool": "prompt"}, "New.pool='prompt': JoiningMethod decides this"),

@@ -1,5 +1,7 @@
 """The keys and saliency of the vision tower's blocks in a view, against a naive attention."""
 
+import time
+
 import pytest
 import torch
 from support import FAMILIES, batch, family_of, model_with
@@ -8,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from towers import PROMPTS, TOWERS, clip, flat, given, looked, naives
 
 from ppe_npu.engine import tower
+from ppe_npu.models import tower as tower_of_models
 
 pytestmark = pytest.mark.half
 
@@ -67,3 +70,20 @@ def test_memory_grows_with_a_chunk_and_the_host_never_waits(monkeypatch):
     assert seen.numbers <= max(heads * 96 * 5, query.numel())
     assert not set(seen.names) & set(SYNCS)
     assert len(scores) == sum(frames)
+
+
+def test_the_report_counts_the_time_of_looking(model, family, monkeypatch):
+    """Of every block that is looked into; a test may wait for a clock, but not compare two times."""
+    received, waited = tower_of_models.received, []
+
+    def slowly(*args):
+        waited.append(1)
+        time.sleep(0.05)
+        return received(*args)
+
+    looked(model, given(family))
+    assert model.compression.report.looking.milliseconds > 0
+    monkeypatch.setattr(tower_of_models, "received", slowly)
+    looked(model, given(family))
+    assert len(waited) > 1
+    assert model.compression.report.milliseconds > 50 * len(waited)

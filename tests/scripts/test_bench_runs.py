@@ -128,6 +128,17 @@ def test_the_compression_that_is_named_is_compared_with_dense(bench):
     assert picture.startswith(b"\x89PNG")
     with pytest.raises(InputError, match="preset 'divprun' is unknown"):
         bench("--compression", "divprun")
+    with pytest.raises(InputError, match="has divprune twice: leave one out"):
+        bench("--compression", "divprune", "all")
+
+
+@pytest.mark.ci
+def test_a_named_step_before_the_tower_changes_the_towers_time(bench):
+    parts, _ = bench("--cases", "image-16", "--parts", "prefill", "--compression", "pixelprune:max_kept=8", "dpc_knn")
+    rows = parts["tiny image-16 prefill"]["rows"]
+    assert {name: "tower_ms" in row for name, row in rows.items()} == {
+        "dense": True, "pixelprune:max_kept=8": False, "dpc_knn": True,
+    }  # fmt: skip
 
 
 @pytest.mark.ci

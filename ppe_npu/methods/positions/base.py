@@ -32,7 +32,8 @@ _REGISTERED: dict[str, Rule] = {}
 
 
 class Rule:
-    """How the positions of merged tokens are chosen. Subclasses define choose(), or along() if by_axis is True.
+    """How the positions of merged tokens are chosen. Subclasses define choose(), or along() if by_axis is True. What
+    they choose from, and helpers to do so: Entries (entries.py).
 
     Class attributes:
         by_nearness: whether it looks at Entries.distance. Where all distances are equal (cells of equal pixels), the

@@ -27,8 +27,10 @@ class Entries:
         held: [F, H * N] int64, the original token of each entry; these numbers increase in raster order.
         groups: the largest number of groups in a frame.
         width: H.
-        sizes: [F, groups, 1] int64, number of entries in each group.
-        distance: [F, N] distance of each token to the representative of its group, for rules with by_nearness.
+        sizes: [F, groups, 1] int64, number of entries in each group; 0 for groups that a frame with fewer lacks, so
+            clamp before dividing by it.
+        distance: [F, N] distance of each token to the representative of its group, for rules with by_nearness; -1 for
+            the representative, which is first.
         representatives: [F, groups] int64, the token whose place each group takes.
         positions: [axes, originals] int64, positions of the original tokens, for rules that look at positions.
     """
@@ -75,7 +77,8 @@ class Entries:
         return self.listed(torch.where(used > 1, place, last), self.by_raster())
 
     def listed(self, place: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-        """The original token of the place-th entry of every group, when its entries are sorted by `order`."""
+        """[F, groups, k] int64, the original token of the place-th entry of every group when entries are sorted by
+        `order`; place: [F, groups, k], from 0 and below the group's size."""
         by_group = order.gather(1, self.labels.gather(1, order).sort(dim=1, stable=True).indices)
         index = (self.sizes.cumsum(1) - self.sizes + place).clamp(0, self.labels.shape[1] - 1)
         return self.held.gather(1, by_group.gather(1, index.flatten(1))).view(index.shape)
