@@ -64,7 +64,7 @@ def of_checkpoint(path: str | Path) -> GenerationSettings:
     for name, value in found.items():
         wanted = None if value is None else _expected(name, value)
         if wanted:
-            raise InputError(f"{file}: {name} is {value_text(value)}, not {wanted}: fix it, or delete the entry")
+            raise InputError(f"{file}: {name} is {shown_setting(value)}, not {wanted}: fix it, or delete the entry")
     return found
 
 
@@ -135,7 +135,7 @@ def _read(file: Path) -> GenerationSettings:
     except (OSError, RecursionError, ValueError) as error:  # ValueError also for a number of 5,000 digits
         raise InputError(f"{file} cannot be read as JSON ({first_line(error)}): save the checkpoint again") from error
     if not isinstance(found, dict):
-        raise InputError(f"{file} is {value_text(found)}, not the settings of generate(): save the checkpoint again")
+        raise InputError(f"{file} is {shown_setting(found)}, not the settings of generate(): save the checkpoint again")
     return found
 
 
@@ -171,7 +171,7 @@ def is_neutral(name: str, value: Any) -> bool:
     return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
-def value_text(value: Any) -> str:
+def shown_setting(value: Any) -> str:
     """A value on one line, shortened."""
     try:
         text = value if isinstance(value, str) else json.dumps(value)

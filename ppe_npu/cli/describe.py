@@ -31,23 +31,23 @@ def run_describe(args: argparse.Namespace) -> int:
     quiet_transformers()
     checkpoint = common.checkpoint(args, args.model)
     chosen = common.fitted(checkpoint, common.compressions(args, Path(args.model))[:1])[0]
-    looking = GroupsPicture.of(args.show, args.token, chosen)
-    if looking is not None:
-        check_apart("--show", looking.path, [*args.image, *args.video])
+    picture = GroupsPicture.of(args.show, args.token, chosen)
+    if picture is not None:
+        check_apart("--show", picture.path, [*args.image, *args.video])
     asked, _ = common.generation(args.generation, checkpoint)
     processor = common.processor(checkpoint, args.min_pixels, args.max_pixels)
-    if looking is not None:
-        messages = looking.opened(messages, processor, sampling)
+    if picture is not None:
+        messages = picture.opened(messages, processor, sampling)
     inputs = build_inputs(processor, [messages], sampling=sampling)
-    if looking is not None:
-        looking.check_token(inputs, processor)
+    if picture is not None:
+        picture.check_token(inputs, processor)
     model = compress(checkpoint.load(device, args.dtype, load_model), chosen)
-    model.compression.keep_groups = looking is not None
+    model.compression.keep_groups = picture is not None
     say(common.whose(args, Path(args.model), [chosen]))
     done = _answer(model, processor, inputs, args.max_new_tokens, asked)
     report, beams = model.compression.report, asked.get("num_beams", 1)
     print(cost_lines(done, report, beams), flush=True)
-    drawn = None if looking is None else looking.write(model.compression.trace.visuals())
+    drawn = None if picture is None else picture.write(model.compression.trace.visuals())
     if drawn is not None:
         print(f"groups              {drawn}")
     if args.json:

@@ -19,7 +19,7 @@ import torch
 from ppe_npu.compat import ensure_mm_token_type_ids, resampling
 from ppe_npu.data import tiles
 from ppe_npu.data.frames import video_of_frames
-from ppe_npu.data.messages import Message, check_conversations, has_surrogates, quoted, visual_items
+from ppe_npu.data.messages import Message, check_conversations, has_surrogates, visual_items, worded
 from ppe_npu.data.pictures import load_image
 from ppe_npu.data.pixel_cache import PixelCache, cached
 from ppe_npu.data.placeholders import (
@@ -114,7 +114,7 @@ def encode(
         given = f"processor is of type {type(processor).__name__}"
         raise InputError(f"{given}: give the checkpoint's, from load_processor(path) or transformers' AutoProcessor")
     if not isinstance(add_generation_prompt, (bool, type(None))):
-        raise InputError(f"add_generation_prompt is {quoted(add_generation_prompt)}: give True or False")
+        raise InputError(f"add_generation_prompt is {worded(add_generation_prompt)}: give True or False")
     checked = check_conversations(conversations)
     texts = [render(processor, messages, add_generation_prompt) for messages in checked]
     ids = processor.tokenizer(texts)["input_ids"]
@@ -171,7 +171,7 @@ def process_visuals(
     """
     for name, value, kind in (("sampling", sampling, VideoSampling), ("cache", cache, PixelCache)):
         if value is not None and not isinstance(value, kind):
-            raise InputError(f"{name} is {quoted(value)}: give a {kind.__name__} of ppe_npu.data.inputs, or None")
+            raise InputError(f"{name} is {worded(value)}: give a {kind.__name__} of ppe_npu.data.inputs, or None")
     visuals: dict[str, torch.Tensor] = {}
     written: dict[str, list[torch.Tensor]] = {"image": [], "video": []}
     if tiles.is_tiled(processor):
@@ -304,11 +304,11 @@ def to_device(inputs: Mapping[str, Any], device: torch.device | str, dtype: torc
         InputError: a device that this machine does not have, or a dtype that is not torch's.
     """
     if not isinstance(dtype, torch.dtype):
-        raise InputError(f"dtype is {quoted(dtype)}: give one of torch's, such as torch.float32")
+        raise InputError(f"dtype is {worded(dtype)}: give one of torch's, such as torch.float32")
     try:
         device if isinstance(device, torch.device) else torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise InputError(f"device is {quoted(device)} ({first_line(error)}): give an existing one, or cpu") from error
+        raise InputError(f"device is {worded(device)} ({first_line(error)}): give an existing one, or cpu") from error
     moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
     return {key: value.to(dtype) if key in _PIXELS else value for key, value in moved.items()}
 

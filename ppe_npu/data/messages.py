@@ -68,7 +68,7 @@ def check_conversations(given: Any) -> list[list[Message]]:
     rows = _listed(given)
     if rows is None:
         raise InputError(
-            f"conversations are {quoted(given)}, not a list: give [[{{'role': 'user', 'content': 'Hello'}}, ...], ...]"
+            f"conversations are {worded(given)}, not a list: give [[{{'role': 'user', 'content': 'Hello'}}, ...], ...]"
         )
     if not rows:
         raise InputError("no conversation was given: give at least one")
@@ -77,7 +77,7 @@ def check_conversations(given: Any) -> list[list[Message]]:
     return [_conversation(row, f"conversation {number}, ") for number, row in enumerate(rows, 1)]
 
 
-def quoted(value: Any) -> str:
+def worded(value: Any) -> str:
     """A value as error messages show it: on one line, cut short."""
     if isinstance(value, torch.Tensor) and value.is_nested:
         return "a nested Tensor"  # which has no shape
@@ -104,7 +104,7 @@ def _conversation(given: Any, where: str) -> list[Message]:
     messages = _listed(given)
     name = where.removesuffix(", ") or "the conversation"
     if messages is None:
-        raise InputError(f"{name} is {quoted(given)}: give a list of messages")
+        raise InputError(f"{name} is {worded(given)}: give a list of messages")
     if not messages:
         raise InputError(f"{name} contains no message: give at least one")
     return [_message(message, f"{where}message {number}") for number, message in enumerate(messages, 1)]
@@ -112,13 +112,13 @@ def _conversation(given: Any, where: str) -> list[Message]:
 
 def _message(given: Any, where: str) -> Message:
     if not isinstance(given, Mapping):
-        raise InputError(f"{where} is {quoted(given)}: give {{'role': 'user', 'content': ...}}")
+        raise InputError(f"{where} is {worded(given)}: give {{'role': 'user', 'content': ...}}")
     for key in given:
         if not isinstance(key, str):
-            raise InputError(f"{where} has the key {quoted(key)}: keys must be strings")
+            raise InputError(f"{where} has the key {worded(key)}: keys must be strings")
     role, content = given.get("role"), given.get("content")
     if not isinstance(role, str) or not role.strip():
-        raise InputError(f"{where} has role {quoted(role)}: use system, user or assistant")
+        raise InputError(f"{where} has role {worded(role)}: use system, user or assistant")
     _check_text(role, f"{where}, role")
     if content is None and given.get("tool_calls"):
         content = ""
@@ -126,8 +126,8 @@ def _message(given: Any, where: str) -> Message:
     if isinstance(content, str):
         _check_text(content, f"{where}, content")
     elif parts is None:
-        held = "" if content is not None else f" among its keys {quoted(sorted(given))}"
-        raise InputError(f"{where} has content {quoted(content)}{held}: give a string or a list of parts")
+        held = "" if content is not None else f" among its keys {worded(sorted(given))}"
+        raise InputError(f"{where} has content {worded(content)}{held}: give a string or a list of parts")
     else:
         content = [_part(part, f"{where}, part {number}") for number, part in enumerate(parts, 1)]
     return {**given, "role": role, "content": content}
@@ -136,14 +136,14 @@ def _message(given: Any, where: str) -> Message:
 def _part(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise InputError(
-            f"{where} is {quoted(given)}: give {{'type': 'text', 'text': ...}} or a part with an image or video"
+            f"{where} is {worded(given)}: give {{'type': 'text', 'text': ...}} or a part with an image or video"
         )
     held = {key: value for key, value in given.items() if value is not None}
     kind = _kind(held, where)
     if kind == "text":
         text = held.get("text")
         if not isinstance(text, str):
-            raise InputError(f"{where} of type text has text {quoted(text)}: give a string")
+            raise InputError(f"{where} of type text has text {worded(text)}: give a string")
         _check_text(text, f"{where}, text")
         _check_alone(held, kind, where)
         return {"type": "text", "text": text}
@@ -163,10 +163,10 @@ def _kind(held: Mapping[Any, Any], where: str) -> str:
     if said is None:
         kinds = list(dict.fromkeys(_KINDS[key] for key in _KINDS if key in held))
         if len(kinds) != 1:
-            raise InputError(f"{where} has no type: add 'type': text, image or video to {quoted(dict(held))}")
+            raise InputError(f"{where} has no type: add 'type': text, image or video to {worded(dict(held))}")
         return kinds[0]
     if not isinstance(said, str) or said not in _KINDS:
-        raise InputError(f"{where} has type {quoted(said)}: use text, image or video")
+        raise InputError(f"{where} has type {worded(said)}: use text, image or video")
     return _KINDS[said]
 
 
@@ -176,10 +176,10 @@ def _check_alone(held: Mapping[Any, Any], kind: str, where: str) -> None:
     others = {"text", *_SOURCES["image"], *_SOURCES["video"]}.difference(own)
     for key in sorted(others.intersection(key for key in held if isinstance(key, str))):
         if not (isinstance(held[key], str) and not held[key]):
-            raise InputError(f"{where} of type {kind} also has {key} {quoted(held[key])}: make two parts of it")
+            raise InputError(f"{where} of type {kind} also has {key} {worded(held[key])}: make two parts of it")
     for key in SETTINGS.get(kind, ()):
         if key in held:
-            raise InputError(f"{where} has {key} {quoted(held[key])}, which is not read here: {_WHERE_SET[kind]}")
+            raise InputError(f"{where} has {key} {worded(held[key])}, which is not read here: {_WHERE_SET[kind]}")
 
 
 def _source(value: Any, key: str, where: str) -> tuple[Any, str]:
@@ -195,7 +195,7 @@ def _decoded(value: Any, where: str) -> bytes:
         text = "".join(value.split())
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (AttributeError, binascii.Error, ValueError) as error:
-        raise InputError(f"{where} is {quoted(value)}, not base64: give the file's path or its bytes") from error
+        raise InputError(f"{where} is {worded(value)}, not base64: give the file's path or its bytes") from error
 
 
 def _is_base64(text: str) -> bool:
@@ -210,7 +210,7 @@ def _picture(value: Any, where: str) -> Any:
         return _decoded(value, where)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, Image.Image, VideoFrame, np.ndarray, torch.Tensor)
     if not isinstance(value, kinds) and not hasattr(value, "read"):
-        raise InputError(f"{where} is {quoted(value)}: {_PICTURE}")
+        raise InputError(f"{where} is {worded(value)}: {_PICTURE}")
     check_dense(value, where)
     return value
 
@@ -222,13 +222,13 @@ def _video(value: Any, where: str) -> Any:
     if frames := _listed(value):
         return [_picture(frame, f"{where}, frame {number}") for number, frame in enumerate(frames, 1)]
     if not isinstance(value, (str, os.PathLike, Video)):
-        raise InputError(f"{where} is {quoted(value)}: {_VIDEO}")
+        raise InputError(f"{where} is {worded(value)}: {_VIDEO}")
     return value
 
 
 def _check_text(text: str, where: str) -> None:
     if has_surrogates(text):
-        raise InputError(f"{where} is not valid Unicode: remove the lone half of a surrogate pair from {quoted(text)}")
+        raise InputError(f"{where} is not valid Unicode: remove the lone half of a surrogate pair from {worded(text)}")
 
 
 def has_surrogates(text: str) -> bool:

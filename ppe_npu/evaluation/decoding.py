@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, value_text
+from ppe_npu.checkpoints.generation_defaults import GenerationSettings, fields, is_neutral, shown_setting
 from ppe_npu.errors import InputError, first_line
 from ppe_npu.utils.escape import printable
 from ppe_npu.utils.reading import is_number
@@ -101,13 +101,13 @@ def generation_settings(asked: GenerationChoice, own: Mapping[str, Any]) -> Gene
         _check_name(name)
         if _idle(name, {**values, **singles}):
             needed = "do_sample=true" if name in _SAMPLING else "num_beams=2 or more"
-            raise InputError(f"generation {name}={value_text(value)} has no effect without {needed}: ask for both")
+            raise InputError(f"generation {name}={shown_setting(value)} has no effect without {needed}: ask for both")
     values |= singles
     for name, value in values.items():
         words, right = ASKABLE[name]
         if not (right(value) or (value == 0 and is_neutral(name, value))):
             whose, remedy = ("", "") if name in singles else ("the checkpoint's ", f": override it with {name}=...")
-            raise InputError(f"{whose}generation {name}={value_text(value)} must be {words}{remedy}")
+            raise InputError(f"{whose}generation {name}={shown_setting(value)} must be {words}{remedy}")
     values = {name: values[name] for name in sorted(values) if not is_neutral(name, values[name])}
     # transformers accepts no int for some of these
     values |= {name: float(value) for name, value in values.items() if ASKABLE[name] in (_FACTOR, _SHARE)}
@@ -127,7 +127,7 @@ def _parsed(text: str) -> tuple[str, Any]:
         return CHECKPOINT, True
     if not equals:
         raise InputError(
-            f"generation {value_text(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05"
+            f"generation {shown_setting(text)}: use {CHECKPOINT}, or name=value such as repetition_penalty=1.05"
         )
     try:
         return name.strip(), json.loads(value)
@@ -139,7 +139,7 @@ def _check_name(name: str) -> None:
     if name in ("max_new_tokens", "max_length"):
         raise InputError(f"generation {name} is not among these settings: use max_new_tokens (--max-new-tokens)")
     if name not in ASKABLE:
-        named = printable(name) if len(name) < _LONGEST else value_text(name)
+        named = printable(name) if len(name) < _LONGEST else shown_setting(name)
         raise InputError(f"generation {named} is not supported: use {CHECKPOINT} or some of {', '.join(ASKABLE)}")
 
 
@@ -203,7 +203,7 @@ def ignored(own: Mapping[str, Any], values: Mapping[str, Any]) -> GenerationSett
         if name in own and not is_neutral(name, own[name]) and values.get(name) != own[name]
     }
     return {
-        name: value if isinstance(value, bool) or is_number(value) else value_text(value)
+        name: value if isinstance(value, bool) or is_number(value) else shown_setting(value)
         for name, value in left.items()
     }
 
@@ -230,4 +230,4 @@ def generation_config(values: Mapping[str, Any], max_new_tokens: int, **tokens: 
 
 def described(values: Mapping[str, Any]) -> str:
     """Settings in one line."""
-    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={shown_setting(value)}" for name, value in values.items())
