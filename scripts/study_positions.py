@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study_positions_page import COUNTED as SIZES
 from study_positions_page import REFERENCE, measured, put
 from study_positions_tasks import TASKS, Task, tuned
 
@@ -46,6 +47,7 @@ from ppe_npu.models import compress
 
 SHARES = (0.25, 0.5, 0.1)  # in the order in which they are run
 BATCH = 192
+SIZES_COUNTED = {"proportional_attention": True}
 COUNTED = ("nearest", "spread", "quantiles", "mean_rotation")  # the rules that are also run with the sizes counted
 
 
@@ -94,22 +96,17 @@ DENSE = Variant("dense", {})
 def rows(counted_rules: Sequence[str] = COUNTED) -> list[Variant]:
     """The methods of the study, one per row of its tables: one position per token, with which all others are compared;
     PPE by every rule of positions; then one position, and PPE by `counted_rules`, with proportional attention."""
-    ppe = {"positions": "ppe", "k": K}
-    counted = {"proportional_attention": True}
-    return [
-        Variant(REFERENCE, {"positions": "keep_one"}),
-        Variant("one position, its features alone", {"positions": "keep_one"}, RepresentativesAlone),
-        *(Variant(name, {**ppe, "members": name}) for name in rule_names()),
-        Variant("one position, sizes counted", {"positions": "keep_one", **counted}),
-        *(Variant(f"{name}, sizes counted", {**ppe, "members": name, **counted}) for name in counted_rules),
-    ]
+    one, *rules = by_rule(DPCKNN)
+    alone = Variant("one position, its features alone", one.keys, RepresentativesAlone)
+    counted = [one, *(rule for name in counted_rules for rule in rules if rule.name == name)]
+    return [one, alone, *rules, *(Variant(row.name + SIZES, {**row.keys, **SIZES_COUNTED}) for row in counted)]
 
 
-def rows_of(names: Sequence[str]) -> list[Variant]:
-    """For each of these methods one position, and PPE by every rule, on the groups of that method."""
+def by_rule(method: type[DPCKNN] | str) -> list[Variant]:
+    """One position, and PPE by every rule, on the groups of a method."""
     ppe = {"positions": "ppe", "k": K}
     rules = {REFERENCE: {"positions": "keep_one"}, **{name: {**ppe, "members": name} for name in rule_names()}}
-    return [Variant(rule, keys, name) for name in names for rule, keys in rules.items()]
+    return [Variant(rule, keys, method) for rule, keys in rules.items()]
 
 
 class Questions:
@@ -170,19 +167,17 @@ def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     free = [named[name] for name in args.rows] or rows(args.counted)
     for seed in range(args.seeds):
         task.train(folder, seed, args.base_steps)
-    for share in args.shares:
-        asked = [*([(DENSE, 1.0)] if share == args.shares[0] else []), *((row, share) for row in free)]
+    other = [row for name in methods.asked(args.methods) for row in by_rule(name)]
+    for share, variants in [
+        *((share, free) for share in args.shares),
+        *((share, other) for share in args.methods_shares if other),
+    ]:
+        first = variants is free and share == args.shares[0]
+        asked = [*([(DENSE, 1.0)] if first else []), *((row, share) for row in variants)]
         for seed in range(args.seeds):
             own = folder / f"seed{seed}"
             answered = ask_all(own, own / "base" / "final" / "model.safetensors", questions, asked, "free")
             found += [{**one, "seed": seed} for one in answered]
-        yield results(args, questions, found)
-    other = rows_of(methods.asked(args.methods))
-    for share, seed in itertools.product(args.methods_shares if other else (), range(args.seeds)):
-        own = folder / f"seed{seed}"
-        weights = own / "base" / "final" / "model.safetensors"
-        answered = ask_all(own, weights, questions, [(row, share) for row in other], "free")
-        found += [{**one, "seed": seed} for one in answered]
         yield results(args, questions, found)
     for how, names, steps, distill in (
         ("sft", args.tune, args.tune_steps, 0.0),

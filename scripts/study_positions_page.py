@@ -13,7 +13,7 @@ import shlex
 import statistics
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,9 @@ def _command(study: dict[str, Any]) -> str:
 
 def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, head: str) -> list[str]:
     """The tables and findings for one share: all rows compared with one position; then the rows with the sizes counted,
-    compared with one position with the sizes counted. Only the seeds that all rows have are used, as a study may be
-    unfinished."""
-    found: dict[str, list[dict]] = {}
-    for one in own:
-        if one["share"] == share and one["row"] != "dense":
-            found.setdefault(one["row"], []).append(one)
-    seeds = set.intersection(*({one["seed"] for one in runs} for runs in found.values()))
-    found = {name: [one for one in runs if one["seed"] in seeds] for name, runs in found.items()}
-    scores = {name: scores_of(runs) for name, runs in found.items()}
+    compared with one position with the sizes counted."""
+    runs = [one for one in own if one["share"] == share and one["row"] != "dense"]
+    scores = _scored(runs, lambda one: one["row"])
     against = REFERENCE if REFERENCE in scores else next(iter(scores))
     title = f"### {head}, {share:.0%} of the tokens ({counted(len(scores[against]), 'seed')})"
     parts = [title, _table(study, scores, against), _says(study, scores, against, share, head)]
@@ -111,30 +105,34 @@ def _share(study: dict[str, Any], own: Sequence[dict], share: float, how: str, h
     return parts
 
 
+def _scored(runs: Sequence[dict], key: Callable[[dict], Any]) -> dict[Any, Scores]:
+    """{key: scores} of the runs with each key, for the seeds that all keys have, as a study may be unfinished."""
+    found: dict[Any, list[dict]] = {}
+    for one in runs:
+        found.setdefault(key(one), []).append(one)
+    seeds = set.intersection(*({one["seed"] for one in own} for own in found.values()))
+    return {name: scores_of([one for one in own if one["seed"] in seeds]) for name, own in found.items()}
+
+
 def _on_other_groups(study: dict[str, Any]) -> list[str]:
     """A table and findings for each share at which the rules were run on the groups of other methods."""
     parts = []
     own = [one for one in study["results"] if "method" in one]
     for share in sorted({one["share"] for one in own}, reverse=True):
-        found: dict[str, dict[str, list[dict]]] = {}
-        for one in own:
-            if one["share"] == share:
-                found.setdefault(one["method"], {}).setdefault(one["row"], []).append(one)
-        asked = [{one["seed"] for one in runs} for rows in found.values() for runs in rows.values()]
-        seeds, rules = set.intersection(*asked), list(next(iter(found.values())))[1:]
+        scores = _scored([one for one in own if one["share"] == share], lambda one: (one["method"], one["row"]))
+        rules = [rule for rule in dict.fromkeys(rule for _, rule in scores) if rule != REFERENCE]
         lines, ahead, behind = [], {rule: [] for rule in rules}, {rule: [] for rule in rules}
-        for method, rows in found.items():
-            scores = {name: scores_of([one for one in runs if one["seed"] in seeds]) for name, runs in rows.items()}
-            cells = []
+        for method in dict.fromkeys(method for method, _ in scores):
+            reference, cells = scores[method, REFERENCE], []
             for rule in rules:
-                mean, low, high, _ = difference(study, scores[rule], scores[REFERENCE])
+                mean, low, high, _ = difference(study, scores[method, rule], reference)
                 cells.append(f"{_signed(mean, 3)}{_mark(low, high)}")
                 ahead[rule] += [method] * (low > 0)
                 behind[rule] += [method] * (high < 0)
-            lines.append([method, short(scores[REFERENCE].mean()), *cells])
+            lines.append([method, short(reference.mean()), *cells])
         said = [f"- {rule}: ahead with {_listed(ahead[rule])}; behind with {_listed(behind[rule])}." for rule in rules]
         title = f"### On the groups of other methods, training-free, {share:.0%} of the tokens"
-        parts += [f"{title} ({counted(len(seeds), 'seed')})", markdown(["groups of", REFERENCE, *rules], lines)]
+        parts += [f"{title} ({counted(len(reference), 'seed')})", markdown(["groups of", REFERENCE, *rules], lines)]
         parts.append("\n".join(["Beside one position, over all questions, by the interval:\n", *said]))
     return parts
 

@@ -103,7 +103,7 @@ class GlobalCom2(Method):
         return "late" if self.released else "exact"
 
     def kept(self, tokens: int) -> int:
-        return tokens if self.released else max(math.ceil(tokens * self.ratio), 1)
+        return tokens if self.released else super().kept(tokens)
 
     def group(self, view: View) -> Grouping:
         view.require("globalcom2", *sorted(self._own), blocks=None)

@@ -76,19 +76,23 @@ def named(texts: Sequence[str], layers: int) -> dict[str, CompressionConfig]:
     """
     found = {DENSE: CompressionConfig.preset("dense")}
     for text in texts:
-        for name in of_pictures() if text == EVERY else (text,):
-            if name in found or texts.count(text) > 1:
+        for name, config in (every(layers) if text == EVERY else {text: CompressionConfig.from_text(text)}).items():
+            if name in found:
                 raise InputError(f"--compression {' '.join(texts)} has {name} twice: leave one out, or name its ratio")
-        if text != EVERY:
-            found[text] = CompressionConfig.from_text(text)
-            continue
-        for name in of_pictures():
-            method = default(name)
-            own = {"tower_windows": "frame"} if "tower_windows" in fields_to_plain(method) else {}
-            if method.layers and method.layers[-1] >= layers:
-                stages = len(method.layers)
-                own["layer"] = [layers * stage // (stages + 1) for stage in range(1, stages + 1)]
-            found[name] = CompressionConfig.preset(name, ratio=SHARE, **own)
+            found[name] = config
+    return found
+
+
+def every(layers: int) -> dict[str, CompressionConfig]:
+    """named() of EVERY."""
+    found = {}
+    for name in of_pictures():
+        method = default(name)
+        own = {"tower_windows": "frame"} if "tower_windows" in fields_to_plain(method) else {}
+        if method.layers and method.layers[-1] >= layers:
+            stages = len(method.layers)
+            own["layer"] = [layers * stage // (stages + 1) for stage in range(1, stages + 1)]
+        found[name] = CompressionConfig.preset(name, ratio=SHARE, **own)
     return found
 
 

@@ -110,7 +110,7 @@ def test_rules_on_the_groups_of_other_methods_are_compared_with_one_position_the
 
 def test_every_rule_is_run_on_every_method_that_is_named():
     task = study_positions.TASKS["layout"]
-    rows = study_positions.rows_of(["divprune", "fastv"])
+    rows = [*study_positions.by_rule("divprune"), *study_positions.by_rule("fastv")]
     assert [(row.method, row.name) for row in rows] == [
         (method, name) for method in ("divprune", "fastv") for name in (page.REFERENCE, *rule_names())
     ]
